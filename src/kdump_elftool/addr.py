@@ -1,0 +1,111 @@
+"""Addresses and half-open ranges as numpy columns.
+
+All address arrays are ``uint64``: numpy turns ``uint64`` mixed with signed integers into float64,
+which rots addresses above 2**53, so signed values are converted at the edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.intp]
+
+MASK64 = (1 << 64) - 1
+
+
+def u64(values: object) -> U64:
+    """``values`` as a uint64 array (Python ints of any sign wrap modulo 2**64)."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.uint64, copy=False)
+    return np.array([int(value) & MASK64 for value in values], dtype=np.uint64)  # type: ignore[attr-defined]
+
+
+def align_down(value: int, alignment: int) -> int:
+    """Largest multiple of ``alignment`` that is not above ``value``."""
+    return value - value % alignment
+
+
+def align_up(value: int, alignment: int) -> int:
+    """Smallest multiple of ``alignment`` that is not below ``value``."""
+    return -(-value // alignment) * alignment
+
+
+def sign_extend(value: int, bits: int) -> int:
+    """``value``'s low ``bits`` bits as a canonical 64-bit address."""
+    value &= (1 << bits) - 1
+    if value >> (bits - 1):
+        value |= MASK64 & ~((1 << bits) - 1)
+    return value
+
+
+def sign_extend_column(values: U64, bits: int) -> U64:
+    """:func:`sign_extend` for a whole column."""
+    sign = np.uint64(1 << (bits - 1))
+    low = values & np.uint64((1 << bits) - 1)
+    return (low ^ sign) - sign
+
+
+def parse_number(text: str) -> int:
+    """An option's number: ``0x`` hexadecimal, else decimal (contract).  Raises ValueError."""
+    text = text.strip()
+    value = int(text, 16) if text.lower().startswith("0x") else int(text, 10)
+    if not 0 <= value <= MASK64:
+        raise ValueError(f"{text} does not fit 64 bits")
+    return value
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Sorted, disjoint, non-empty half-open ranges: ``start[i] <= x < end[i]``, both uint64.
+
+    A range may not reach 2**64 itself; ``end`` of a range up to the top is capped at 2**64 - 1.
+    """
+
+    start: U64
+    end: U64
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def total(self) -> int:
+        """Sum of the sizes in bytes (a Python int: cannot overflow)."""
+        return int(self.end.astype(object).sum() - self.start.astype(object).sum()) if len(self) else 0
+
+    def contains(self, points: U64) -> Bools:
+        """Mask of the points that lie in a range."""
+        if not len(self):
+            return np.zeros(len(points), dtype=np.bool_)
+        index = np.searchsorted(self.start, points, side="right") - 1
+        inside: Bools = (index >= 0) & (points < self.end[np.maximum(index, 0)])
+        return inside
+
+
+def merge_ranges(start: U64, end: U64) -> Ranges:
+    """Sort and merge overlapping or touching ranges; empty ones vanish."""
+    keep = end > start
+    start, end = start[keep], end[keep]
+    if not len(start):
+        return Ranges(start, end)
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(end[order])
+    first = np.ones(len(start), dtype=np.bool_)
+    first[1:] = start[1:] > reach[:-1]
+    last = np.append(np.flatnonzero(first)[1:] - 1, len(start) - 1)
+    return Ranges(start[first], reach[last])
+
+
+def subtract_ranges(whole: Ranges, holes: Ranges) -> Ranges:
+    """The parts of ``whole`` that no range of ``holes`` covers."""
+    if not len(whole) or not len(holes):
+        return whole
+    points = np.concatenate([whole.start, whole.end, holes.start, holes.end])
+    points = np.unique(points)
+    start, end = points[:-1], points[1:]
+    keep = whole.contains(start) & ~holes.contains(start)
+    return merge_ranges(start[keep], end[keep])

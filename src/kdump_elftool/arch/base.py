@@ -1,0 +1,125 @@
+"""What an architecture is to the rest of the tool: paging forms and register sets, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kdump_elftool.addr import MASK64, U64, Bools
+
+
+@dataclass(frozen=True)
+class Level:
+    """One table level: its kernel name, the lowest address bit it decodes, how many bits."""
+
+    name: str
+    shift: int
+    bits: int
+
+    @property
+    def span(self) -> int:
+        """Bytes of address space that one entry covers."""
+        return 1 << self.shift
+
+    @property
+    def table_size(self) -> int:
+        """Bytes of one table."""
+        return 8 << self.bits
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A column of decoded table entries.  ``table`` and ``leaf`` exclude each other."""
+
+    table: Bools
+    leaf: Bools
+    paddr: U64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decoded table entry (plain Python, for single look-ups and as the reference)."""
+
+    kind: str  # "none", "table", "leaf"
+    paddr: int
+
+
+@dataclass(frozen=True)
+class PagingForm:
+    """A page-table format: levels from the root down, entry decoders, address width.
+
+    ``ignored_bits`` are cleared from entries before decoding (AMD's encryption bit).
+    """
+
+    name: str
+    va_bits: int
+    levels: tuple[Level, ...]
+    decode: Callable[[U64, Level], Entries]
+    decode_one: Callable[[int, Level], Entry]
+    byte_order: str = "<"
+    ignored_bits: int = 0
+
+    @property
+    def kernel_half(self) -> tuple[int, int]:
+        """The upper half in raw (not sign-extended) address bits, half-open."""
+        return 1 << (self.va_bits - 1), 1 << self.va_bits
+
+    @property
+    def user_half(self) -> tuple[int, int]:
+        """The lower half."""
+        return 0, 1 << (self.va_bits - 1)
+
+    def raw(self, vaddr: int) -> int:
+        """A canonical address without its sign extension."""
+        return vaddr & ((1 << self.va_bits) - 1)
+
+    def is_canonical(self, vaddr: int) -> bool:
+        """True when the bits above ``va_bits`` repeat the sign."""
+        top = vaddr >> (self.va_bits - 1)
+        return top in (0, MASK64 >> (self.va_bits - 1))
+
+
+@dataclass(frozen=True)
+class PrStatusLayout:
+    """``struct elf_prstatus`` of one architecture: byte offsets within the descriptor."""
+
+    size: int
+    pid_offset: int
+    regs_offset: int
+    word: int
+    registers: tuple[str, ...]
+
+    def register_offset(self, name: str) -> int:
+        """Byte offset of one register in the descriptor."""
+        return self.regs_offset + self.word * self.registers.index(name)
+
+
+class KernelNumbers(Protocol):
+    """What an architecture may ask about a kernel (``VmcoreInfo`` answers it)."""
+
+    def number(self, name: str, /) -> int | None: ...
+
+    def symbol(self, name: str, /) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture: constants and small functions, no state.
+
+    ``paging_forms`` gives the forms a kernel may use, most likely first.  ``image_paddr``
+    translates an address of the kernel image without page tables (None: not known), which finds
+    the root.  ``image_window`` is where the image may be mapped; ``alias_ranges`` are mapped many
+    times over and left out.
+    """
+
+    name: str
+    e_machine: int
+    page_size: int
+    prstatus: PrStatusLayout
+    stack_pointer: str
+    instruction_pointer: str
+    image_window: tuple[int, int]
+    alias_ranges: tuple[tuple[int, int], ...]
+    paging_forms: Callable[[KernelNumbers], tuple[PagingForm, ...]]
+    image_paddr: Callable[[KernelNumbers, int], int | None]

@@ -1,0 +1,115 @@
+"""x86_64: 4- and 5-level paging, NT_PRSTATUS layout, the kernel's fixed address ranges.
+
+References: Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5 (entry formats);
+Documentation/arch/x86/x86_64/mm.rst (ranges); arch/x86/include/asm/user_64.h,
+include/linux/elfcore.h (struct elf_prstatus).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64, U64
+from kdump_elftool.arch.base import (
+    Architecture,
+    Entries,
+    Entry,
+    KernelNumbers,
+    Level,
+    PagingForm,
+    PrStatusLayout,
+)
+from kdump_elftool.elf.constants import EM_X86_64
+
+START_KERNEL_MAP = 0xFFFFFFFF80000000
+"""Where the kernel image is mapped; vaddr - this + phys_base = paddr (__START_KERNEL_map)."""
+IMAGE_SIZE = 1 << 30
+"""KERNEL_IMAGE_SIZE with KASLR; modules begin behind it."""
+
+ESPFIX = (0xFFFFFF0000000000, 0xFFFFFF8000000000)
+"""The ESP fix-up area: up to 65,536 aliases of each of its pages (arch/x86/kernel/espfix_64.c)."""
+
+_PRESENT = 1 << 0
+_PSE = 1 << 7
+_ADDRESS = 0x000FFFFFFFFFF000
+_LARGE = ("pud", "pmd")
+
+_PTE = Level("pte", 12, 9)
+_PMD = Level("pmd", 21, 9)
+_PUD = Level("pud", 30, 9)
+_P4D = Level("p4d", 39, 9)
+_PGD5 = Level("pgd", 48, 9)
+_PGD4 = Level("pgd", 39, 9)
+
+
+def decode(entries: U64, level: Level) -> Entries:
+    """Decode a column of entries of one level."""
+    present = (entries & np.uint64(_PRESENT)) != 0
+    if level.name == "pte":
+        leaf = present
+    elif level.name in _LARGE:
+        leaf = present & ((entries & np.uint64(_PSE)) != 0)
+    else:
+        leaf = np.zeros(len(entries), dtype=np.bool_)
+    # in a large leaf, address bits below its size hold the PAT bit or must be zero
+    mask = np.where(leaf, np.uint64(_ADDRESS & ~(level.span - 1)), np.uint64(_ADDRESS))
+    return Entries(table=present & ~leaf, leaf=leaf, paddr=entries & mask)
+
+
+def decode_one(entry: int, level: Level) -> Entry:
+    """Decode one entry; the plain twin of :func:`decode`."""
+    if not entry & _PRESENT:
+        return Entry("none", 0)
+    if level.name == "pte" or (level.name in _LARGE and entry & _PSE):
+        return Entry("leaf", entry & _ADDRESS & ~(level.span - 1))
+    return Entry("table", entry & _ADDRESS)
+
+
+def paging_form(levels: int, sme_mask: int = 0) -> PagingForm:
+    """The paging form with 4 or 5 levels; ``sme_mask`` is AMD's memory encryption bit."""
+    tables = (_PGD5, _P4D, _PUD, _PMD, _PTE) if levels == 5 else (_PGD4, _PUD, _PMD, _PTE)
+    return PagingForm(
+        name=f"x86_64 {levels}-level",
+        va_bits=tables[0].shift + tables[0].bits,
+        levels=tables,
+        decode=decode,
+        decode_one=decode_one,
+        ignored_bits=sme_mask,
+    )
+
+
+_REGISTERS = (
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
+    "fs_base gs_base ds es fs gs"
+)
+
+
+def _paging_forms(kernel: KernelNumbers) -> tuple[PagingForm, ...]:
+    """NUMBER(pgtable_l5_enabled) decides (v4.17 on); without it 4 levels are tried before 5."""
+    sme_mask = kernel.number("sme_mask") or 0
+    levels = (5, 4) if kernel.number("pgtable_l5_enabled") else (4, 5)
+    return tuple(paging_form(count, sme_mask) for count in levels)
+
+
+def _image_paddr(kernel: KernelNumbers, vaddr: int) -> int | None:
+    """NUMBER(phys_base) is the value since v4.10, printed as a signed number."""
+    phys_base = kernel.number("phys_base")
+    if phys_base is None or not START_KERNEL_MAP <= vaddr <= MASK64:
+        return None
+    return (vaddr - START_KERNEL_MAP + phys_base) & MASK64
+
+
+ARCH = Architecture(
+    name="x86_64",
+    e_machine=EM_X86_64,
+    page_size=4096,
+    prstatus=PrStatusLayout(
+        size=336, pid_offset=32, regs_offset=112, word=8, registers=tuple(_REGISTERS.split())
+    ),
+    stack_pointer="rsp",
+    instruction_pointer="rip",
+    image_window=(START_KERNEL_MAP, START_KERNEL_MAP + IMAGE_SIZE),
+    alias_ranges=(ESPFIX,),
+    paging_forms=_paging_forms,
+    image_paddr=_image_paddr,
+)

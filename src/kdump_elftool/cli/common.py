@@ -1,0 +1,88 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from kdump_elftool.addr import parse_number
+from kdump_elftool.errors import KdumpError, UsageError
+from kdump_elftool.files import STDIO, InputFile
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
+
+DEFAULT_VMCORE = "/proc/vmcore"
+_MAX_EXTRA = 1 << 20
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options every command has."""
+    group = parser.add_argument_group("diagnostics")
+    group.add_argument("--verbose", action="store_true", help="show every automatic choice and its source")
+    group.add_argument("-q", "--quiet", action="store_true", help="no warnings, no statistics")
+    group.add_argument(
+        "-d",
+        "--debug",
+        action="count",
+        default=0,
+        help="debug messages, tracebacks (repeatable)",
+    )
+    group.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    group.add_argument("--strict", action="store_true", help="exit 1 when anything was lost")
+    group.add_argument("--force", action="store_true", help="go on although files do not match")
+    group.add_argument("--no-progress", action="store_true", help="no progress display")
+
+
+def setup_logging(args: argparse.Namespace) -> None:
+    """Log lines go to stderr: one a stage with --verbose, everything with --debug."""
+    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("kdump_elftool")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+def number(text: str) -> int:
+    """argparse type of an address or count: 0x hexadecimal, else decimal."""
+    try:
+        return parse_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number (0x for hexadecimal)") from None
+
+
+def read_extra(path: str | None) -> VmcoreInfo | None:
+    """The ``-e`` file: VMCOREINFO lines that override the dump's."""
+    if path is None:
+        return None
+    with InputFile.open(path) as file:
+        if file.size > _MAX_EXTRA:
+            raise KdumpError(f"{file.path} is {file.size} bytes: no vminfo file is that large")
+        data = file.read_at(0, file.size)
+    info = parse(data, f"-e {path}")
+    if not info.values:
+        raise KdumpError(
+            f"{file.path} has no KEY=value line", hint="-e wants lines such as SYMBOL(x)=ffff..."
+        )
+    return info
+
+
+def one_input(args: argparse.Namespace) -> str:
+    """The single dump named by ``-i``, ``-v`` or position; /proc/vmcore when none is."""
+    named = [*(args.infile or []), *(args.dump or [])]
+    if args.vmcore is not None:
+        named.append(args.vmcore)
+    if len(named) > 1:
+        raise UsageError(
+            f"one dump is read at a time, not {len(named)}", hint="split sets are not supported yet"
+        )
+    if named and named[0] == STDIO and sys.stdin.isatty():
+        raise UsageError("the dump cannot come from a terminal", hint="name the dump file")
+    return named[0] if named else DEFAULT_VMCORE
+
+
+def warn(message: str, args: argparse.Namespace) -> None:
+    """One ``warning:`` line on stderr unless --quiet."""
+    if not args.quiet:
+        print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""Entry point: parser, logging, signals, exit codes.  The only place that prints errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from importlib.metadata import version
+from types import FrameType
+from typing import NoReturn
+
+from kdump_elftool.cli import makedyn, tovelf
+from kdump_elftool.cli.common import setup_logging
+from kdump_elftool.errors import KdumpError
+
+COMMANDS = (tovelf, makedyn)
+PROG = "kdump-elftool"
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived: unwind, clean up, exit with 128 + signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this tool's two-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}\nhint: {self.prog} --help shows how it is used", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; also the source of the man page and the completion."""
+    parser = Parser(
+        prog=PROG,
+        description="Turn a Linux kernel memory dump into an ELF core that gdb can open.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-v", "--version", action="version", version=f"{PROG} {version('kdump-elftool')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS:
+        sub = commands.add_parser(command.NAME, help=command.HELP, description=_sentence(command.HELP))
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line and return its exit code; nothing is raised."""
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.error("no command given")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    setup_logging(args)
+    try:
+        return int(args.run(args))
+    except KdumpError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        _silence_stdout()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Terminated as stop:
+        return 128 + stop.number
+    except MemoryError:
+        print("error: out of memory\nhint: this dump may be damaged; try another machine", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001  the last line of defence: a plain message
+        if args.debug:
+            traceback.print_exc()
+        print(f"error: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("hint: run again with --debug and report the traceback", file=sys.stderr)
+        return 1
+
+
+def console() -> NoReturn:
+    """The installed command."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    code = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+        code = 1
+    sys.exit(code)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated(number)
+
+
+def _silence_stdout() -> None:
+    """Point stdout at /dev/null so that the interpreter's last flush cannot fail aloud."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."

@@ -1,0 +1,134 @@
+"""``kdump-elftool tovelf``: a dump becomes a core of kernel virtual memory for gdb."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from kdump_elftool.cli.common import add_common, number, one_input, read_extra, warn
+from kdump_elftool.elf.layout import MANY_SEGMENTS
+from kdump_elftool.elf.writer import write_core
+from kdump_elftool.files import InputFile, open_output
+from kdump_elftool.formats import FORMATS, open_dump
+from kdump_elftool.formats.base import OpenOptions
+from kdump_elftool.jobs.velf import LEVEL, Velf, VelfRequest, plan_velf
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from kdump_elftool.progress import progress
+
+NAME = "tovelf"
+HELP = "make a core file of kernel virtual memory that gdb can open"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    source = parser.add_argument_group("input")
+    source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read")
+    source.add_argument(
+        "-i", "--infile", action="append", metavar="FILE", help="the dump to read (- is stdin)"
+    )
+    source.add_argument(
+        "-v", "--vmcore", metavar="FILE", help="the dump to read when there is no -i (default /proc/vmcore)"
+    )
+    source.add_argument(
+        "-I",
+        "--intype",
+        choices=("auto", *(known.name for known in FORMATS)),
+        default="auto",
+        help="format of the dump (default: found from its content)",
+    )
+    source.add_argument(
+        "--zero-excluded",
+        action="store_true",
+        help="read pages that an ELF dump leaves out as zeros: right only if zero pages alone were left out",
+    )
+    kernel = parser.add_argument_group("kernel")
+    kernel.add_argument(
+        "-m", "--vmlinux", metavar="FILE", help="the kernel's vmlinux: checks it, adds AT_ENTRY"
+    )
+    kernel.add_argument(
+        "-e", "--extravminfo", metavar="FILE", help="VMCOREINFO lines that override the dump's"
+    )
+    kernel.add_argument(
+        "-P",
+        "--physpgd",
+        metavar="PGD",
+        type=number,
+        help="physical address of the top page table to write out",
+    )
+    selection = parser.add_argument_group("selection and output")
+    selection.add_argument("-l", "--level", choices=(LEVEL,), default=LEVEL, help="which pages to keep")
+    selection.add_argument("-o", "--outfile", metavar="FILE", help="the core to write (default: stdout)")
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    extra = read_extra(args.extravminfo)
+    with InputFile.open(one_input(args)) as file:
+        dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
+        inputs = [file]
+        vmlinux = None
+        if args.vmlinux is not None:
+            with InputFile.open(args.vmlinux) as vmlinux_file:
+                vmlinux = read_vmlinux(vmlinux_file)
+                inputs.append(vmlinux_file)
+        request = VelfRequest(vmlinux, extra, args.physpgd, args.force)
+        velf = plan_velf(dump, request)
+        for message in velf.warnings:
+            warn(message, args)
+        with open_output(args.outfile, inputs) as out:
+            shown = not (args.no_progress or args.quiet)
+            with progress("writing", velf.layout.file_size, enabled=shown) as advance:
+                write_core(velf.layout, dump.memory, out, advance)
+            out.commit()
+            to_stdout = not out.is_file and out.fd == 1
+    return _report(args, velf, to_stdout)
+
+
+def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
+    stream = sys.stderr if to_stdout else sys.stdout
+    if args.verbose:
+        _print_facts(velf)
+    if velf.layout.nr_segments > MANY_SEGMENTS:
+        warn(f"{velf.layout.nr_segments} segments: gdb will be slow", args)
+    partial = velf.coverage.is_partial
+    if partial:
+        warn("the dump is not complete; what is missing is absent from the result", args)
+    if partial or args.verbose:
+        print(f"coverage: {velf.coverage.line(everything=args.verbose)}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(_as_json(args, velf)), file=stream)
+    elif not args.quiet:
+        print(f"Skipped {velf.pages.not_present} not present pages", file=stream)
+        print(f"Accepted {velf.pages.accepted} pages", file=stream)
+    stream.flush()
+    return 1 if args.strict and (partial or velf.warnings) else 0
+
+
+def _print_facts(velf: Velf) -> None:
+    facts = [*velf.identity.facts, *([velf.kaslr_offset] if velf.kaslr_offset else [])]
+    for fact in facts:
+        print(f"{fact.name}: {fact.shown()} (by {fact.source})", file=sys.stderr)
+    for thread in velf.threads:
+        print(f"cpu {thread.cpu}: thread {thread.lwp}, ip {thread.ip:#x}, sp {thread.sp:#x}", file=sys.stderr)
+
+
+def _as_json(args: argparse.Namespace, velf: Velf) -> dict[str, object]:
+    offset = velf.kaslr_offset
+    return {
+        "schema": "kdump-elftool/tovelf/1",
+        "output": args.outfile,
+        "architecture": velf.identity.arch.name,
+        "release": velf.identity.release,
+        "build_id": velf.identity.build_id.hex() if velf.identity.build_id else None,
+        "page_table_levels": len(velf.identity.form.levels),
+        "pgt_root": f"{velf.identity.pgt_root:#x}",
+        "kaslr_offset": f"{int(offset.value):#x}" if offset else None,
+        "segments": velf.layout.nr_segments,
+        "threads": [{"cpu": thread.cpu, "lwp": thread.lwp} for thread in velf.threads],
+        "accepted_pages": velf.pages.accepted,
+        "not_present_pages": velf.pages.not_present,
+        "coverage": velf.coverage.as_json(),
+        "warnings": list(velf.warnings),
+    }

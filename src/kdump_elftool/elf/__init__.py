@@ -1,0 +1,1 @@
+"""ELF files: parse, lay out, write."""

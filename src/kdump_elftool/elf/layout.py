@@ -1,0 +1,240 @@
+"""The shape of an output core, computed without touching any file.
+
+Physical memory that several mappings share is stored once: their PT_LOADs point to the same file
+offset (no reader minds).  When scattered vmalloc areas would make too many segments, the areas
+that save most segments per byte are stored a second time, in virtual order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64, U64, Index, align_up, merge_ranges
+from kdump_elftool.elf import constants as c
+from kdump_elftool.elf.notes import chunk_size
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.errors import OutputError
+from kdump_elftool.files import FileSlice
+
+PAGE = 4096
+GOOD_SEGMENTS = 4096
+MANY_SEGMENTS = 16384
+NO_PADDR = MASK64
+"""p_paddr of a segment whose pages lie at scattered physical addresses (as in /proc/kcore)."""
+
+_COPY_SHARE = 4
+_COPY_FLOOR = 64 << 20
+_MAX_COUNTED = 0xFFFE
+_MAX_SECTION0_COUNT = (1 << 32) - 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Virtually mapped memory to be written, uint64 columns sorted by vaddr, pieces disjoint.
+
+    ``rank`` orders segments in the header: gdb searches them one after the other, so what is
+    asked for most has the lowest rank.
+    """
+
+    vaddr: U64
+    paddr: U64
+    size: U64
+    rank: Index
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is written where: ``[paddr, paddr + size)`` at ``file_offset``, in file order."""
+
+    paddr: U64
+    size: U64
+    file_offset: U64
+
+
+@dataclass(frozen=True)
+class CoreLayout:
+    """A complete core: header parameters, segment columns in header order, notes, storage."""
+
+    kind: ElfKind
+    e_machine: int
+    e_flags: int
+    p_vaddr: U64
+    p_paddr: U64
+    p_offset: U64
+    p_filesz: U64
+    notes: tuple[bytes | FileSlice, ...]
+    notes_offset: int
+    storage: Storage
+    file_size: int
+    copied_bytes: int
+
+    @property
+    def nr_segments(self) -> int:
+        """PT_LOADs (the PT_NOTE not counted)."""
+        return len(self.p_vaddr)
+
+
+def build_layout(
+    kind: ElfKind,
+    e_machine: int,
+    e_flags: int,
+    memory: Memory,
+    notes: tuple[bytes | FileSlice, ...],
+    *,
+    good_segments: int = GOOD_SEGMENTS,
+) -> CoreLayout:
+    """Lay out a core.  Raises OutputError when 32-bit headers cannot hold it."""
+    stored = merge_ranges(memory.paddr, memory.paddr + memory.size)
+    stored_size = stored.end - stored.start
+    run, copied = _copied_runs(memory, good_segments, int(stored_size.sum()))
+    segment_of, first = _segments(run, copied)
+    phnum = len(first) + 1
+    note_size = sum(map(chunk_size, notes))
+    headers = kind.ehdr.itemsize + (kind.shdr.itemsize if phnum > _MAX_COUNTED else 0)
+    notes_offset = headers + phnum * kind.phdr.itemsize
+    data_offset = align_up(notes_offset + note_size, PAGE)
+    stored_offset = _place(stored.start, stored_size, data_offset)
+    end = int(stored_offset[-1] + stored_size[-1]) if len(stored) else data_offset
+    copy_offset, end = _place_copies(memory, copied, end)
+    offset = stored_offset[_owner(stored.start, memory.paddr)]
+    offset = offset + memory.paddr - stored.start[_owner(stored.start, memory.paddr)]
+    offset = np.where(copied, copy_offset, offset)
+    size = np.add.reduceat(memory.size, first) if len(first) else memory.size
+    several = np.bincount(segment_of, minlength=len(first)) > 1
+    rank = np.minimum.reduceat(memory.rank, first) if len(first) else memory.rank
+    order = np.lexsort((memory.vaddr[first], rank))
+    paddr = np.where(copied[first] & several, np.uint64(NO_PADDR), memory.paddr[first])
+    layout = CoreLayout(
+        kind=kind,
+        e_machine=e_machine,
+        e_flags=e_flags,
+        p_vaddr=memory.vaddr[first][order],
+        p_paddr=paddr[order],
+        p_offset=offset[first][order],
+        p_filesz=size[order],
+        notes=notes,
+        notes_offset=notes_offset,
+        storage=Storage(
+            np.concatenate([stored.start, memory.paddr[copied]]),
+            np.concatenate([stored_size, memory.size[copied]]),
+            np.concatenate([stored_offset, copy_offset[copied]]),
+        ),
+        file_size=end,
+        copied_bytes=int(memory.size[copied].sum()),
+    )
+    _check_class(layout)
+    return layout
+
+
+def encode_headers(layout: CoreLayout) -> bytes:
+    """ELF header, section 0 when needed, and program headers, as they stand at offset 0."""
+    kind = layout.kind
+    phnum = layout.nr_segments + 1
+    extended = phnum > _MAX_COUNTED
+    e_phoff = kind.ehdr.itemsize + (kind.shdr.itemsize if extended else 0)
+    ident = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT, c.ELFOSABI_GNU])
+    ehdr = np.zeros(1, dtype=kind.ehdr)
+    ehdr["e_ident"] = ident
+    values = {
+        "e_type": c.ET_CORE,
+        "e_machine": layout.e_machine,
+        "e_version": c.EV_CURRENT,
+        "e_phoff": e_phoff,
+        "e_shoff": kind.ehdr.itemsize if extended else 0,
+        "e_flags": layout.e_flags,
+        "e_ehsize": kind.ehdr.itemsize,
+        "e_phentsize": kind.phdr.itemsize,
+        "e_phnum": c.PN_XNUM if extended else phnum,
+        "e_shentsize": kind.shdr.itemsize if extended else 0,
+        "e_shnum": 1 if extended else 0,
+    }
+    for name, value in values.items():
+        ehdr[name] = value
+    section0 = np.zeros(1 if extended else 0, dtype=kind.shdr)
+    section0["sh_info"] = phnum
+    return ehdr.tobytes() + section0.tobytes() + _program_headers(layout, phnum).tobytes()
+
+
+def _program_headers(layout: CoreLayout, phnum: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    phdr = np.zeros(phnum, dtype=layout.kind.phdr)
+    note, loads = phdr[:1], phdr[1:]
+    note["p_type"] = c.PT_NOTE
+    note["p_offset"] = layout.notes_offset
+    note["p_filesz"] = sum(map(chunk_size, layout.notes))
+    note["p_align"] = 4
+    loads["p_type"] = c.PT_LOAD
+    loads["p_flags"] = c.PF_RWX
+    loads["p_offset"] = layout.p_offset
+    loads["p_vaddr"] = layout.p_vaddr
+    loads["p_paddr"] = layout.p_paddr if layout.kind.bits == 64 else layout.p_paddr & np.uint64(0xFFFFFFFF)
+    loads["p_filesz"] = layout.p_filesz
+    loads["p_memsz"] = layout.p_filesz
+    loads["p_align"] = PAGE
+    return phdr
+
+
+def _copied_runs(memory: Memory, good_segments: int, stored: int) -> tuple[Index, np.ndarray]:
+    """Virtually contiguous runs, and which pieces are stored again to save segments."""
+    pieces = len(memory.vaddr)
+    none = np.zeros(pieces, dtype=np.bool_)
+    starts_run = np.ones(pieces, dtype=np.bool_)
+    starts_run[1:] = memory.vaddr[1:] != memory.vaddr[:-1] + memory.size[:-1]
+    run = np.cumsum(starts_run) - 1
+    if pieces <= good_segments:
+        return run, none
+    first = np.flatnonzero(starts_run)
+    count = np.diff(np.append(first, pieces))
+    cost = np.add.reduceat(memory.size, first)
+    order = np.argsort(cost / np.maximum(count - 1, 1), kind="stable")
+    order = order[count[order] > 1]
+    spent = np.cumsum(cost[order])
+    affordable = spent <= np.uint64(max(stored // _COPY_SHARE, _COPY_FLOOR))
+    saved_before = np.cumsum(count[order] - 1) - (count[order] - 1)
+    chosen = order[affordable & (pieces - saved_before > good_segments)]
+    is_chosen = np.zeros(len(first), dtype=np.bool_)
+    is_chosen[chosen] = True
+    return run, is_chosen[run]
+
+
+def _segments(run: Index, copied: np.ndarray) -> tuple[Index, Index]:
+    """Segment number of each piece, and the first piece of each segment."""
+    begins = np.ones(len(run), dtype=np.bool_)
+    begins[1:] = ~((run[1:] == run[:-1]) & copied[1:] & copied[:-1])
+    return np.cumsum(begins) - 1, np.flatnonzero(begins)
+
+
+def _place(paddr: U64, size: U64, data_offset: int) -> U64:
+    """File offsets for ranges in order: page-aligned, congruent to the address within its page."""
+    inside = paddr & np.uint64(PAGE - 1)
+    pages = (inside + size + np.uint64(PAGE - 1)) & np.uint64(MASK64 & ~(PAGE - 1))
+    offset: U64 = np.uint64(data_offset) + np.cumsum(pages, dtype=np.uint64) - pages + inside
+    return offset
+
+
+def _place_copies(memory: Memory, copied: np.ndarray, end: int) -> tuple[U64, int]:
+    """Offsets of the pieces that are stored again, each run contiguous, behind everything else."""
+    offset = np.zeros(len(memory.vaddr), dtype=np.uint64)
+    if not copied.any():
+        return offset, end
+    vaddr, size = memory.vaddr[copied], memory.size[copied]
+    begins = np.ones(len(vaddr), dtype=np.bool_)
+    begins[1:] = vaddr[1:] != vaddr[:-1] + size[:-1]
+    first = np.flatnonzero(begins)
+    run_size = np.add.reduceat(size, first)
+    run_offset = _place(vaddr[first], run_size, align_up(end, PAGE))
+    run = np.cumsum(begins) - 1
+    offset[copied] = run_offset[run] + (vaddr - vaddr[first][run])
+    return offset, int(run_offset[-1] + run_size[-1])
+
+
+def _owner(start: U64, address: U64) -> Index:
+    return np.searchsorted(start, address, side="right") - 1
+
+
+def _check_class(layout: CoreLayout) -> None:
+    if layout.nr_segments + 1 > _MAX_SECTION0_COUNT:
+        raise OutputError("more program headers than an ELF file can have")
+    if layout.kind.bits == 32 and layout.file_size >> 32:
+        raise OutputError("the result is larger than a 32-bit ELF file can be")

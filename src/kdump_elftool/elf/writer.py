@@ -1,0 +1,112 @@
+"""Write a laid-out core: headers, notes, memory in large reads; zero pages become holes.
+
+Memory is read into two reused buffers, so that reading the next piece overlaps with writing the
+last one (both release the interpreter lock).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from kdump_elftool.elf.layout import PAGE, CoreLayout, Storage, encode_headers
+from kdump_elftool.files import FileSlice, Output
+from kdump_elftool.memory.physical import PhysicalMemory
+from kdump_elftool.progress import Advance, silent
+
+CHUNK = 4 << 20
+_WORDS = PAGE // 8
+_PROBES = (0, 1, _WORDS // 2, _WORDS - 1)
+
+
+def write_core(layout: CoreLayout, memory: PhysicalMemory, out: Output, advance: Advance = silent) -> int:
+    """Write the core to ``out`` (not yet committed); returns the zero bytes left as holes."""
+    out.write_at(0, encode_headers(layout))
+    _write_notes(layout, out)
+    zero_bytes = 0
+    buffers = [memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK))]
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[tuple[int, memoryview]] | None = None
+        for number, (paddr, file_offset, size) in enumerate(_pieces(layout.storage)):
+            view = buffers[number % 2][:size]
+            following = reader.submit(_read, memory, paddr, file_offset, view)
+            if ahead is not None:
+                zero_bytes += _write_piece(*ahead.result(), out, advance)
+            ahead = following
+        if ahead is not None:
+            zero_bytes += _write_piece(*ahead.result(), out, advance)
+    out.finish(layout.file_size)
+    return zero_bytes
+
+
+def _write_notes(layout: CoreLayout, out: Output) -> None:
+    offset = layout.notes_offset
+    for chunk in layout.notes:
+        if isinstance(chunk, FileSlice):
+            buffer = memoryview(bytearray(min(CHUNK, chunk.size)))
+            for done in range(0, chunk.size, CHUNK):
+                part = buffer[: min(CHUNK, chunk.size - done)]
+                chunk.file.read_into(chunk.offset + done, part)
+                out.write_at(offset + done, part)
+            offset += chunk.size
+        else:
+            out.write_at(offset, chunk)
+            offset += len(chunk)
+
+
+def _pieces(storage: Storage) -> Iterator[tuple[int, int, int]]:
+    """(paddr, file offset, size) of at most CHUNK bytes, cut at page borders of the file."""
+    for paddr, size, offset in zip(
+        storage.paddr.tolist(), storage.size.tolist(), storage.file_offset.tolist(), strict=True
+    ):
+        done = 0
+        while done < size:
+            room = CHUNK - (offset + done) % PAGE
+            step = min(room, size - done)
+            yield paddr + done, offset + done, step
+            done += step
+
+
+def _read(memory: PhysicalMemory, paddr: int, file_offset: int, view: memoryview) -> tuple[int, memoryview]:
+    memory.read_into(paddr, view)
+    return file_offset, view
+
+
+def _write_piece(file_offset: int, view: memoryview, out: Output, advance: Advance) -> int:
+    """Write one piece without its zero pages; returns how many bytes those were."""
+    size = len(view)
+    head = min(-file_offset % PAGE, size)
+    pages = (size - head) // PAGE
+    body = view[head : head + pages * PAGE]
+    if head:
+        out.write_at(file_offset, view[:head])
+    zeros = zero_pages(np.frombuffer(body, dtype=np.uint64).reshape(-1, _WORDS)) if pages else _NO_PAGES
+    for begin, end in _runs(~zeros):
+        out.write_at(file_offset + head + begin * PAGE, body[begin * PAGE : end * PAGE])
+    tail = head + pages * PAGE
+    if tail < size:
+        out.write_at(file_offset + tail, view[tail:])
+    advance(size)
+    return int(zeros.sum()) * PAGE
+
+
+_NO_PAGES = np.zeros(0, dtype=np.bool_)
+
+
+def zero_pages(pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which rows of an (n, words) array hold zeros only; a few probes rule out most of them."""
+    candidate: npt.NDArray[np.bool_] = pages[:, _PROBES[0]] == 0
+    for probe in _PROBES[1:]:
+        candidate &= pages[:, probe] == 0
+    rows = np.flatnonzero(candidate)
+    candidate[rows] = ~pages[rows].any(axis=1)
+    return candidate
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Half-open index ranges where ``mask`` is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
+    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

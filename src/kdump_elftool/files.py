@@ -1,0 +1,298 @@
+"""Files in and out: positional reads, and outputs that appear whole or not at all.
+
+An output is written as ``.NAME.PID.tmp`` beside its target with mode 0600 (a dump holds
+secrets), synced, and renamed when complete.  Pipes, devices and stdout are streamed instead:
+gaps between writes become zeros there and holes in a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
+from kdump_elftool.safe_text import printable
+
+STDIO = "-"
+_NAME_MAX = 255
+_ZEROS = bytes(1 << 16)
+
+
+class InputFile:
+    """A seekable file that is only ever read, by offset; never modified."""
+
+    def __init__(self, path: str, fd: int, size: int, identity: tuple[int, int]) -> None:
+        self.path = path
+        self.fd = fd
+        self.size = size
+        self.identity = identity
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open ``path`` (``-`` is stdin).  Raises KdumpError with a hint."""
+        try:
+            fd = os.dup(0) if path == STDIO else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KdumpError(
+                f"cannot open {printable(path)}: {error.strerror}", hint=_open_hint(error)
+            ) from None
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISDIR(status.st_mode):
+                raise KdumpError(f"{printable(path)} is a directory", hint="name the dump file in it")
+            size = os.lseek(fd, 0, os.SEEK_END)
+        except OSError:
+            os.close(fd)
+            raise KdumpError(
+                f"{printable(path)} is a pipe or terminal: a dump is read at many places",
+                hint="save it to a file first",
+            ) from None
+        except KdumpError:
+            os.close(fd)
+            raise
+        return cls(printable(path), fd, size, (status.st_dev, status.st_ino))
+
+    def close(self) -> None:
+        """Close the descriptor; harmless when repeated."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``; shorter only at the end of the file."""
+        size = min(size, max(self.size - offset, 0))
+        buffer = bytearray(size)
+        got = self._fill(offset, memoryview(buffer))
+        return bytes(buffer[:got])
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` from ``offset``.  Raises CorruptDumpError when the file ends before."""
+        got = self._fill(offset, view)
+        if got < len(view):
+            raise CorruptDumpError(
+                self.path,
+                "the file ends here although it was longer when it was opened",
+                file_offset=offset + got,
+                hint="something else is writing to this file; copy it first",
+            )
+
+    def _fill(self, offset: int, view: memoryview) -> int:
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise CorruptDumpError(
+                    self.path, f"read failed: {error.strerror}", file_offset=offset + done
+                ) from None
+            if got == 0:
+                break
+            done += got
+        return done
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """A piece of a file that is copied later instead of being held in memory."""
+
+    file: InputFile
+    offset: int
+    size: int
+
+
+def _open_hint(error: OSError) -> str | None:
+    if error.errno == errno.ENOENT:
+        return "check the name; without an input /proc/vmcore is read, which only a crash kernel has"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "dumps usually belong to root"
+    return None
+
+
+class Output:
+    """Where a result goes.  Use as a context manager and call :meth:`commit` when it is whole."""
+
+    def __init__(self, fd: int, label: str, *, target: str | None, temporary: str | None) -> None:
+        self.fd = fd
+        self.label = label
+        self._target = target
+        self._temporary = temporary
+        self._position = 0
+
+    @property
+    def is_file(self) -> bool:
+        """True for a regular file that keeps holes; False for a stream."""
+        return self._temporary is not None
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write ``data`` at ``offset``; streams need offsets in ascending order."""
+        if self.is_file:
+            self._pwrite(offset, memoryview(data))
+            return
+        if offset < self._position:
+            raise AssertionError("stream outputs are written front to back")
+        self._zeros(offset - self._position)
+        self._stream(memoryview(data))
+        self._position = offset + len(data)
+
+    def finish(self, size: int) -> None:
+        """Make the output exactly ``size`` bytes long (a hole or zeros up to there)."""
+        if self.is_file:
+            try:
+                os.ftruncate(self.fd, size)
+            except OSError as error:
+                raise self._failed(error) from None
+        else:
+            self._zeros(size - self._position)
+            self._position = size
+
+    def commit(self) -> None:
+        """Sync the file and give it its name."""
+        if self._temporary is None or self._target is None:
+            return
+        try:
+            os.fdatasync(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+            os.replace(self._temporary, self._target)
+            self._temporary = None
+            _sync_directory(os.path.dirname(self._target) or ".")
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._temporary is not None:
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+            _unlink_quietly(self._temporary)
+            self._temporary = None
+
+    def _pwrite(self, offset: int, view: memoryview) -> None:
+        while view:
+            try:
+                done = os.pwrite(self.fd, view, offset)
+            except OSError as error:
+                raise self._failed(error) from None
+            offset += done
+            view = view[done:]
+
+    def _stream(self, view: memoryview) -> None:
+        while view:
+            try:
+                done = os.write(self.fd, view)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise self._failed(error) from None
+            view = view[done:]
+
+    def _zeros(self, count: int) -> None:
+        while count > 0:
+            piece = min(count, len(_ZEROS))
+            self._stream(memoryview(_ZEROS)[:piece])
+            count -= piece
+
+    def _failed(self, error: OSError) -> OutputError:
+        hint = None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space, or name an output on another file system with -o"
+        elif error.errno == errno.EFBIG:
+            hint = "the file system or a limit (ulimit -f) does not allow a file this large"
+        return OutputError(f"cannot write {self.label}: {error.strerror}", hint=hint)
+
+
+def open_output(path: str | None, inputs: Iterable[InputFile] = ()) -> Output:
+    """Open the output ``path`` (None or ``-``: stdout), refusing terminals and the inputs."""
+    if path is None or path == STDIO:
+        if sys.stdout.isatty():
+            raise UsageError("refusing to write an ELF file to a terminal", hint="name a file with -o FILE")
+        sys.stdout.flush()
+        _refuse_inputs(os.fstat(1), "stdout", inputs)
+        return Output(1, "stdout", target=None, temporary=None)
+    target = os.path.realpath(path)
+    label = printable(path)
+    try:
+        # not of the resolved name: /dev/stdout resolves to a name that does not exist for a pipe
+        status = os.stat(path)
+    except FileNotFoundError:
+        return _temporary_output(target, label)
+    except OSError as error:
+        raise OutputError(f"cannot write {label}: {error.strerror}") from None
+    _refuse_inputs(status, label, inputs)
+    if stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"the output {label} is a directory", hint="name a file in it")
+    if stat.S_ISREG(status.st_mode):
+        return _temporary_output(target, label)
+    return _stream_output(path, label)
+
+
+def _refuse_inputs(status: os.stat_result, label: str, inputs: Iterable[InputFile]) -> None:
+    if (status.st_dev, status.st_ino) in {source.identity for source in inputs}:
+        raise UsageError(
+            f"the output {label} is the input itself", hint="inputs are never overwritten: name another file"
+        )
+
+
+def _stream_output(path: str, label: str) -> Output:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        raise OutputError(f"cannot write {label}: {error.strerror}") from None
+    if os.isatty(fd):
+        os.close(fd)
+        raise UsageError("refusing to write an ELF file to a terminal", hint="name a file with -o FILE")
+    return Output(fd, label, target=None, temporary=None)
+
+
+def _temporary_output(target: str, label: str) -> Output:
+    directory, name = os.path.split(target)
+    suffix = f".{os.getpid()}.tmp"
+    stem = os.fsencode(name)[: _NAME_MAX - 1 - len(suffix)]
+    temporary = os.path.join(directory, "." + os.fsdecode(stem) + suffix)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        try:
+            fd = os.open(temporary, flags, 0o600)
+        except FileExistsError:
+            # Our own process id in the name: what lies there was left by a process that is gone.
+            os.unlink(temporary)
+            fd = os.open(temporary, flags, 0o600)
+    except OSError as error:
+        hint = "name an output in a directory that you may write to" if error.errno == errno.EACCES else None
+        raise OutputError(f"cannot write {label}: {error.strerror}", hint=hint) from None
+    return Output(fd, label, target=target, temporary=temporary)
+
+
+def _sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS):
+            raise
+    finally:
+        os.close(fd)
+
+
+def _unlink_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

@@ -1,0 +1,66 @@
+"""What every dump format delivers: memory, notes, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdump_elftool.addr import U64, Ranges
+from kdump_elftool.elf.notes import Note
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.files import InputFile
+from kdump_elftool.memory.physical import PhysicalMemory
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Memory that the dump should have but does not: which addresses, why, and where in the file.
+
+    ``space`` is ``paddr`` or ``vaddr``; ``file_offset`` is where the first range would begin.
+    """
+
+    space: str
+    why: str
+    ranges: Ranges
+    file_offset: int | None = None
+
+
+@dataclass(frozen=True)
+class ClaimedMappings:
+    """The virtual addresses that the dump's own headers give to physical memory (hints only)."""
+
+    vaddr: U64
+    paddr: U64
+    size: U64
+
+
+@dataclass(frozen=True)
+class Dump:
+    """An open dump.  ``warnings`` are things worth saying that lost no memory."""
+
+    format: str
+    file: InputFile
+    kind: ElfKind
+    e_machine: int
+    e_flags: int
+    memory: PhysicalMemory
+    notes: tuple[Note, ...]
+    claimed: ClaimedMappings
+    lost: tuple[Lost, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How to read a dump where its content leaves a choice."""
+
+    zero_excluded: bool = False
+
+
+@dataclass(frozen=True)
+class Format:
+    """One dump format.  ``probe`` answers whether a file begins like one; ``open`` reads it."""
+
+    name: str
+    probe: Callable[[bytes], bool]
+    open: Callable[[InputFile, OpenOptions], Dump]

@@ -1,0 +1,38 @@
+"""Formats that are known by their first bytes but not read: named as such, with what to do.
+
+Magic numbers: makedumpfile IMPLEMENTATION, QEMU migration/savevm.c, LiME doc/README.md,
+AVML image.rs, libvirt src/qemu/qemu_saveimage.h, VMware vmss2core notes, crash's sadump.h.
+"""
+
+from __future__ import annotations
+
+_OUTER = "decompress it first"
+_REBUILD = "makedumpfile -R turns it back into an ordinary dump"
+_TO_ELF = "makedumpfile -E writes an ELF core of a dump"
+
+RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
+    (b"KDUMP   ", "a kdump-compressed dump (makedumpfile)", _TO_ELF),
+    (b"DISKDUMP", "a diskdump dump", _TO_ELF),
+    (b"makedumpfile\0\0\0\0", "a flattened makedumpfile stream", _REBUILD),
+    (b"QEVM", "a QEMU migration stream", "use QEMU's dump-guest-memory instead"),
+    (b"LibvirtQemudSave", "a libvirt saved guest", "use virsh dump --memory-only instead"),
+    (b"LibvirtQemudPart", "an unfinished libvirt saved guest", "use virsh dump --memory-only instead"),
+    (b"EMiL", "a LiME memory image", "use the dump it was made from, if there is one"),
+    (b"AVML", "an AVML memory image", "avml convert turns it into other formats"),
+    (b"PAGEDUMP", "a Windows crash dump", "this tool reads Linux kernels"),
+    (b"PAGEDU64", "a Windows crash dump", "this tool reads Linux kernels"),
+    (b"LinuxGuestRecord", "a Xen saved guest", "use xl dump-core and crash"),
+    (b"\x1f\x8b", "gzip-compressed", _OUTER),
+    (b"\xfd7zXZ\0", "xz-compressed", _OUTER),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", _OUTER),
+    (b"\x04\x22\x4d\x18", "lz4-compressed", _OUTER),
+    (b"BZh", "bzip2-compressed", _OUTER),
+)
+
+
+def recognise(head: bytes) -> tuple[str, str] | None:
+    """Name and advice for a file that begins with ``head``, or None."""
+    for magic, name, advice in RECOGNISED:
+        if head.startswith(magic):
+            return name, advice
+    return None

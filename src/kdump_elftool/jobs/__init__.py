@@ -1,0 +1,1 @@
+"""One use case each: stages in, frozen result out."""

@@ -1,0 +1,265 @@
+"""tovelf: a dump of physical memory becomes a core of kernel virtual memory.
+
+Stages, each a pure function of the last: identity -> walk -> pieces that are present -> hot-first
+order -> notes -> layout.  Nothing is written here; ``elf.writer`` does that with the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64, U64, Index, Ranges, merge_ranges, subtract_ranges
+from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch.base import Architecture
+from kdump_elftool.arch.walker import Mappings, Walk, Window, merge_mappings, walk
+from kdump_elftool.elf.constants import EM_NAMES
+from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
+from kdump_elftool.elf.notes import Note, encode_notes
+from kdump_elftool.elf.own_notes import auxv_note, summary_note
+from kdump_elftool.errors import IdentityError, UnsupportedError
+from kdump_elftool.formats.base import Dump, Lost
+from kdump_elftool.jobs.coverage import Coverage
+from kdump_elftool.kernel.cpus import CpuThread, cpu_threads
+from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.identity import (
+    KernelIdentity,
+    check_same_kernel,
+    dump_vmcoreinfo,
+    identify,
+    kaslr_offset_by,
+)
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.kernel.vmlinux import Vmlinux
+from kdump_elftool.memory.extents import intersect
+
+log = logging.getLogger(__name__)
+
+LEVEL = "all"
+
+
+@dataclass(frozen=True)
+class VelfRequest:
+    """What the user asked for, beyond the dump itself."""
+
+    vmlinux: Vmlinux | None = None
+    extra: VmcoreInfo | None = None
+    pgt_root: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Distinct physical pages: stored, and mapped but not in the dump."""
+
+    accepted: int
+    not_present: int
+
+
+@dataclass(frozen=True)
+class Velf:
+    """A planned velf: everything known but the memory itself written."""
+
+    layout: CoreLayout
+    identity: KernelIdentity
+    kaslr_offset: Fact | None
+    threads: tuple[CpuThread, ...]
+    pages: Pages
+    coverage: Coverage
+    lost: tuple[Lost, ...]
+    warnings: tuple[str, ...]
+
+
+def plan_velf(dump: Dump, request: VelfRequest) -> Velf:
+    """Plan the conversion.  Raises IdentityError, UnsupportedError, OutputError."""
+    arch = architecture(dump)
+    info = _vmcoreinfo(dump, request)
+    warnings = list(dump.warnings)
+    if request.vmlinux is not None:
+        warnings += _check_vmlinux(info, request.vmlinux, arch, request.force)
+    identity = identify(dump, arch, info, request.pgt_root)
+    log.info("kernel: %s, %s, root %#x", identity.release, identity.form.name, identity.pgt_root)
+    walked = _walk(dump, identity, request.pgt_root is not None)
+    log.info(
+        "page tables: %d read, %d mappings, %d aliases left out",
+        walked.tables,
+        len(walked.mappings),
+        walked.aliases,
+    )
+    if not len(walked.mappings):
+        raise IdentityError(
+            "pgt_root",
+            f"the page tables at {identity.pgt_root:#x} map nothing",
+            hint="this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
+        )
+    if not identity.verified:
+        warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
+    return _assemble(dump, request, identity, walked, warnings)
+
+
+def architecture(dump: Dump) -> Architecture:
+    """The dump's architecture.  Raises UnsupportedError."""
+    arch = ARCHITECTURES.get(dump.e_machine)
+    if arch is None:
+        name = EM_NAMES.get(dump.e_machine, f"ELF machine {dump.e_machine}")
+        known = ", ".join(known.name for known in ARCHITECTURES.values())
+        raise UnsupportedError(
+            dump.file.path, f"dumps of {name} are not supported yet", hint=f"supported: {known}"
+        )
+    if dump.kind.bits == 32 and arch.prstatus.word == 8:
+        raise UnsupportedError(
+            dump.file.path,
+            f"a 32-bit ELF file cannot hold a dump of {arch.name}",
+            hint="the header is damaged",
+        )
+    return arch
+
+
+def _vmcoreinfo(dump: Dump, request: VelfRequest) -> VmcoreInfo:
+    info = dump_vmcoreinfo(dump)
+    if info is None and request.extra is None and request.pgt_root is None:
+        raise IdentityError(
+            "VMCOREINFO",
+            f"{dump.file.path}: no VMCOREINFO note, which says where the page tables are",
+            hint="give its text in a file with -e, or the page-table root with -P",
+        )
+    info = info or VmcoreInfo({})
+    return override(info, request.extra) if request.extra else info
+
+
+def _check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force: bool) -> list[str]:
+    why = check_same_kernel(info, vmlinux, arch)
+    if why is None:
+        return []
+    message = f"{vmlinux.path} is not the kernel of this dump: {why}"
+    if force:
+        return [message]
+    raise IdentityError(
+        "BUILD-ID", message, hint="give the vmlinux of that build; --force uses this one anyway"
+    )
+
+
+def _walk(dump: Dump, identity: KernelIdentity, with_user_half: bool) -> Walk:
+    form = identity.form
+    low, high = form.user_half[0] if with_user_half else form.kernel_half[0], form.kernel_half[1]
+    aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
+    return walk(dump.memory, form, identity.pgt_root, Window(low, high, aliases))
+
+
+def _assemble(
+    dump: Dump,
+    request: VelfRequest,
+    identity: KernelIdentity,
+    walked: Walk,
+    warnings: list[str],
+) -> Velf:
+    kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
+    present = dump.memory.present()
+    mapped = Mappings(*_cut(walked.mappings, present))
+    absent = dump.memory.absent()
+    missing = Mappings(*_cut(walked.mappings, absent))
+    lost = [*dump.lost, *_lost_tables(walked)]
+    if not walked.complete:
+        warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
+    stored = merge_ranges(mapped.paddr, mapped.paddr + mapped.size)
+    pages = Pages(_pages(stored), _pages(merge_ranges(missing.paddr, missing.paddr + missing.size)))
+    unreachable = subtract_ranges(present, stored) if len(lost) > len(dump.lost) else Ranges(*_EMPTY)
+    coverage = Coverage.of(dump.memory.declared.total, absent.total + unreachable.total, tuple(lost))
+    warnings += _image_warning(identity, missing, walked)
+    threads = cpu_threads(dump.notes, identity.arch, dump.kind)
+    notes = list(threads.notes)
+    if request.vmlinux is not None and kaslr_offset is not None:
+        entry = (request.vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
+        notes = [*(note for note in notes if not _is_auxv(note)), auxv_note(dump.kind, entry)]
+    notes.append(summary_note(_summary(identity, kaslr_offset, coverage)))
+    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, identity, threads.threads))
+    encoded = tuple(encode_notes(tuple(notes), dump.kind))
+    layout = build_layout(dump.kind, dump.e_machine, dump.e_flags, memory, encoded)
+    log.info(
+        "layout: %d segments, %d bytes, %d stored twice",
+        layout.nr_segments,
+        layout.file_size,
+        layout.copied_bytes,
+    )
+    return Velf(
+        layout, identity, kaslr_offset, threads.threads, pages, coverage, tuple(lost), tuple(warnings)
+    )
+
+
+_EMPTY = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64))
+
+
+def _cut(mappings: Mappings, ranges: Ranges) -> tuple[U64, U64, U64]:
+    """The parts of the mappings whose physical memory lies in ``ranges``, merged and sorted."""
+    pieces = intersect(ranges, mappings.paddr, mappings.size)
+    shift = pieces.start - mappings.paddr[pieces.owner]
+    cut = merge_mappings(Mappings(mappings.vaddr[pieces.owner] + shift, pieces.start, pieces.size))
+    return cut.vaddr, cut.paddr, cut.size
+
+
+def _rank(mapped: Mappings, identity: KernelIdentity, threads: tuple[CpuThread, ...]) -> Index:
+    """0 the kernel image, 1 what the CPUs' stack pointers point into, 2 the direct map, 3 the rest.
+
+    The direct map is recognised as the distance between vaddr and paddr that maps most memory.
+    """
+    rank = np.full(len(mapped), 3, dtype=np.intp)
+    distance, member = np.unique(mapped.vaddr - mapped.paddr, return_inverse=True)
+    if len(distance):
+        weight = np.bincount(member, weights=mapped.size.astype(np.float64))
+        rank[member == int(np.argmax(weight))] = 2
+    for thread in threads:
+        sp = np.uint64(thread.sp)
+        rank[(mapped.vaddr <= sp) & (sp - mapped.vaddr < mapped.size)] = 1
+    low, high = identity.arch.image_window
+    rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
+    return rank
+
+
+def _lost_tables(walked: Walk) -> list[Lost]:
+    result = []
+    for part in walked.lost:
+        end = np.minimum(part.vaddr + np.uint64(part.span - 1), np.uint64(MASK64 - 1)) + np.uint64(1)
+        where = f"{part.level} table at paddr {int(part.paddr[0]):#x} unreadable"
+        more = f" (and {len(part.paddr) - 1} more)" if len(part.paddr) > 1 else ""
+        result.append(Lost("vaddr", where + more, merge_ranges(part.vaddr, end)))
+    return result
+
+
+def _image_warning(identity: KernelIdentity, missing: Mappings, walked: Walk) -> list[str]:
+    """gdb answers from an exec file where the core has nothing: say so when that can happen."""
+    low, high = (np.uint64(edge) for edge in identity.arch.image_window)
+    inside = (missing.vaddr >= low) & (missing.vaddr < high)
+    pages = int(missing.size[inside].sum()) // identity.arch.page_size
+    hidden = any(
+        bool(np.any((part.vaddr < high) & (part.vaddr + np.uint64(part.span - 1) >= low)))
+        for part in walked.lost
+    )
+    if not pages and not hidden:
+        return []
+    count = f"{pages} pages" if pages and not hidden else "pages"
+    return [
+        f"{count} of the kernel image are absent: give gdb vmlinux with 'symbol-file -o OFFSET', not as "
+        "the program, or it shows link-time bytes there"
+    ]
+
+
+def _is_auxv(note: Note) -> bool:
+    return note.name == b"CORE" and note.type == 6
+
+
+def _pages(ranges: Ranges) -> int:
+    return ranges.total // 4096
+
+
+def _summary(identity: KernelIdentity, kaslr_offset: Fact | None, coverage: Coverage) -> dict[str, object]:
+    facts = [*identity.facts, *([kaslr_offset] if kaslr_offset else [])]
+    return {
+        "schema": "kdump-elftool/velf/1",
+        "producer": f"kdump-elftool {version('kdump-elftool')}",
+        "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
+        "level": LEVEL,
+        "coverage": coverage.as_json(),
+    }

@@ -1,0 +1,1 @@
+"""What a dump tells about its kernel."""

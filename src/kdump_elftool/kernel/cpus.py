@@ -1,0 +1,71 @@
+"""CPU threads: the dump's NT_PRSTATUS notes with thread ids that every gdb can live with.
+
+gdb 13 shows another thread's registers for pid 0 and gdb 16 aborts on two equal ids, so ids are
+made unique and never 0: the idle thread of CPU n becomes -(n + 1).  QEMU's own notes carry CPU
+number + 1 in pr_pid and keep it, because drgn looks CPUs up by it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+from kdump_elftool.arch.base import Architecture
+from kdump_elftool.elf import constants as c
+from kdump_elftool.elf.notes import Note
+from kdump_elftool.elf.structs import ElfKind
+
+CORE = b"CORE"
+
+
+@dataclass(frozen=True)
+class CpuThread:
+    """One CPU at the time of the dump: thread id, stack and instruction pointer."""
+
+    cpu: int
+    lwp: int
+    sp: int
+    ip: int
+
+
+@dataclass(frozen=True)
+class CpuNotes:
+    """The dump's notes with the ids set, and the threads they make."""
+
+    notes: tuple[Note, ...]
+    threads: tuple[CpuThread, ...]
+
+
+def is_prstatus(note: Note) -> bool:
+    """True for the register note of a CPU (other owners reuse type 1 for other things)."""
+    return note.type == c.NT_PRSTATUS and note.name == CORE
+
+
+def cpu_threads(notes: tuple[Note, ...], arch: Architecture, kind: ElfKind) -> CpuNotes:
+    """Give every CPU note a thread id; all other notes pass through unchanged, in order."""
+    layout = arch.prstatus
+    result: list[Note] = []
+    threads: list[CpuThread] = []
+    used: set[int] = set()
+    for note in notes:
+        if not is_prstatus(note) or not isinstance(note.desc, bytes) or note.size < layout.size:
+            result.append(note)
+            continue
+        cpu = len(threads)
+        (pid,) = struct.unpack_from(kind.order + "i", note.desc, layout.pid_offset)
+        lwp = pid if pid > 0 and pid not in used else -(cpu + 1)
+        used.add(lwp)
+        desc = bytearray(note.desc)
+        struct.pack_into(kind.order + "i", desc, layout.pid_offset, lwp)
+        result.append(replace(note, desc=bytes(desc)))
+        sp, ip = (
+            _register(note.desc, arch, kind, name) for name in (arch.stack_pointer, arch.instruction_pointer)
+        )
+        threads.append(CpuThread(cpu, lwp, sp, ip))
+    return CpuNotes(tuple(result), tuple(threads))
+
+
+def _register(desc: bytes, arch: Architecture, kind: ElfKind, name: str) -> int:
+    letter = "Q" if arch.prstatus.word == 8 else "I"
+    (value,) = struct.unpack_from(kind.order + letter, desc, arch.prstatus.register_offset(name))
+    return int(value)

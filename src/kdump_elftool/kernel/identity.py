@@ -1,0 +1,171 @@
+"""Which kernel a dump holds, and how its addresses translate.
+
+Everything is taken from the dump itself on stock kernels: the page-table root from
+SYMBOL(swapper_pg_dir) and phys_base, the number of levels from NUMBER(pgtable_l5_enabled), each
+confirmed by translating a known address of the kernel image.  Features are probed; the kernel's
+version number is never asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64
+from kdump_elftool.arch.base import Architecture, PagingForm
+from kdump_elftool.arch.walker import translate
+from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, parse
+from kdump_elftool.kernel.vmlinux import Vmlinux
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """A kernel and the form of its page tables.  ``pgt_root`` is a physical address.
+
+    ``verified`` is true when a known address of the kernel image translated to where it must lie.
+    """
+
+    arch: Architecture
+    release: str | None
+    build_id: bytes | None
+    form: PagingForm
+    pgt_root: int
+    verified: bool
+    stext: int | None
+    phys_base: int | None
+    kaslr_offset: int | None
+    facts: tuple[Fact, ...]
+
+
+def dump_vmcoreinfo(dump: Dump) -> VmcoreInfo | None:
+    """The dump's VMCOREINFO note, parsed; None when it has none (or an empty one)."""
+    for note in dump.notes:
+        if note.name == NOTE_NAME and isinstance(note.desc, bytes):
+            info = parse(note.desc)
+            if info.values:
+                return info
+    return None
+
+
+def identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | None) -> KernelIdentity:
+    """Find root and form of the page tables.  ``pgt_root`` is the user's ``-P``.
+
+    Raises IdentityError when no root is known or none of the possible ones can be read.
+    """
+    stext = info.symbol("_stext")
+    roots = [Fact("pgt_root", pgt_root, "-P")] if pgt_root is not None else list(_roots(dump, arch, info))
+    if not roots:
+        raise IdentityError(
+            "SYMBOL(swapper_pg_dir)",
+            "the page-table root is not known: VMCOREINFO lacks SYMBOL(swapper_pg_dir) or phys_base",
+            hint="give its physical address with -P, or the missing lines in a file with -e",
+        )
+    forms = arch.paging_forms(info)
+    root, form, verified = _choose(dump, arch, info, roots, forms)
+    facts = [
+        root,
+        Fact("page-table levels", len(form.levels), "tried" if verified else "assumed"),
+        *_noted(info),
+    ]
+    return KernelIdentity(
+        arch=arch,
+        release=info.text("OSRELEASE"),
+        build_id=info.build_id,
+        form=form,
+        pgt_root=int(root.value),
+        verified=verified,
+        stext=stext,
+        phys_base=info.number("phys_base"),
+        kaslr_offset=info.kaslr_offset,
+        facts=tuple(facts),
+    )
+
+
+def kaslr_offset_by(identity: KernelIdentity, vmlinux: Vmlinux | None) -> Fact | None:
+    """How far the running kernel lies above its link address: _stext decides, then KERNELOFFSET."""
+    linked = vmlinux.symbols.get("_stext") if vmlinux else None
+    if identity.stext is not None and linked is not None:
+        return Fact("kaslr_offset", (identity.stext - linked) & MASK64, "SYMBOL(_stext) against vmlinux")
+    if identity.kaslr_offset is not None:
+        return Fact("kaslr_offset", identity.kaslr_offset, "KERNELOFFSET")
+    return None
+
+
+def check_same_kernel(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture) -> str | None:
+    """Why ``vmlinux`` is not the dump's kernel, or None when nothing contradicts it."""
+    if vmlinux.e_machine != arch.e_machine:
+        return f"it is for another machine (ELF machine {vmlinux.e_machine}, the dump has {arch.e_machine})"
+    build_id, release = info.build_id, info.text("OSRELEASE")
+    if build_id is not None and vmlinux.build_id is not None:
+        if build_id == vmlinux.build_id:
+            return None
+        return f"build id {vmlinux.build_id.hex()}, the dump has {build_id.hex()}"
+    if release is not None and vmlinux.release is not None and release != vmlinux.release:
+        return f"release {vmlinux.release}, the dump has {release}"
+    return None
+
+
+def _roots(dump: Dump, arch: Architecture, info: VmcoreInfo) -> Iterator[Fact]:
+    """Possible roots, best first."""
+    patched = info.address("phys_pgd_ptr")
+    if patched is not None:
+        yield Fact("pgt_root", patched, "ADDRESS(phys_pgd_ptr)")
+    symbol = info.symbol("swapper_pg_dir")
+    if symbol is None:
+        return
+    by_base = arch.image_paddr(info, symbol)
+    if by_base is not None:
+        yield Fact("pgt_root", by_base, "SYMBOL(swapper_pg_dir) and NUMBER(phys_base)")
+    claimed = dump.claimed
+    inside = (claimed.vaddr <= np.uint64(symbol)) & (np.uint64(symbol) - claimed.vaddr < claimed.size)
+    for at in np.flatnonzero(inside).tolist():
+        paddr = int(claimed.paddr[at]) + symbol - int(claimed.vaddr[at])
+        yield Fact("pgt_root", paddr, "SYMBOL(swapper_pg_dir) and the dump's PT_LOADs")
+
+
+def _choose(
+    dump: Dump, arch: Architecture, info: VmcoreInfo, roots: list[Fact], forms: tuple[PagingForm, ...]
+) -> tuple[Fact, PagingForm, bool]:
+    for root in roots:
+        for form in forms:
+            if _confirms(dump, arch, info, int(root.value), form):
+                return root, form, True
+    readable = [root for root in roots if _readable(dump, int(root.value), forms[0])]
+    if not readable:
+        tried = ", ".join(f"{root.shown()} by {root.source}" for root in roots)
+        raise IdentityError(
+            "pgt_root",
+            f"the top page table cannot be read ({tried}): its page is not in the dump",
+            hint="give its physical address with -P if you know a better one",
+        )
+    return readable[0], forms[0], False
+
+
+def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form: PagingForm) -> bool:
+    """Whether a known address of the image translates to where it must lie."""
+    vaddr = info.symbol("_stext") or info.symbol("swapper_pg_dir")
+    if vaddr is None or not form.is_canonical(vaddr):
+        return False
+    try:
+        found = translate(dump.memory, form, root, vaddr).paddr
+    except FaultError:
+        return False
+    expected = arch.image_paddr(info, vaddr)
+    return expected is None or found == expected
+
+
+def _readable(dump: Dump, root: int, form: PagingForm) -> bool:
+    _, readable = dump.memory.gather(np.array([root], dtype=np.uint64), form.levels[0].table_size)
+    return bool(readable[0])
+
+
+def _noted(info: VmcoreInfo) -> Iterator[Fact]:
+    for key in ("OSRELEASE", "BUILD-ID", "KERNELOFFSET", "NUMBER(phys_base)", "NUMBER(sme_mask)"):
+        value = info.text(key)
+        if value is not None:
+            yield Fact(key, value, info.source(key))

@@ -1,0 +1,100 @@
+"""VMCOREINFO: the text a kernel leaves about itself, and the ``-e`` file of the same form.
+
+Lines are ``KEY=value``; keys are ``KIND(name)`` or bare words.  Values of SYMBOL and ADDRESS are
+hexadecimal, of SIZE, OFFSET, LENGTH and NUMBER decimal (NUMBER may be negative: it is printed
+with %ld), except the few numbers that arm64 prints in hexadecimal.  Source: kernel/vmcore_info.c
+and Documentation/admin-guide/kdump/vmcoreinfo.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kdump_elftool.addr import MASK64
+
+NOTE_NAME = b"VMCOREINFO"
+
+_HEX_KINDS = ("SYMBOL", "ADDRESS")
+_HEX_NUMBERS = ("NUMBER(kimage_voffset)", "NUMBER(PHYS_OFFSET)", "NUMBER(TCR_EL1_T1SZ)")
+_HEX_NUMBERS_BARE = ("KERNELOFFSET",)
+_MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class VmcoreInfo:
+    """The raw lines with typed look-ups.  ``sources`` says per key where its value came from."""
+
+    values: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, key: str) -> str | None:
+        """A bare key's value, such as ``OSRELEASE``."""
+        return self.values.get(key)
+
+    def symbol(self, name: str) -> int | None:
+        """``SYMBOL(name)``: a virtual address."""
+        return self._integer(f"SYMBOL({name})")
+
+    def address(self, name: str) -> int | None:
+        """``ADDRESS(name)``: an address (patched kernels)."""
+        return self._integer(f"ADDRESS({name})")
+
+    def number(self, name: str) -> int | None:
+        """``NUMBER(name)``, signed."""
+        return self._integer(f"NUMBER({name})")
+
+    def size(self, name: str) -> int | None:
+        """``SIZE(name)`` in bytes."""
+        return self._integer(f"SIZE({name})")
+
+    def offset(self, name: str) -> int | None:
+        """``OFFSET(struct.member)`` in bytes."""
+        return self._integer(f"OFFSET({name})")
+
+    def length(self, name: str) -> int | None:
+        """``LENGTH(name)``: number of array elements."""
+        return self._integer(f"LENGTH({name})")
+
+    @property
+    def kaslr_offset(self) -> int | None:
+        """``KERNELOFFSET``, hexadecimal without 0x."""
+        return self._integer("KERNELOFFSET")
+
+    @property
+    def build_id(self) -> bytes | None:
+        """``BUILD-ID`` (v5.9 on), or None when absent or not hexadecimal."""
+        try:
+            return bytes.fromhex(self.values.get("BUILD-ID", "")) or None
+        except ValueError:
+            return None
+
+    def source(self, key: str) -> str:
+        """Where the value of ``key`` came from."""
+        return self.sources.get(key, "VMCOREINFO")
+
+    def _integer(self, key: str) -> int | None:
+        text = self.values.get(key)
+        if text is None:
+            return None
+        is_hex = key.startswith(_HEX_KINDS) or key in _HEX_NUMBERS or key in _HEX_NUMBERS_BARE
+        try:
+            value = int(text.strip(), 16 if is_hex or text.strip().startswith("0x") else 10)
+        except ValueError:
+            return None
+        return value if -(1 << 63) <= value <= MASK64 else None
+
+
+def parse(data: bytes, source: str = "VMCOREINFO") -> VmcoreInfo:
+    """Parse VMCOREINFO text up to its first NUL; lines that are none of ours are ignored."""
+    values: dict[str, str] = {}
+    for line in data[:_MAX_TEXT].split(b"\0", 1)[0].decode("latin-1").splitlines():
+        key, separator, value = line.partition("=")
+        if separator and key.strip():
+            values.setdefault(key.strip(), value.strip())
+    return VmcoreInfo(values, dict.fromkeys(values, source))
+
+
+def override(base: VmcoreInfo, extra: VmcoreInfo) -> VmcoreInfo:
+    """``base`` with every value of ``extra`` laid over it (the ``-e`` file wins)."""
+    return VmcoreInfo({**base.values, **extra.values}, {**base.sources, **extra.sources})

@@ -1,0 +1,1 @@
+"""Physical memory: interval tables and reads by physical address."""

@@ -1,0 +1,144 @@
+"""Interval tables: where each piece of physical memory lies in a dump's data.
+
+A dump's headers may list memory twice (/proc/vmcore does so with the kernel text), out of order,
+unaligned and overlapping; :func:`normalise` makes sorted disjoint extents of it.  Never an object
+or an array slot per page: physical addresses may lie sparsely far above 2**46.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges
+
+ZERO_FILL = MASK64
+"""``position`` of an extent that reads as zeros and has no data in the file."""
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Sorted disjoint extents, uint64 columns: ``[start, start + size)`` lies at ``position``."""
+
+    start: U64
+    size: U64
+    position: U64
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def end(self) -> U64:
+        """One past the last address of each extent."""
+        return self.start + self.size
+
+    @property
+    def total(self) -> int:
+        """Bytes covered."""
+        return int(self.size.sum())
+
+    def locate(self, address: U64) -> tuple[Index, Bools]:
+        """Index of the extent that holds each address, and a mask of those that have one."""
+        if not len(self):
+            return np.zeros(len(address), dtype=np.intp), np.zeros(len(address), dtype=np.bool_)
+        index = np.maximum(np.searchsorted(self.start, address, side="right") - 1, 0)
+        inside: Bools = (address >= self.start[index]) & (address - self.start[index] < self.size[index])
+        return index, inside
+
+    def ranges(self) -> Ranges:
+        """The covered addresses alone, adjacent extents merged."""
+        if not len(self):
+            return Ranges(self.start, self.start)
+        first = np.ones(len(self), dtype=np.bool_)
+        first[1:] = self.start[1:] != self.end[:-1]
+        last = np.append(np.flatnonzero(first)[1:] - 1, len(self) - 1)
+        return Ranges(self.start[first], self.end[last])
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Intersections of query ranges with extents; ``owner`` indexes the query."""
+
+    owner: Index
+    start: U64
+    size: U64
+
+
+def intersect(ranges: Ranges, start: U64, size: U64) -> Pieces:
+    """Cut each query ``[start, start + size)`` down to the parts that lie in ``ranges``.
+
+    Queries may overlap each other and come in any order; pieces come out in query order, ascending
+    within a query.  Queries must not reach beyond 2**64 - 1.
+    """
+    end = start + size
+    low = np.searchsorted(ranges.end, start, side="right")
+    high = np.searchsorted(ranges.start, end, side="left")
+    count = np.maximum(high - low, 0)
+    owner = np.repeat(np.arange(len(start)), count)
+    # position of each piece within its query's span of ranges
+    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    index = low[owner] + within
+    piece_start = np.maximum(ranges.start[index], start[owner])
+    piece_end = np.minimum(ranges.end[index], end[owner])
+    keep = piece_end > piece_start
+    return Pieces(owner[keep], piece_start[keep], (piece_end - piece_start)[keep])
+
+
+def normalise(start: U64, size: U64, position: U64) -> Extents:
+    """Sorted disjoint extents from extents in any order.
+
+    Where several cover one address, the largest wins (long reads are cheap), and the earlier
+    listed among equals.  Neighbours that continue each other in memory and in the file are merged.
+    """
+    keep = size > 0
+    start, size, position = start[keep], size[keep], position[keep]
+    # an extent that runs over the top of the address space is cut there
+    size = np.minimum(size, np.uint64(MASK64) - start)
+    keep = size > 0
+    start, size, position = start[keep], size[keep], position[keep]
+    order = np.argsort(start, kind="stable")
+    start, size, position = start[order], size[order], position[order]
+    if len(start) and np.any(start[1:] < np.maximum.accumulate(start + size)[:-1]):
+        start, size, position = _resolve_overlaps(start, size, position, order)
+    return _merge(start, size, position)
+
+
+def _resolve_overlaps(start: U64, size: U64, position: U64, listed: Index) -> tuple[U64, U64, U64]:
+    """Sweep over all borders; between two borders the best open extent is taken."""
+    listed_at = listed.tolist()
+    borders = np.unique(np.concatenate([start, start + size]))
+    first = np.searchsorted(borders, start).tolist()
+    last = np.searchsorted(borders, start + size).tolist()
+    sizes = size.tolist()
+    winner = np.full(max(len(borders) - 1, 0), -1, dtype=np.int64)
+    open_extents: list[tuple[int, int, int, int]] = []
+    upcoming = 0
+    for slot in range(len(winner)):
+        while upcoming < len(first) and first[upcoming] <= slot:
+            heapq.heappush(open_extents, (-sizes[upcoming], listed_at[upcoming], last[upcoming], upcoming))
+            upcoming += 1
+        while open_extents and open_extents[0][2] <= slot:
+            heapq.heappop(open_extents)
+        if open_extents:
+            winner[slot] = open_extents[0][3]
+    covered = winner >= 0
+    owner = winner[covered]
+    new_start = borders[:-1][covered]
+    new_size = borders[1:][covered] - new_start
+    moved = position[owner] + (new_start - start[owner])
+    new_position = np.where(position[owner] == np.uint64(ZERO_FILL), position[owner], moved)
+    return new_start, new_size, new_position
+
+
+def _merge(start: U64, size: U64, position: U64) -> Extents:
+    if not len(start):
+        return Extents(start, size, position)
+    zero = position == np.uint64(ZERO_FILL)
+    follows = start[1:] == start[:-1] + size[:-1]
+    continues = ~zero[1:] & ~zero[:-1] & (position[1:] == position[:-1] + size[:-1])
+    joined = follows & (continues | (zero[1:] & zero[:-1]))
+    first = np.flatnonzero(np.concatenate([[True], ~joined]))
+    total = np.add.reduceat(size, first)
+    return Extents(start[first], total, position[first])

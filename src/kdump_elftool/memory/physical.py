@@ -1,0 +1,115 @@
+"""Physical memory of a dump: read by physical address, whatever the file format is.
+
+A format hands over its extents and a block reader; positions in the extents are offsets into
+that reader's data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdump_elftool.addr import U64, Bools, Ranges, subtract_ranges
+from kdump_elftool.errors import PageAbsentError
+from kdump_elftool.memory.extents import ZERO_FILL, Extents
+
+Bytes2D = npt.NDArray[np.uint8]
+
+_RUN_BYTES = 1 << 20  # one read of many blocks
+_RUN_GAP = 1 << 15  # reading over a small gap is cheaper than a second system call
+
+
+class BlockReader(Protocol):
+    """Something that fills a buffer from a position in a dump's data."""
+
+    def read_into(self, offset: int, view: memoryview, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class PhysicalMemory:
+    """``extents``: what the dump holds.  ``declared``: what its headers say the machine had."""
+
+    reader: BlockReader
+    extents: Extents
+    declared: Ranges
+
+    def present(self) -> Ranges:
+        """Physical ranges that can be read."""
+        return self.extents.ranges()
+
+    def absent(self) -> Ranges:
+        """Declared ranges that cannot be read."""
+        return subtract_ranges(self.declared, self.present())
+
+    def read(self, paddr: int, size: int) -> bytes:
+        """Exactly ``size`` bytes.  Raises PageAbsentError at the first address that is missing."""
+        buffer = bytearray(size)
+        self.read_into(paddr, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, paddr: int, view: memoryview) -> None:
+        """Fill ``view`` from ``paddr``.  Raises PageAbsentError."""
+        done = 0
+        while done < len(view):
+            address = paddr + done
+            index, inside = self.extents.locate(np.array([address], dtype=np.uint64))
+            if not inside[0]:
+                raise PageAbsentError("paddr", address, "not in the dump")
+            at = int(index[0])
+            skip = address - int(self.extents.start[at])
+            room = min(int(self.extents.size[at]) - skip, len(view) - done)
+            target = view[done : done + room]
+            if int(self.extents.position[at]) == ZERO_FILL:
+                target[:] = bytes(room)
+            else:
+                self.reader.read_into(int(self.extents.position[at]) + skip, target)
+            done += room
+
+    def gather(self, paddr: U64, size: int) -> tuple[Bytes2D, Bools]:
+        """Many blocks of ``size`` bytes: an (n, size) uint8 array and a mask of those readable.
+
+        A block counts as readable only when all its bytes are present in one piece; the others
+        are zeros.
+        """
+        blocks = np.zeros((len(paddr), size), dtype=np.uint8)
+        if not len(self.extents) or not len(paddr):
+            return blocks, np.zeros(len(paddr), dtype=np.bool_)
+        index, inside = self.extents.locate(paddr)
+        skip = paddr - self.extents.start[index]
+        readable = inside & (self.extents.size[index] - np.where(inside, skip, 0) >= np.uint64(size))
+        position = self.extents.position[index]
+        from_file = np.flatnonzero(readable & (position != np.uint64(ZERO_FILL)))
+        self._gather_runs(blocks, from_file, (position + skip)[from_file], size)
+        for row in np.flatnonzero(inside & ~readable).tolist():
+            readable[row] = self._across_extents(int(paddr[row]), blocks[row])
+        return blocks, readable
+
+    def _gather_runs(self, blocks: Bytes2D, rows: npt.NDArray[np.intp], offset: U64, size: int) -> None:
+        order = np.argsort(offset, kind="stable")
+        rows, offset = rows[order], offset[order]
+        scratch = bytearray(_RUN_BYTES + size)
+        begin = 0
+        while begin < len(rows):
+            base = int(offset[begin])
+            window = offset[begin : begin + _RUN_BYTES]
+            reach = int(np.searchsorted(window, np.uint64(base + _RUN_BYTES), side="left"))
+            jumps = np.flatnonzero(np.diff(window[:reach]) > np.uint64(size + _RUN_GAP))
+            stop = begin + (int(jumps[0]) + 1 if len(jumps) else reach)
+            length = int(offset[stop - 1]) - base + size
+            self.reader.read_into(base, memoryview(scratch)[:length])
+            data = np.frombuffer(scratch, dtype=np.uint8)
+            where = (offset[begin:stop] - np.uint64(base)).astype(np.intp)
+            windows = np.lib.stride_tricks.sliding_window_view(data, size)
+            blocks[rows[begin:stop]] = windows[where]
+            begin = stop
+
+    def _across_extents(self, paddr: int, row: npt.NDArray[np.uint8]) -> bool:
+        try:
+            self.read_into(paddr, row.data)
+        except PageAbsentError:
+            row[:] = 0
+            return False
+        return True

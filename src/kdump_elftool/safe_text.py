@@ -1,0 +1,28 @@
+"""Text that came out of a dump, made safe for a terminal, for JSON and for a gdb script.
+
+The only escape in the project: a dump comes from a broken or hostile machine, so its names and
+log lines may hold terminal escapes, newlines, quotes or bytes that are no text at all.
+"""
+
+from __future__ import annotations
+
+import re
+
+_UNSAFE = re.compile(r"[^\x20-\x7e]|\\")
+
+
+def printable(value: bytes | str, limit: int = 4096) -> str:
+    r"""``value`` as one line of printable ASCII, everything else as ``\xNN``; cut at ``limit``."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    cut = text[:limit]
+    safe = _UNSAFE.sub(_escape, cut)
+    return safe + "..." if len(text) > limit else safe
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if match[0] == "\\":
+        return "\\\\"
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
