@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TextIO
 
 from kdump_elftool.cli.common import add_common, number, one_input, read_extra, warn
 from kdump_elftool.elf.layout import MANY_SEGMENTS
@@ -12,6 +13,7 @@ from kdump_elftool.elf.writer import write_core
 from kdump_elftool.files import InputFile, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import OpenOptions
+from kdump_elftool.jobs.selection import Pages
 from kdump_elftool.jobs.velf import LEVEL, Velf, VelfRequest, plan_velf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
@@ -100,16 +102,23 @@ def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
     if args.json:
         print(json.dumps(_as_json(args, velf)), file=stream)
     elif not args.quiet:
-        print(f"Skipped {velf.pages.not_present} not present pages", file=stream)
-        print(f"Accepted {velf.pages.accepted} pages", file=stream)
+        _print_statistics(velf.pages, stream)
     stream.flush()
     return 1 if args.strict and (partial or velf.warnings) else 0
+
+
+def _print_statistics(pages: Pages, stream: TextIO) -> None:
+    """The original tool's statistics; level ``all`` filters nothing."""
+    print(f"Skipped {pages.not_present} not present pages", file=stream)
+    for category in ("free", "cache", "user", "poison"):
+        print(f"        0 {category} pages", file=stream)
+    print(f"Accepted {pages.accepted} pages", file=stream)
 
 
 def _print_facts(velf: Velf) -> None:
     facts = [*velf.identity.facts, *([velf.kaslr_offset] if velf.kaslr_offset else [])]
     for fact in facts:
-        print(f"{fact.name}: {fact.shown()} (by {fact.source})", file=sys.stderr)
+        print(f"{fact.name}: {fact.shown()} ({fact.source})", file=sys.stderr)
     for thread in velf.threads:
         print(f"cpu {thread.cpu}: thread {thread.lwp}, ip {thread.ip:#x}, sp {thread.sp:#x}", file=sys.stderr)
 

@@ -12,18 +12,19 @@ from importlib.metadata import version
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Index, Ranges, merge_ranges, subtract_ranges
+from kdump_elftool.addr import MASK64, Index
 from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.arch.base import Architecture
-from kdump_elftool.arch.walker import Mappings, Walk, Window, merge_mappings, walk
-from kdump_elftool.elf.constants import EM_NAMES
+from kdump_elftool.arch.walker import Mappings, Walk, Window, walk
+from kdump_elftool.elf.constants import EM_NAMES, NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import auxv_note, summary_note
 from kdump_elftool.errors import IdentityError, UnsupportedError
-from kdump_elftool.formats.base import Dump, Lost
+from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
-from kdump_elftool.kernel.cpus import CpuThread, cpu_threads
+from kdump_elftool.jobs.selection import Pages, select
+from kdump_elftool.kernel.cpus import CORE, CpuNotes, CpuThread, cpu_threads
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import (
     KernelIdentity,
@@ -34,7 +35,6 @@ from kdump_elftool.kernel.identity import (
 )
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
 from kdump_elftool.kernel.vmlinux import Vmlinux
-from kdump_elftool.memory.extents import intersect
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,6 @@ class VelfRequest:
 
 
 @dataclass(frozen=True)
-class Pages:
-    """Distinct physical pages: stored, and mapped but not in the dump."""
-
-    accepted: int
-    not_present: int
-
-
-@dataclass(frozen=True)
 class Velf:
     """A planned velf: everything known but the memory itself written."""
 
@@ -69,7 +61,6 @@ class Velf:
     threads: tuple[CpuThread, ...]
     pages: Pages
     coverage: Coverage
-    lost: tuple[Lost, ...]
     warnings: tuple[str, ...]
 
 
@@ -150,57 +141,47 @@ def _walk(dump: Dump, identity: KernelIdentity, with_user_half: bool) -> Walk:
 
 
 def _assemble(
-    dump: Dump,
-    request: VelfRequest,
-    identity: KernelIdentity,
-    walked: Walk,
-    warnings: list[str],
+    dump: Dump, request: VelfRequest, identity: KernelIdentity, walked: Walk, warnings: list[str]
 ) -> Velf:
     kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
-    present = dump.memory.present()
-    mapped = Mappings(*_cut(walked.mappings, present))
-    absent = dump.memory.absent()
-    missing = Mappings(*_cut(walked.mappings, absent))
-    lost = [*dump.lost, *_lost_tables(walked)]
+    chosen = select(dump.memory, walked, dump.lost)
     if not walked.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    stored = merge_ranges(mapped.paddr, mapped.paddr + mapped.size)
-    pages = Pages(_pages(stored), _pages(merge_ranges(missing.paddr, missing.paddr + missing.size)))
-    unreachable = subtract_ranges(present, stored) if len(lost) > len(dump.lost) else Ranges(*_EMPTY)
-    coverage = Coverage.of(dump.memory.declared.total, absent.total + unreachable.total, tuple(lost))
-    warnings += _image_warning(identity, missing, walked)
-    threads = cpu_threads(dump.notes, identity.arch, dump.kind)
-    notes = list(threads.notes)
-    if request.vmlinux is not None and kaslr_offset is not None:
-        entry = (request.vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
-        notes = [*(note for note in notes if not _is_auxv(note)), auxv_note(dump.kind, entry)]
-    notes.append(summary_note(_summary(identity, kaslr_offset, coverage)))
-    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, identity, threads.threads))
+    warnings += _image_warning(identity.arch, chosen.missing, walked)
+    cpus = cpu_threads(dump.notes, identity.arch, dump.kind)
+    notes = _notes(cpus, dump, request.vmlinux, kaslr_offset)
+    notes.append(summary_note(_summary(identity, kaslr_offset, chosen.coverage)))
+    mapped = chosen.mapped
+    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, identity.arch, cpus.threads))
     encoded = tuple(encode_notes(tuple(notes), dump.kind))
     layout = build_layout(dump.kind, dump.e_machine, dump.e_flags, memory, encoded)
     log.info(
-        "layout: %d segments, %d bytes, %d stored twice",
+        "layout: %d segments, %d bytes, %d of them stored twice",
         layout.nr_segments,
         layout.file_size,
         layout.copied_bytes,
     )
     return Velf(
-        layout, identity, kaslr_offset, threads.threads, pages, coverage, tuple(lost), tuple(warnings)
+        layout=layout,
+        identity=identity,
+        kaslr_offset=kaslr_offset,
+        threads=cpus.threads,
+        pages=chosen.pages,
+        coverage=chosen.coverage,
+        warnings=tuple(warnings),
     )
 
 
-_EMPTY = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64))
+def _notes(cpus: CpuNotes, dump: Dump, vmlinux: Vmlinux | None, kaslr_offset: Fact | None) -> list[Note]:
+    """The dump's notes, NT_AUXV replaced when a vmlinux tells where its entry point went."""
+    if vmlinux is None or kaslr_offset is None:
+        return list(cpus.notes)
+    entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
+    kept = [note for note in cpus.notes if not (note.name == CORE and note.type == NT_AUXV)]
+    return [*kept, auxv_note(dump.kind, entry)]
 
 
-def _cut(mappings: Mappings, ranges: Ranges) -> tuple[U64, U64, U64]:
-    """The parts of the mappings whose physical memory lies in ``ranges``, merged and sorted."""
-    pieces = intersect(ranges, mappings.paddr, mappings.size)
-    shift = pieces.start - mappings.paddr[pieces.owner]
-    cut = merge_mappings(Mappings(mappings.vaddr[pieces.owner] + shift, pieces.start, pieces.size))
-    return cut.vaddr, cut.paddr, cut.size
-
-
-def _rank(mapped: Mappings, identity: KernelIdentity, threads: tuple[CpuThread, ...]) -> Index:
+def _rank(mapped: Mappings, arch: Architecture, threads: tuple[CpuThread, ...]) -> Index:
     """0 the kernel image, 1 what the CPUs' stack pointers point into, 2 the direct map, 3 the rest.
 
     The direct map is recognised as the distance between vaddr and paddr that maps most memory.
@@ -213,26 +194,16 @@ def _rank(mapped: Mappings, identity: KernelIdentity, threads: tuple[CpuThread, 
     for thread in threads:
         sp = np.uint64(thread.sp)
         rank[(mapped.vaddr <= sp) & (sp - mapped.vaddr < mapped.size)] = 1
-    low, high = identity.arch.image_window
+    low, high = arch.image_window
     rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
     return rank
 
 
-def _lost_tables(walked: Walk) -> list[Lost]:
-    result = []
-    for part in walked.lost:
-        end = np.minimum(part.vaddr + np.uint64(part.span - 1), np.uint64(MASK64 - 1)) + np.uint64(1)
-        where = f"{part.level} table at paddr {int(part.paddr[0]):#x} unreadable"
-        more = f" (and {len(part.paddr) - 1} more)" if len(part.paddr) > 1 else ""
-        result.append(Lost("vaddr", where + more, merge_ranges(part.vaddr, end)))
-    return result
-
-
-def _image_warning(identity: KernelIdentity, missing: Mappings, walked: Walk) -> list[str]:
+def _image_warning(arch: Architecture, missing: Mappings, walked: Walk) -> list[str]:
     """gdb answers from an exec file where the core has nothing: say so when that can happen."""
-    low, high = (np.uint64(edge) for edge in identity.arch.image_window)
+    low, high = (np.uint64(edge) for edge in arch.image_window)
     inside = (missing.vaddr >= low) & (missing.vaddr < high)
-    pages = int(missing.size[inside].sum()) // identity.arch.page_size
+    pages = int(missing.size[inside].sum()) // arch.page_size
     hidden = any(
         bool(np.any((part.vaddr < high) & (part.vaddr + np.uint64(part.span - 1) >= low)))
         for part in walked.lost
@@ -244,14 +215,6 @@ def _image_warning(identity: KernelIdentity, missing: Mappings, walked: Walk) ->
         f"{count} of the kernel image are absent: give gdb vmlinux with 'symbol-file -o OFFSET', not as "
         "the program, or it shows link-time bytes there"
     ]
-
-
-def _is_auxv(note: Note) -> bool:
-    return note.name == b"CORE" and note.type == 6
-
-
-def _pages(ranges: Ranges) -> int:
-    return ranges.total // 4096
 
 
 def _summary(identity: KernelIdentity, kaslr_offset: Fact | None, coverage: Coverage) -> dict[str, object]:

@@ -21,6 +21,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, parse
 from kdump_elftool.kernel.vmlinux import Vmlinux
+from kdump_elftool.safe_text import printable
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ def identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | N
     root, form, verified = _choose(dump, arch, info, roots, forms)
     facts = [
         root,
-        Fact("page-table levels", len(form.levels), "tried" if verified else "assumed"),
+        Fact("paging", form.name, "a kernel address translates" if verified else "assumed"),
         *_noted(info),
     ]
     return KernelIdentity(
         arch=arch,
-        release=info.text("OSRELEASE"),
+        release=_text(info, "OSRELEASE"),
         build_id=info.build_id,
         form=form,
         pgt_root=int(root.value),
@@ -106,7 +107,7 @@ def check_same_kernel(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture) ->
             return None
         return f"build id {vmlinux.build_id.hex()}, the dump has {build_id.hex()}"
     if release is not None and vmlinux.release is not None and release != vmlinux.release:
-        return f"release {vmlinux.release}, the dump has {release}"
+        return f"release {printable(vmlinux.release)}, the dump has {printable(release)}"
     return None
 
 
@@ -164,8 +165,17 @@ def _readable(dump: Dump, root: int, form: PagingForm) -> bool:
     return bool(readable[0])
 
 
+def _text(info: VmcoreInfo, key: str) -> str | None:
+    value = info.text(key)
+    return None if value is None else printable(value)
+
+
 def _noted(info: VmcoreInfo) -> Iterator[Fact]:
-    for key in ("OSRELEASE", "BUILD-ID", "KERNELOFFSET", "NUMBER(phys_base)", "NUMBER(sme_mask)"):
-        value = info.text(key)
+    for name, key in (("release", "OSRELEASE"), ("build_id", "BUILD-ID")):
+        text = info.text(key)
+        if text is not None:
+            yield Fact(name, printable(text), info.source(key))
+    for name in ("phys_base", "sme_mask"):
+        value = info.number(name)
         if value is not None:
-            yield Fact(key, value, info.source(key))
+            yield Fact(name, value, info.source(f"NUMBER({name})"))
