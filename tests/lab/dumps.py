@@ -1,0 +1,118 @@
+"""The lab's dumps as test parameters, and the commands that look into them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.config import load_config, row_dir
+
+DUMP_FILES = {
+    "kdump": ("vmcore",),
+    "panic": ("qemu.elf", "qemu-paging.elf"),
+    "live": ("qemu.elf", "qemu-paging.elf"),
+}
+HERE = Path(__file__).parent
+GDB = os.environ.get("GDB", "gdb")
+
+
+@dataclass(frozen=True)
+class LabDump:
+    """One dump file of one row."""
+
+    row: str
+    scenario: str
+    file: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.row}/{self.file}"
+
+    @property
+    def directory(self) -> Path:
+        rows = {row.name: row for row in load_config().rows}
+        return row_dir(rows[self.row])
+
+    @property
+    def path(self) -> Path:
+        return self.directory / self.file
+
+    @property
+    def vmlinux(self) -> Path:
+        return (self.directory / "vmlinux").resolve()
+
+    @property
+    def truth(self) -> dict[str, Any]:
+        return json.loads((self.directory / "truth.json").read_text())
+
+    def check(self) -> None:
+        """A dump that is missing is a failure: the caller asked for it by running these tests."""
+        assert self.path.exists(), f"{self.path} is missing: python3 -m lab ensure '{self.row}'"
+        assert self.vmlinux.exists(), f"{self.vmlinux} is missing"
+
+
+def selected_dumps() -> list[LabDump]:
+    """The dumps of LAB_SET (default ci), narrowed by ROWS."""
+    patterns = os.environ.get("ROWS", "").split()
+    rows = load_config().select(os.environ.get("LAB_SET", "ci"), patterns)
+    return [LabDump(row.name, row.scenario, file) for row in rows for file in DUMP_FILES[row.scenario]]
+
+
+def kdump_elftool(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the installed command."""
+    command = Path(sys.executable).parent / "kdump-elftool"
+    return subprocess.run(
+        [str(command), *map(str, args)], capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL
+    )
+
+
+def gdb(
+    *commands: str, program: str = GDB, args: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run gdb on ``commands`` without any start-up file."""
+    argv = [program, "-nx", "-nh", "-batch", "-iex", "set debuginfod enabled off"]
+    for command in commands:
+        argv += ["-ex", command]
+    return subprocess.run(
+        [*argv, *args],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=600,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def gdb_bytes(core: Path, addresses: list[int], scratch: Path, program: str = GDB) -> dict[int, str | None]:
+    """8 bytes at each address as gdb's Python reads them from the core alone; None where it can't."""
+    wanted, answer = scratch / "addresses.json", scratch / "bytes.json"
+    wanted.write_text(json.dumps(addresses))
+    done = gdb(
+        f"core-file {core}",
+        f"source {HERE / 'gdb_read.py'}",
+        program=program,
+        KD_WANTED=str(wanted),
+        KD_ANSWER=str(answer),
+    )
+    assert answer.exists(), done.stdout + done.stderr
+    return dict(zip(addresses, json.loads(answer.read_text()), strict=True))
+
+
+def drgn_oracle(core: Path, vmlinux: Path, request: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Ask drgn about a core; see oracle_drgn.py."""
+    answer = scratch / "drgn.json"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "oracle_drgn.py"), str(core), str(vmlinux), str(answer)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(answer.read_text())
