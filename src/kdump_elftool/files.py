@@ -129,11 +129,8 @@ class Output:
         self._target = target
         self._temporary = temporary
         self._position = 0
-
-    @property
-    def is_file(self) -> bool:
+        self.is_file = temporary is not None
         """True for a regular file that keeps holes; False for a stream."""
-        return self._temporary is not None
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write ``data`` at ``offset``; streams need offsets in ascending order."""

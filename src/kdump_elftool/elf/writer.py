@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kdump_elftool.elf.layout import PAGE, CoreLayout, Storage, encode_headers
 from kdump_elftool.files import FileSlice, Output
-from kdump_elftool.memory.physical import PhysicalMemory
 from kdump_elftool.progress import Advance, silent
 
 CHUNK = 4 << 20
@@ -22,7 +22,13 @@ _WORDS = PAGE // 8
 _PROBES = (0, 1, _WORDS // 2, _WORDS - 1)
 
 
-def write_core(layout: CoreLayout, memory: PhysicalMemory, out: Output, advance: Advance = silent) -> int:
+class PhysicalReader(Protocol):
+    """What the writer asks of physical memory: fill a buffer from an address known to be present."""
+
+    def read_into(self, paddr: int, view: memoryview, /) -> None: ...
+
+
+def write_core(layout: CoreLayout, memory: PhysicalReader, out: Output, advance: Advance = silent) -> int:
     """Write the core to ``out`` (not yet committed); returns the zero bytes left as holes."""
     out.write_at(0, encode_headers(layout))
     _write_notes(layout, out)
@@ -70,7 +76,7 @@ def _pieces(storage: Storage) -> Iterator[tuple[int, int, int]]:
             done += step
 
 
-def _read(memory: PhysicalMemory, paddr: int, file_offset: int, view: memoryview) -> tuple[int, memoryview]:
+def _read(memory: PhysicalReader, paddr: int, file_offset: int, view: memoryview) -> tuple[int, memoryview]:
     memory.read_into(paddr, view)
     return file_offset, view
 

@@ -7,8 +7,8 @@ AVML image.rs, libvirt src/qemu/qemu_saveimage.h, VMware vmss2core notes, crash'
 from __future__ import annotations
 
 _OUTER = "decompress it first"
-_REBUILD = "makedumpfile -R turns it back into an ordinary dump"
-_TO_ELF = "makedumpfile -E writes an ELF core of a dump"
+_REBUILD = "makedumpfile -R makes an ordinary dump of it; an ELF one can be read"
+_TO_ELF = "take the next dump with makedumpfile -E, or copy /proc/vmcore itself: those can be read"
 
 RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
     (b"KDUMP   ", "a kdump-compressed dump (makedumpfile)", _TO_ELF),

@@ -15,7 +15,7 @@ import numpy as np
 
 from kdump_elftool.addr import MASK64
 from kdump_elftool.arch.base import Architecture, PagingForm
-from kdump_elftool.arch.walker import translate
+from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact
@@ -148,9 +148,15 @@ def _choose(
 
 
 def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form: PagingForm) -> bool:
-    """Whether a known address of the image translates to where it must lie."""
+    """Whether a known address of the image translates to where it must lie.
+
+    Without one it must do that anything is mapped where the image has to be.
+    """
     vaddr = info.symbol("_stext") or info.symbol("swapper_pg_dir")
-    if vaddr is None or not form.is_canonical(vaddr):
+    if vaddr is None:
+        low, high = (form.raw(edge) for edge in arch.image_window)
+        return bool(len(walk(dump.memory, form, root, Window(low, high)).mappings))
+    if not form.is_canonical(vaddr):
         return False
     try:
         found = translate(dump.memory, form, root, vaddr).paddr
