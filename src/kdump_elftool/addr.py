@@ -53,6 +53,8 @@ def sign_extend_column(values: U64, bits: int) -> U64:
 def parse_number(text: str) -> int:
     """An option's number: ``0x`` hexadecimal, else decimal (contract).  Raises ValueError."""
     text = text.strip()
+    if "_" in text:
+        raise ValueError("no digit separators")
     value = int(text, 16) if text.lower().startswith("0x") else int(text, 10)
     if not 0 <= value <= MASK64:
         raise ValueError(f"{text} does not fit 64 bits")

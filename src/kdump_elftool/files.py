@@ -132,6 +132,11 @@ class Output:
         self.is_file = temporary is not None
         """True for a regular file that keeps holes; False for a stream."""
 
+    def is_stdout(self) -> bool:
+        """True when the data goes where the process's own output would go."""
+        here, there = os.fstat(self.fd), os.fstat(1)
+        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write ``data`` at ``offset``; streams need offsets in ascending order."""
         if self.is_file:
@@ -174,10 +179,10 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.fd > 1:
+            os.close(self.fd)
+            self.fd = -1
         if self._temporary is not None:
-            if self.fd >= 0:
-                os.close(self.fd)
-                self.fd = -1
             _unlink_quietly(self._temporary)
             self._temporary = None
 

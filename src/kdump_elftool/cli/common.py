@@ -52,15 +52,11 @@ def number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no number (0x for hexadecimal)") from None
 
 
-def read_extra(path: str | None) -> VmcoreInfo | None:
+def read_extra(file: InputFile) -> VmcoreInfo:
     """The ``-e`` file: VMCOREINFO lines that override the dump's."""
-    if path is None:
-        return None
-    with InputFile.open(path) as file:
-        if file.size > _MAX_EXTRA:
-            raise KdumpError(f"{file.path} is {file.size} bytes: no vminfo file is that large")
-        data = file.read_at(0, file.size)
-    info = parse(data, f"-e {path}")
+    if file.size > _MAX_EXTRA:
+        raise KdumpError(f"{file.path} is {file.size} bytes: no vminfo file is that large")
+    info = parse(file.read_at(0, file.size), f"-e {file.path}")
     if not info.values:
         raise KdumpError(
             f"{file.path} has no KEY=value line", hint="-e wants lines such as SYMBOL(x)=ffff..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from typing import TextIO
 
 from kdump_elftool.cli.common import add_common, number, one_input, read_extra, warn
@@ -66,25 +67,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    extra = read_extra(args.extravminfo)
-    with InputFile.open(one_input(args)) as file:
+    with ExitStack() as stack:
+
+        def opened(path: str | None) -> InputFile | None:
+            return None if path is None else stack.enter_context(InputFile.open(path))
+
+        file = stack.enter_context(InputFile.open(one_input(args)))
+        extra, vmlinux = opened(args.extravminfo), opened(args.vmlinux)
         dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
-        inputs = [file]
-        vmlinux = None
-        if args.vmlinux is not None:
-            with InputFile.open(args.vmlinux) as vmlinux_file:
-                vmlinux = read_vmlinux(vmlinux_file)
-                inputs.append(vmlinux_file)
-        request = VelfRequest(vmlinux, extra, args.physpgd, args.force)
+        request = VelfRequest(
+            vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
+            extra=read_extra(extra) if extra else None,
+            pgt_root=args.physpgd,
+            force=args.force,
+        )
         velf = plan_velf(dump, request)
         for message in velf.warnings:
             warn(message, args)
+        inputs = [source for source in (file, extra, vmlinux) if source]
         with open_output(args.outfile, inputs) as out:
             shown = not (args.no_progress or args.quiet)
             with progress("writing", velf.layout.file_size, enabled=shown) as advance:
                 write_core(velf.layout, dump.memory, out, advance)
+            to_stdout = not out.is_file and out.is_stdout()
             out.commit()
-            to_stdout = not out.is_file and out.fd == 1
     return _report(args, velf, to_stdout)
 
 

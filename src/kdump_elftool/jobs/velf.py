@@ -19,7 +19,7 @@ from kdump_elftool.arch.walker import Mappings, Walk, Window, walk
 from kdump_elftool.elf.constants import EM_NAMES, NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
-from kdump_elftool.elf.own_notes import auxv_note, summary_note
+from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, auxv_note, summary_note
 from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
@@ -33,7 +33,7 @@ from kdump_elftool.kernel.identity import (
     identify,
     kaslr_offset_by,
 )
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override
 from kdump_elftool.kernel.vmlinux import Vmlinux
 
 log = logging.getLogger(__name__)
@@ -173,12 +173,16 @@ def _assemble(
 
 
 def _notes(cpus: CpuNotes, dump: Dump, vmlinux: Vmlinux | None, kaslr_offset: Fact | None) -> list[Note]:
-    """The dump's notes, NT_AUXV replaced when a vmlinux tells where its entry point went."""
-    if vmlinux is None or kaslr_offset is None:
-        return list(cpus.notes)
-    entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
-    kept = [note for note in cpus.notes if not (note.name == CORE and note.type == NT_AUXV)]
-    return [*kept, auxv_note(dump.kind, entry)]
+    """The dump's notes without those this tool writes anew: its own, and NT_AUXV given a vmlinux."""
+    dropped = {(OWNER, TYPE_SUMMARY)}
+    added = []
+    if vmlinux is not None and kaslr_offset is not None:
+        entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
+        dropped.add((CORE, NT_AUXV))
+        added.append(auxv_note(dump.kind, entry))
+    kept = [note for note in cpus.notes if (note.name, note.type) not in dropped]
+    first = next((note for note in kept if note.name == NOTE_NAME), None)
+    return [*(note for note in kept if note.name != NOTE_NAME or note is first), *added]
 
 
 def _rank(mapped: Mappings, arch: Architecture, threads: tuple[CpuThread, ...]) -> Index:

@@ -75,7 +75,7 @@ class VmcoreInfo:
 
     def _integer(self, key: str) -> int | None:
         text = self.values.get(key)
-        if text is None:
+        if text is None or "_" in text:
             return None
         is_hex = key.startswith(_HEX_KINDS) or key in _HEX_NUMBERS or key in _HEX_NUMBERS_BARE
         try:
