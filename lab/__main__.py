@@ -1,0 +1,98 @@
+"""Command line of the lab: `python3 -m lab COMMAND`, run from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from lab.config import SETS, LabError, Row, load_config, row_dir
+from lab.matrix import Lab, describe, read_row
+from lab.roots import ensure_root
+
+HOST_PACKAGES = (
+    "qemu-system-x86",
+    "gcc",
+    "libc6-dev",
+    "binutils",
+    "debootstrap",
+    "gdb",
+    "xz-utils",
+    "util-linux",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab", description="real kernels, crashed in QEMU")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("packages-host", help="Debian packages this machine needs")
+    ensure = commands.add_parser("ensure", help="make the rows that are missing")
+    ensure.add_argument("--remake", action="store_true", help="make them anew")
+    listing = commands.add_parser("list", help="rows and whether they are made")
+    listing.add_argument("--json", action="store_true")
+    for command in (ensure, listing):
+        command.add_argument("--set", choices=SETS, help="rows of this set only (default: all)")
+        command.add_argument("rows", nargs="*", metavar="ROW_PATTERN", help="also by the variable ROWS")
+    path = commands.add_parser("path", help="folder of a row")
+    path.add_argument("row")
+    root = commands.add_parser("root", help="make a newer Debian for its tools, print its folder")
+    root.add_argument("suite", choices=sorted(load_config().root_packages))
+    root.add_argument("--remake", action="store_true", help="make it anew")
+    return parser
+
+
+def _rows(args: argparse.Namespace) -> list[Row]:
+    patterns = args.rows or os.environ.get("ROWS", "").replace(",", " ").split()
+    rows = load_config().select(args.set, patterns)
+    if not rows:
+        raise LabError(f"no row matches {' '.join(patterns)}")
+    return rows
+
+
+def _list(args: argparse.Namespace) -> None:
+    rows = describe(_rows(args))
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        state = f"{row['release']} {row['bytes_on_disk'] / 1e6:.0f} MB" if row["made"] else "not made"
+        print(f"{row['row']:26} {','.join(row['sets']):16} {state:40} {row['about']}")
+
+
+def _path(args: argparse.Namespace) -> None:
+    for row in load_config().rows:
+        if row.name == args.row:
+            if not read_row(row):
+                raise LabError(f"{row.name} is not made yet: python3 -m lab ensure {row.name}")
+            print(row_dir(row))
+            return
+    raise LabError(f"no row {args.row}")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.command == "packages-host":
+        print(" ".join(HOST_PACKAGES))
+    elif args.command == "ensure":
+        Lab(load_config()).ensure(_rows(args), args.remake)
+    elif args.command == "list":
+        _list(args)
+    elif args.command == "path":
+        _path(args)
+    else:
+        print(ensure_root(load_config(), args.suite, args.remake))
+
+
+def main() -> int:
+    try:
+        run(build_parser().parse_args())
+    except LabError as error:
+        print(f"lab: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
