@@ -1,0 +1,175 @@
+"""Inputs by offset, outputs whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
+from kdump_elftool.files import InputFile, open_output
+
+
+@pytest.fixture
+def ten(tmp_path):
+    path = tmp_path / "ten"
+    path.write_bytes(b"0123456789")
+    return path
+
+
+def test_read_at_is_short_only_at_the_end(ten):
+    with InputFile.open(str(ten)) as file:
+        assert file.size == 10
+        assert file.read_at(2, 3) == b"234"
+        assert file.read_at(8, 100) == b"89"
+        assert file.read_at(10, 1) == b""
+        assert file.read_at(2**63, 5) == b""
+        assert file.read_at(0, 2**63) == b"0123456789"
+
+
+def test_read_into_says_where_a_shrunken_file_ends(ten):
+    with InputFile.open(str(ten)) as file:
+        os.truncate(ten, 4)
+        with pytest.raises(CorruptDumpError, match="0x4") as caught:
+            file.read_into(2, memoryview(bytearray(6)))
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["absent", "directory"])
+def test_what_cannot_be_opened_has_a_hint(tmp_path, name):
+    (tmp_path / "directory").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KdumpError) as caught:
+        InputFile.open(str(tmp_path / name))
+    assert name in caught.value.message and caught.value.hint
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_terminal_codes_in_a_file_name_do_not_reach_the_message(tmp_path):
+    with pytest.raises(KdumpError) as caught:
+        InputFile.open(str(tmp_path / "\x1b[2J"))
+    assert "\x1b" not in caught.value.message
+
+
+def test_a_pipe_is_refused_as_a_dump(tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    saved = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        with pytest.raises(KdumpError, match="pipe"):
+            InputFile.open("-")
+    finally:
+        os.dup2(saved, 0)
+        for fd in (reading, writing, saved):
+            os.close(fd)
+
+
+def test_output_appears_when_committed_with_mode_0600(tmp_path):
+    target = tmp_path / "out"
+    umask = os.umask(0)
+    try:
+        with open_output(str(target)) as output:
+            output.write_at(10, b"abc")
+            assert not target.exists()
+            (temporary,) = os.listdir(tmp_path)
+            assert temporary == f".out.{os.getpid()}.tmp"
+            assert stat.S_IMODE((tmp_path / temporary).stat().st_mode) == 0o600
+            output.write_at(0, b"xy")
+            output.finish(20)
+            output.commit()
+    finally:
+        os.umask(umask)
+    assert target.read_bytes() == b"xy" + bytes(8) + b"abc" + bytes(7)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_output_without_commit_leaves_nothing_and_keeps_the_old_file(tmp_path):
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    with pytest.raises(RuntimeError), open_output(str(target)) as output:
+        output.write_at(0, b"new")
+        raise RuntimeError
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_existing_file_is_replaced_not_written_into(tmp_path):
+    target, other = tmp_path / "out", tmp_path / "other"
+    target.write_bytes(b"old")
+    os.link(target, other)
+    with open_output(str(target)) as output:
+        output.write_at(0, b"new")
+        output.commit()
+    assert (target.read_bytes(), other.read_bytes()) == (b"new", b"old")
+
+
+def test_symbolic_link_to_an_output_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real" / "file")
+    with open_output(str(link)) as output:
+        output.write_at(0, b"new")
+        output.commit()
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("how", ["same", "hard", "symbolic"])
+def test_an_input_is_no_output(ten, tmp_path, how):
+    other = tmp_path / "other"
+    if how == "hard":
+        os.link(ten, other)
+    elif how == "symbolic":
+        other.symlink_to(ten)
+    path = ten if how == "same" else other
+    with InputFile.open(str(ten)) as file, pytest.raises(UsageError) as caught:
+        open_output(str(path), [file])
+    assert caught.value.hint
+    assert ten.read_bytes() == b"0123456789"
+
+
+def test_directories_and_missing_directories_are_refused(tmp_path):
+    with pytest.raises(KdumpError, match="directory"):
+        open_output(str(tmp_path))
+    with pytest.raises(OutputError):
+        open_output(str(tmp_path / "no" / "such" / "place"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_very_long_name_still_has_a_temporary_name(tmp_path):
+    target = tmp_path / ("n" * 255)
+    with open_output(str(target)) as output:
+        output.write_at(0, b"x")
+        output.commit()
+    assert os.listdir(tmp_path) == ["n" * 255]
+
+
+def test_left_over_of_a_dead_process_with_our_id_is_no_obstacle_and_links_are_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / f".out.{os.getpid()}.tmp").symlink_to(victim)
+    with open_output(str(tmp_path / "out")) as output:
+        output.write_at(0, b"new")
+        output.commit()
+    assert victim.read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == ["out", "victim"]
+
+
+def test_a_stream_gets_gaps_as_zeros(tmp_path):
+    reading, writing = os.pipe()
+    try:
+        with open_output(f"/proc/self/fd/{writing}") as output:
+            assert not output.is_file
+            output.write_at(0, b"ab")
+            output.write_at(5, b"c")
+            output.finish(7)
+            output.commit()
+        os.close(writing)
+        writing = -1
+        assert os.read(reading, 100) == b"ab\0\0\0c\0"
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)

@@ -1,0 +1,36 @@
+"""Bytes of a dump become one line of harmless ASCII."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdump_elftool.safe_text import printable
+
+
+@pytest.mark.parametrize(
+    ("raw", "safe"),
+    [
+        (b"swapper/0", "swapper/0"),
+        (b"\x1b[2Jx", "\\x1b[2Jx"),
+        (b"a\nb\r\t\0", "a\\x0ab\\x0d\\x09\\x00"),
+        (b"\\x41", "\\\\x41"),
+        (b"\xff\x80\x7f\x9b", "\\xff\\x80\\x7f\\x9b"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\U0001f600", "\\U0001f600"),
+        ("\udce9", "\\udce9"),
+        (b"", ""),
+    ],
+)
+def test_printable(raw, safe):
+    assert printable(raw) == safe
+
+
+def test_no_two_inputs_look_alike():
+    seen = {printable(bytes((first, second))) for first in range(256) for second in range(256)}
+    assert len(seen) == 65536
+
+
+def test_limit_is_on_the_input_and_shown():
+    assert printable(b"x" * 10, limit=10) == "x" * 10
+    assert printable(b"x" * 11, limit=10) == "x" * 10 + "..."
+    assert len(printable(b"\x00" * 10**6)) < 20000
