@@ -1,0 +1,39 @@
+# bash completion for kdump-elftool(1); written by tools/gen_completion.py
+_kdump_elftool() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= known= i
+    COMPREPLY=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+            -*) ;;
+            *) command=${COMP_WORDS[i]}; break ;;
+        esac
+    done
+    case $command in
+        "")
+            mapfile -t COMPREPLY < <(compgen -W "tovelf makedyn -h --help -v --version" -- "$word")
+            return ;;
+        tovelf)
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -i | --infile) return ;;
+                -v | --vmcore) return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -m | --vmlinux) return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                -l | --level) mapfile -t COMPREPLY < <(compgen -W "all" -- "$word"); return ;;
+                -o | --outfile) return ;;
+            esac
+            ;;
+        makedyn)
+            known="-h --help -o --outfile --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -o | --outfile) return ;;
+            esac
+            ;;
+    esac
+    if [[ $word == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$known" -- "$word")
+    fi
+}
+complete -o default -o bashdefault -F _kdump_elftool kdump-elftool

@@ -1,0 +1,83 @@
+"""What this machine can't run is left out openly: counted, named with its reason, and never in CI.
+
+Markers (pyproject.toml) say what a test needs. A test whose need is not met is deselected, and the
+summary says how many of which marker and why; with CI=true that fails the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import kdump_elftool
+
+ROOT = Path(__file__).parents[1]
+DUMPS = Path(os.environ.get("KDUMP_ELFTOOL_LAB") or Path.home() / ".cache" / "kdump-elftool-lab") / "dumps"
+WHEEL_ENV = os.environ.get("KDUMP_ELFTOOL_TEST_WHEEL")
+IN_CI = os.environ.get("CI") == "true"
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def _why_not(marker: str) -> str | None:
+    """Why tests with this marker cannot run here; None when they can."""
+    if marker == "root" and os.geteuid() != 0:
+        return "not root"
+    if marker == "gdb" and not shutil.which("gdb"):
+        return "no gdb"
+    if marker == "lab":
+        said = os.environ.get("KDUMP_ELFTOOL_NO_LAB")
+        return said or (None if any(DUMPS.glob("*/row.json")) else "no dump has been made: make lab")
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """./test names the environment with the wheel: nothing else may be what is tested."""
+    where = Path(str(kdump_elftool.__file__)).resolve()
+    if WHEEL_ENV and Path(WHEEL_ENV).resolve() not in where.parents:
+        raise pytest.UsageError(f"the wheel is to be tested, but kdump_elftool comes from {where}")
+    config.stash[LEFT_OUT] = Counter()
+
+
+def pytest_report_header() -> str:
+    """Which copy of the package these tests run."""
+    return f"kdump_elftool: {Path(str(kdump_elftool.__file__)).parent}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what cannot run here, remembering why."""
+    reasons = {marker: _why_not(marker) for marker in ("lab", "gdb", "root")}
+    kept, dropped = [], []
+    for item in items:
+        marker = next((name for name, why in reasons.items() if why and item.get_closest_marker(name)), None)
+        if marker is None:
+            kept.append(item)
+        else:
+            dropped.append(item)
+            config.stash[LEFT_OUT][f"{marker}: {reasons[marker]}"] += 1
+    if dropped:
+        items[:] = kept
+        config.hook.pytest_deselected(items=dropped)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With CI=true a run that left something out has failed, whatever the rest says."""
+    if IN_CI and session.config.stash[LEFT_OUT] and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line for each reason."""
+    for reason, count in sorted(config.stash[LEFT_OUT].items()):
+        verdict = " (a failure: CI=true)" if IN_CI else ""
+        terminalreporter.write_line(f"left out: {count} tests ({reason}){verdict}", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def lab_dumps() -> Path:
+    """The folder that holds one folder for each of the lab's dumps."""
+    return DUMPS
