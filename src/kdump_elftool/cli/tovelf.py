@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from contextlib import ExitStack
 from typing import TextIO
@@ -18,6 +19,7 @@ from kdump_elftool.jobs.selection import Pages
 from kdump_elftool.jobs.velf import LEVEL, Velf, VelfRequest, plan_velf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
+from kdump_elftool.safe_text import printable
 
 NAME = "tovelf"
 HELP = "make a core file of kernel virtual memory that gdb can open"
@@ -110,7 +112,17 @@ def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
     elif not args.quiet:
         _print_statistics(velf.pages, stream)
     stream.flush()
+    if not args.quiet and args.outfile and (args.verbose or sys.stderr.isatty()):
+        print(f"open it with: {_gdb_command(args, velf)}", file=sys.stderr)
     return 1 if args.strict and (partial or velf.warnings) else 0
+
+
+def _gdb_command(args: argparse.Namespace, velf: Velf) -> str:
+    """How to start gdb: vmlinux gives symbols only, or gdb would fill absent pages from it."""
+    offset = f" -o {int(velf.kaslr_offset.value):#x}" if velf.kaslr_offset else ""
+    words = ["gdb", "-ex", f"core-file {args.outfile}"]
+    words += ["-ex", f"symbol-file{offset} {args.vmlinux or 'vmlinux'}"]
+    return printable(shlex.join(words))
 
 
 def _print_statistics(pages: Pages, stream: TextIO) -> None:
