@@ -15,8 +15,9 @@ from kdump_elftool.elf.writer import write_core
 from kdump_elftool.files import InputFile, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import OpenOptions
+from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.jobs.selection import Pages
-from kdump_elftool.jobs.velf import LEVEL, Velf, VelfRequest, plan_velf
+from kdump_elftool.jobs.velf import LEVEL, Velf, plan_velf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
 from kdump_elftool.safe_text import printable
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         file = stack.enter_context(InputFile.open(one_input(args)))
         extra, vmlinux = opened(args.extravminfo), opened(args.vmlinux)
         dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
-        request = VelfRequest(
+        request = KernelRequest(
             vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
             extra=read_extra(extra) if extra else None,
             pgt_root=args.physpgd,

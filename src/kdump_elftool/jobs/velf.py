@@ -13,42 +13,28 @@ from importlib.metadata import version
 import numpy as np
 
 from kdump_elftool.addr import MASK64, Index
-from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.arch.base import Architecture
-from kdump_elftool.arch.walker import Mappings, Walk, Window, walk
-from kdump_elftool.elf.constants import EM_NAMES, NT_AUXV
+from kdump_elftool.arch.walker import Mappings, Walk
+from kdump_elftool.elf.constants import NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, auxv_note, summary_note
-from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
+from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.jobs.selection import Pages, select
 from kdump_elftool.kernel.cpus import CORE, CpuNotes, CpuThread, cpu_threads
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import (
     KernelIdentity,
-    check_same_kernel,
-    dump_vmcoreinfo,
-    identify,
     kaslr_offset_by,
 )
-from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
 from kdump_elftool.kernel.vmlinux import Vmlinux
 
 log = logging.getLogger(__name__)
 
 LEVEL = "all"
-
-
-@dataclass(frozen=True)
-class VelfRequest:
-    """What the user asked for, beyond the dump itself."""
-
-    vmlinux: Vmlinux | None = None
-    extra: VmcoreInfo | None = None
-    pgt_root: int | None = None
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,95 +50,17 @@ class Velf:
     warnings: tuple[str, ...]
 
 
-def plan_velf(dump: Dump, request: VelfRequest) -> Velf:
+def plan_velf(dump: Dump, request: KernelRequest) -> Velf:
     """Plan the conversion.  Raises IdentityError, UnsupportedError, OutputError."""
-    arch = architecture(dump)
-    info = _vmcoreinfo(dump, request)
-    warnings = list(dump.warnings)
-    if request.vmlinux is not None:
-        warnings += _check_vmlinux(info, request.vmlinux, arch, request.force)
-    identity = identify(dump, arch, info, request.pgt_root)
-    log.info("kernel: %s, %s, root %#x", identity.release, identity.form.name, identity.pgt_root)
-    walked = _walk(dump, identity, request.pgt_root is not None)
-    log.info(
-        "page tables: %d read, %d mappings, %d aliases left out",
-        walked.tables,
-        len(walked.mappings),
-        walked.aliases,
-    )
-    if not len(walked.mappings):
-        raise IdentityError(
-            "pgt_root",
-            f"the page tables at {identity.pgt_root:#x} map nothing",
-            hint="this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
-        )
-    if not identity.verified:
-        warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
-    return _assemble(dump, request, identity, walked, warnings)
-
-
-def architecture(dump: Dump) -> Architecture:
-    """The dump's architecture.  Raises UnsupportedError."""
-    arch = ARCHITECTURES.get(dump.e_machine)
-    if arch is None:
-        name = EM_NAMES.get(dump.e_machine, f"ELF machine {dump.e_machine}")
-        known = ", ".join(known.name for known in ARCHITECTURES.values())
-        raise UnsupportedError(
-            dump.file.path, f"dumps of {name} are not supported yet", hint=f"supported: {known}"
-        )
-    if dump.kind.bits == 32 and arch.prstatus.word == 8:
-        raise UnsupportedError(
-            dump.file.path,
-            f"a 32-bit ELF file cannot hold a dump of {arch.name}",
-            hint="the header is damaged",
-        )
-    return arch
-
-
-def _vmcoreinfo(dump: Dump, request: VelfRequest) -> VmcoreInfo:
-    info = dump_vmcoreinfo(dump)
-    if info is None and request.extra is None and request.pgt_root is None:
-        raise IdentityError(
-            "VMCOREINFO",
-            f"{dump.file.path}: no VMCOREINFO note, which says where the page tables are",
-            hint="give its text in a file with -e, or the page-table root with -P",
-        )
-    info = info or VmcoreInfo({})
-    return override(info, request.extra) if request.extra else info
-
-
-def _check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force: bool) -> list[str]:
-    why = check_same_kernel(info, vmlinux, arch)
-    if why is None:
-        return []
-    message = f"{vmlinux.path} is not the kernel of this dump: {why}"
-    if force:
-        return [message]
-    raise IdentityError(
-        "BUILD-ID", message, hint="give the vmlinux of that build; --force uses this one anyway"
-    )
-
-
-def _walk(dump: Dump, identity: KernelIdentity, with_user_half: bool) -> Walk:
-    form = identity.form
-    low, high = form.user_half[0] if with_user_half else form.kernel_half[0], form.kernel_half[1]
-    aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
-    return walk(dump.memory, form, identity.pgt_root, Window(low, high, aliases))
-
-
-def _assemble(
-    dump: Dump, request: VelfRequest, identity: KernelIdentity, walked: Walk, warnings: list[str]
-) -> Velf:
+    kernel = open_kernel(dump, request)
+    identity, walked = kernel.identity, kernel.walked
     kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
     chosen = select(dump.memory, walked, dump.lost)
-    if not walked.complete:
-        warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    warnings += _image_warning(identity.arch, chosen.missing, walked)
-    cpus = cpu_threads(dump.notes, identity.arch, dump.kind)
+    cpus = cpu_threads(dump.notes, kernel.arch, dump.kind)
     notes = _notes(cpus, dump, request.vmlinux, kaslr_offset)
     notes.append(summary_note(_summary(identity, kaslr_offset, chosen.coverage)))
     mapped = chosen.mapped
-    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, identity.arch, cpus.threads))
+    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel.arch, cpus.threads))
     encoded = tuple(encode_notes(tuple(notes), dump.kind))
     layout = build_layout(dump.kind, dump.e_machine, dump.e_flags, memory, encoded)
     log.info(
@@ -168,7 +76,7 @@ def _assemble(
         threads=cpus.threads,
         pages=chosen.pages,
         coverage=chosen.coverage,
-        warnings=tuple(warnings),
+        warnings=(*kernel.warnings, *_image_warning(kernel.arch, chosen.missing, walked)),
     )
 
 

@@ -1,0 +1,123 @@
+"""The stages that every command shares: which kernel a dump holds, and all of its mappings."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch.base import Architecture
+from kdump_elftool.arch.walker import Walk, Window, walk
+from kdump_elftool.elf.constants import EM_NAMES
+from kdump_elftool.errors import IdentityError, UnsupportedError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, dump_vmcoreinfo, identify
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.kernel.vmlinux import Vmlinux
+from kdump_elftool.memory.virtual import VirtualMemory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """What the user said about the kernel: vmlinux, ``-e`` lines, ``-P`` root, ``--force``."""
+
+    vmlinux: Vmlinux | None = None
+    extra: VmcoreInfo | None = None
+    pgt_root: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A dump's kernel: identity, VMCOREINFO (``-e`` laid over it), mappings, things worth saying."""
+
+    arch: Architecture
+    info: VmcoreInfo
+    identity: KernelIdentity
+    walked: Walk
+    warnings: tuple[str, ...]
+
+    def virtual(self, dump: Dump) -> VirtualMemory:
+        """The dump's memory by kernel virtual address."""
+        found = self.walked.mappings
+        return VirtualMemory.of(dump.memory, found.vaddr, found.paddr, found.size)
+
+
+def open_kernel(dump: Dump, request: KernelRequest) -> Kernel:
+    """Identify the kernel and walk its page tables.  Raises IdentityError, UnsupportedError."""
+    arch = architecture(dump)
+    info = _vmcoreinfo(dump, request)
+    warnings = list(dump.warnings)
+    if request.vmlinux is not None:
+        warnings += _check_vmlinux(info, request.vmlinux, arch, request.force)
+    identity = identify(dump, arch, info, request.pgt_root)
+    log.info("kernel: %s, %s, root %#x", identity.release, identity.form.name, identity.pgt_root)
+    walked = _walk(dump, identity, request.pgt_root is not None)
+    log.info(
+        "page tables: %d read, %d mappings, %d aliases left out",
+        walked.tables,
+        len(walked.mappings),
+        walked.aliases,
+    )
+    if not len(walked.mappings):
+        raise IdentityError(
+            "pgt_root",
+            f"the page tables at {identity.pgt_root:#x} map nothing",
+            hint="this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
+        )
+    if not identity.verified:
+        warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
+    if not walked.complete:
+        warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
+    return Kernel(arch, info, identity, walked, tuple(warnings))
+
+
+def architecture(dump: Dump) -> Architecture:
+    """The dump's architecture.  Raises UnsupportedError."""
+    arch = ARCHITECTURES.get(dump.e_machine)
+    if arch is None:
+        name = EM_NAMES.get(dump.e_machine, f"ELF machine {dump.e_machine}")
+        known = ", ".join(known.name for known in ARCHITECTURES.values())
+        raise UnsupportedError(
+            dump.file.path, f"dumps of {name} are not supported yet", hint=f"supported: {known}"
+        )
+    if dump.kind.bits == 32 and arch.prstatus.word == 8:
+        raise UnsupportedError(
+            dump.file.path,
+            f"a 32-bit ELF file cannot hold a dump of {arch.name}",
+            hint="the header is damaged",
+        )
+    return arch
+
+
+def _vmcoreinfo(dump: Dump, request: KernelRequest) -> VmcoreInfo:
+    info = dump_vmcoreinfo(dump)
+    if info is None and request.extra is None and request.pgt_root is None:
+        raise IdentityError(
+            "VMCOREINFO",
+            f"{dump.file.path}: no VMCOREINFO note, which says where the page tables are",
+            hint="give its text in a file with -e, or the page-table root with -P",
+        )
+    info = info or VmcoreInfo({})
+    return override(info, request.extra) if request.extra else info
+
+
+def _check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force: bool) -> list[str]:
+    why = check_same_kernel(info, vmlinux, arch)
+    if why is None:
+        return []
+    message = f"{vmlinux.path} is not the kernel of this dump: {why}"
+    if force:
+        return [message]
+    raise IdentityError(
+        "BUILD-ID", message, hint="give the vmlinux of that build; --force uses this one anyway"
+    )
+
+
+def _walk(dump: Dump, identity: KernelIdentity, with_user_half: bool) -> Walk:
+    form = identity.form
+    low, high = form.user_half[0] if with_user_half else form.kernel_half[0], form.kernel_half[1]
+    aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
+    return walk(dump.memory, form, identity.pgt_root, Window(low, high, aliases))
