@@ -43,6 +43,12 @@ class UnsupportedError(FormatError):
 class CorruptDumpError(FormatError):
     """The file says something about itself that cannot be true."""
 
+    def __init__(
+        self, path: str, message: str, *, file_offset: int | None = None, hint: str | None = None
+    ) -> None:
+        hint = hint or "the file is damaged: copy it again from where it was made and compare checksums"
+        super().__init__(path, message, file_offset=file_offset, hint=hint)
+
 
 class FaultError(KdumpError):
     """Memory that was asked for is not there.  ``space`` is ``paddr`` or ``vaddr``."""

@@ -117,7 +117,7 @@ def _open_hint(error: OSError) -> str | None:
         return "check the name; without an input /proc/vmcore is read, which only a crash kernel has"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "dumps usually belong to root"
-    return None
+    return "check the file and its directory"
 
 
 class Output:

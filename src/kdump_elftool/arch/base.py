@@ -107,6 +107,7 @@ class KernelNumbers(Protocol):
 class Architecture:
     """One architecture: constants and small functions, no state.
 
+    ``byte_orders`` holds those that a dump's header may have, of ``<`` and ``>``.
     ``paging_forms`` gives the forms a kernel may use, most likely first.  ``image_paddr``
     translates an address of the kernel image without page tables (None: not known), which finds
     the root.  ``image_window`` is where the image may be mapped; ``alias_ranges`` are mapped many
@@ -115,6 +116,7 @@ class Architecture:
 
     name: str
     e_machine: int
+    byte_orders: str
     page_size: int
     prstatus: PrStatusLayout
     stack_pointer: str

@@ -86,7 +86,7 @@ _REGISTERS = (
 
 def _paging_forms(kernel: KernelNumbers) -> tuple[PagingForm, ...]:
     """NUMBER(pgtable_l5_enabled) decides (v4.17 on); without it 4 levels are tried before 5."""
-    sme_mask = kernel.number("sme_mask") or 0
+    sme_mask = (kernel.number("sme_mask") or 0) & MASK64
     levels = (5, 4) if kernel.number("pgtable_l5_enabled") else (4, 5)
     return tuple(paging_form(count, sme_mask) for count in levels)
 
@@ -102,6 +102,7 @@ def _image_paddr(kernel: KernelNumbers, vaddr: int) -> int | None:
 ARCH = Architecture(
     name="x86_64",
     e_machine=EM_X86_64,
+    byte_orders="<",
     page_size=4096,
     prstatus=PrStatusLayout(
         size=336, pid_offset=32, regs_offset=112, word=8, registers=tuple(_REGISTERS.split())

@@ -45,7 +45,7 @@ def _changed_copy(path: str, copy: str, wanted: int, accepted: tuple[int, ...]) 
     with InputFile.open(path) as file:
         header = read_header(file)
         if header.e_type not in (wanted, *accepted):
-            raise FormatError(file.path, "this is not a vmlinux")
+            raise FormatError(file.path, "this is not a vmlinux", hint="makedyn changes the kernel's vmlinux")
         status = os.fstat(file.fd)
         with open_output(copy, [file]) as out:
             buffer = memoryview(bytearray(_CHUNK))

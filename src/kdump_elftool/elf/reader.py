@@ -105,7 +105,13 @@ def read_header(file: InputFile) -> ElfHeader:
     """The ELF header.  Raises FormatError when this is no ELF file."""
     ident = file.read_at(0, c.EI_NIDENT)
     if ident[:4] != c.ELFMAG:
-        raise FormatError(file.path, "this is not an ELF file", file_offset=0)
+        raise FormatError(
+            file.path,
+            "this is not an ELF file",
+            file_offset=0,
+            hint="a core or a vmlinux is one; a bootable vmlinuz or bzImage is not: the vmlinux is in the "
+            "distribution's debug package",
+        )
     kind = _kind(file, ident)
     raw = file.read_at(0, kind.ehdr.itemsize)
     if len(raw) < kind.ehdr.itemsize:

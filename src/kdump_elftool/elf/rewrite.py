@@ -25,7 +25,11 @@ def set_type(path: str, wanted: int, accepted: tuple[int, ...]) -> bool:
         return False
     if header.e_type not in accepted:
         kind = c.ET_NAMES.get(header.e_type, f"ELF file of type {header.e_type}")
-        raise FormatError(printable(path), f"this is an ELF {kind}, not a vmlinux")
+        raise FormatError(
+            printable(path),
+            f"this is an ELF {kind}, not a vmlinux",
+            hint="makedyn changes the kernel's vmlinux",
+        )
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

@@ -83,10 +83,11 @@ def architecture(dump: Dump) -> Architecture:
         raise UnsupportedError(
             dump.file.path, f"dumps of {name} are not supported yet", hint=f"supported: {known}"
         )
-    if dump.kind.bits == 32 and arch.prstatus.word == 8:
+    if (dump.kind.bits == 32 and arch.prstatus.word == 8) or dump.kind.order not in arch.byte_orders:
+        order = {"<": "little-endian", ">": "big-endian"}[dump.kind.order]
         raise UnsupportedError(
             dump.file.path,
-            f"a 32-bit ELF file cannot hold a dump of {arch.name}",
+            f"a {dump.kind.bits}-bit {order} ELF file cannot hold a dump of {arch.name}",
             hint="the header is damaged",
         )
     return arch

@@ -82,7 +82,8 @@ class VmcoreInfo:
             value = int(text.strip(), 16 if is_hex or text.strip().startswith("0x") else 10)
         except ValueError:
             return None
-        return value if -(1 << 63) <= value <= MASK64 else None
+        lowest = 0 if is_hex else -(1 << 63)
+        return value if lowest <= value <= MASK64 else None
 
 
 def parse(data: bytes, source: str = "VMCOREINFO") -> VmcoreInfo:

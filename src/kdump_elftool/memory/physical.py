@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import U64, Bools, Ranges, subtract_ranges
+from kdump_elftool.addr import MASK64, U64, Bools, Ranges, subtract_ranges
 from kdump_elftool.errors import PageAbsentError
 from kdump_elftool.memory.extents import ZERO_FILL, Extents
 
@@ -55,6 +55,8 @@ class PhysicalMemory:
         done = 0
         while done < len(view):
             address = paddr + done
+            if address > MASK64:
+                raise PageAbsentError("paddr", address, "beyond the physical address space")
             index, inside = self.extents.locate(np.array([address], dtype=np.uint64))
             if not inside[0]:
                 raise PageAbsentError("paddr", address, "not in the dump")
