@@ -35,7 +35,7 @@ class Machine:
         argv = [
             guest.arch.qemu,
             *guest.arch.machine,
-            *("-cpu", guest.cpu, "-smp", str(guest.cpus), "-m", self.row.memory),
+            *("-cpu", guest.cpu_argument, "-smp", str(guest.cpus), "-m", self.row.memory),
             *("-nodefaults", "-display", "none", "-no-reboot"),
             *("-serial", "file:console.log", "-serial", "file:truth.raw"),
             # with the guest's qemu_fw_cfg driver: QEMU's dumps get the VMCOREINFO note

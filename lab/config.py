@@ -37,6 +37,7 @@ class Arch:
     debian: str
     qemu: str
     machine: tuple[str, ...]
+    cpu_options: tuple[str, ...]
     disk: str
     console: str
     port: str
@@ -58,6 +59,11 @@ class Guest:
     kaslr: bool
     cmdline: str
     modules: tuple[str, ...]
+
+    @property
+    def cpu_argument(self) -> str:
+        """QEMU's -cpu."""
+        return ",".join([self.cpu, *self.arch.cpu_options])
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Row:
             "row": self.name,
             "arch": guest.arch.name,
             "machine": guest.arch.machine,
-            "cpu": guest.cpu,
+            "cpu": guest.cpu_argument,
             "cpus": guest.cpus,
             "cmdline": guest.cmdline,
             "modules": guest.modules,
@@ -122,7 +128,8 @@ def _order(row: Row) -> tuple[int, str]:
 def _parse_guest(name: str, table: Mapping[str, Any], document: Mapping[str, Any]) -> list[Row]:
     defaults = document["defaults"]
     arch_table = document["arch"][table["arch"]]
-    arch = Arch(name=table["arch"], **{**arch_table, "machine": tuple(arch_table["machine"])})
+    lists = {key: tuple(arch_table.get(key, ())) for key in ("machine", "cpu_options")}
+    arch = Arch(name=table["arch"], **{**arch_table, **lists})
     guest = Guest(
         name=name,
         about=table["about"],

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.config import Config, LabError, cache_dir
+from lab.config import Config, LabError, cache_dir, say
 
 DEBIAN_SUITES = re.compile(
     r"(stable|oldstable|oldoldstable|testing|unstable|sid|experimental|buster|bullseye|bookworm|trixie|forky|duke)"
@@ -129,6 +129,16 @@ def find_source(etc_apt: Path = Path("/etc/apt")) -> Source:
     raise LabError("no Debian archive among this machine's apt sources; set LAB_MIRROR to the address of one")
 
 
+def fetched_megabytes(report: str) -> float:
+    """What apt-get update says it fetched."""
+    match = re.search(r"^Fetched ([\d.,]+) ([kMG]?)B in", report, re.MULTILINE)
+    return (
+        float(match[1].replace(",", "")) * {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}[match[2]]
+        if match
+        else 0.0
+    )
+
+
 # ---- apt with a state of its own -----------------------------------------------------------------
 
 
@@ -190,12 +200,8 @@ class Apt:
         (self.dir / "sources.list").write_text(self.sources_text())
         started = time.monotonic()
         report = self.run("update", "-oAPT::Update::Error-Mode=any")
-        fetched = re.search(r"^Fetched ([\d.,]+ \w?B) in", report, re.MULTILINE)
         seconds = time.monotonic() - started
-        print(
-            f"lab: downloaded {fetched[1] if fetched else '0 MB'} in {seconds:.1f} s (package lists)",
-            flush=True,
-        )
+        say(f"downloaded {fetched_megabytes(report):.0f} MB in {seconds:.1f} s (package lists)")
         (self.dir / "refreshed").write_text(self._stamp())
 
     def _stamp(self) -> str:

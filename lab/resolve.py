@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lab.config import Config, Guest, LabError, cache_dir
+from lab.config import Config, Guest, LabError, cache_dir, say
 from lab.packages import Apt, Deb
 
 
@@ -203,7 +203,7 @@ class Resolver:
             except LabError as error:
                 if remembered is None:
                     raise
-                print(f"lab: package lists not refreshed, going on with the old ones: {error}", flush=True)
+                say(f"package lists not refreshed, going on with the old ones: {error}")
                 return remembered
         return self._look_up()
 

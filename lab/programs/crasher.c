@@ -244,7 +244,12 @@ out:
 	free(comm.data);
 }
 
-static void add_tasks(struct text *text)
+static void add_task_id(struct text *text, const char *pid, const char *tid)
+{
+	addf(text, "%s %s\n", pid, tid);
+}
+
+static void for_each_task(struct text *text, void (*visit)(struct text *, const char *, const char *))
 {
 	char path[512];
 	struct dirent *process, *thread;
@@ -261,10 +266,33 @@ static void add_tasks(struct text *text)
 			continue;
 		while ((thread = readdir(threads)))
 			if (isdigit((unsigned char)thread->d_name[0]))
-				add_task(text, process->d_name, thread->d_name);
+				visit(text, process->d_name, thread->d_name);
 		closedir(threads);
 	}
 	closedir(processes);
+}
+
+/*
+ * Waits until no task has come or gone for a second (ten at most): kernel threads that still end after
+ * the work at start would be in the truth and not in the dump of a live guest, which is stopped a
+ * moment later.
+ */
+static void wait_for_quiet(void)
+{
+	struct text before = { 0 }, now = { 0 }, swap;
+	int same = 0;
+
+	for (int turn = 0; turn < 40 && same < 4; turn++) {
+		usleep(250000);
+		for_each_task(&now, add_task_id);
+		same = before.data && !strcmp(before.data, now.data) ? same + 1 : 0;
+		swap = before;
+		before = now;
+		now = swap;
+		now.used = 0;
+	}
+	free(before.data);
+	free(now.data);
 }
 
 static int open_port(const char *path)
@@ -339,11 +367,12 @@ int main(int argc, char **argv)
 	add_kernel_log(&text);
 	send_section(port, "dmesg", &text);
 	tcdrain(port);
+	wait_for_quiet();
 
 	send_file(port, "uptime", "/proc/uptime", &text);
 	addf(&text, "%d %d %lld\n", getpid(), cpu, (long long)time(NULL));
 	send_section(port, "crasher", &text);
-	add_tasks(&text);
+	for_each_task(&text, add_task);
 	send_section(port, "tasks", &text);
 	send_all(port, "@end\n", 5);
 	tcdrain(port);

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab.config import LabError, parse_config
-from lab.packages import Deb, Source, find_source, parse_sources
+from lab.packages import Deb, Source, fetched_megabytes, find_source, parse_sources
 from lab.resolve import PackageIndex, natural_key, newest_match, resolve_kernel, resolve_libraries
 
 CLOUD_61 = r"linux-image-6\.1\.0-[0-9]+-cloud-amd64-dbg"
@@ -166,6 +166,12 @@ def test_a_machine_without_debian_is_told_of_lab_mirror(tmp_path: Path, monkeypa
     folder = write_sources(tmp_path, "deb http://other.example/ubuntu noble main\n")
     with pytest.raises(LabError, match="LAB_MIRROR"):
         find_source(folder)
+
+
+def test_what_apt_fetched():
+    assert fetched_megabytes("Get:1 x\nFetched 37.9 MB in 4s (10.3 MB/s)\n") == 37.9
+    assert fetched_megabytes("Fetched 559 kB in 2s (1 kB/s)\n") == 0.559
+    assert fetched_megabytes("Reading package lists...\n") == 0.0
 
 
 CONFIG = """

@@ -127,7 +127,7 @@ def test_the_machine_has_a_disk_only_to_copy_a_dump_to():
     live = machine_of(row_named("x64-7x-l5.live"), Path("k")).argv()
     assert any("virtio-blk" in word for word in kdump)
     assert not any("virtio-blk" in word for word in live)
-    assert live[live.index("-cpu") + 1] == "max"
+    assert live[live.index("-cpu") + 1] == "max,cx16=off"
 
 
 def test_paths_with_blanks_reach_the_chroot_whole(tmp_path: Path):
