@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,9 @@ def test_normalise_equals_the_model(base, listed):
 def test_normalised_extents_are_merged_and_stay_as_they_are(base, listed):
     found = norm(base, listed)
     again = normalise(found.start, found.size, found.position)
-    assert columns(again.start, again.size, again.position) == columns(found.start, found.size, found.position)
+    assert columns(again.start, again.size, again.position) == columns(
+        found.start, found.size, found.position
+    )
 
 
 @given(BASES, st.lists(EXTENT, max_size=12), st.lists(st.integers(0, 99), max_size=8))
@@ -58,7 +62,9 @@ def test_locate_equals_the_model(base, listed, points):
     index, inside = found.locate(u64([base + point for point in points]))
     held = model(listed)
     assert inside.tolist() == [point in held for point in points]
-    for point, at in zip(np.array(points)[inside].tolist() if points else [], index[inside].tolist(), strict=True):
+    for point, at in zip(
+        np.array(points)[inside].tolist() if points else [], index[inside].tolist(), strict=True
+    ):
         position = int(found.position[at])
         moved = position if position == ZERO_FILL else position + base + point - int(found.start[at])
         assert moved == held[point]
@@ -67,7 +73,9 @@ def test_locate_equals_the_model(base, listed, points):
 @given(BASES, st.lists(EXTENT, max_size=10), st.lists(RANGE, max_size=6))
 def test_intersect_equals_the_model(base, listed, queries):
     ranges = norm(base, listed).ranges()
-    pieces = intersect(ranges, u64([base + start for start, _ in queries]), u64([size for _, size in queries]))
+    pieces = intersect(
+        ranges, u64([base + start for start, _ in queries]), u64([size for _, size in queries])
+    )
     held = model(listed).keys()
     for owner, (start, size) in enumerate(queries):
         mine = [
@@ -90,5 +98,5 @@ def test_subtract_and_merge_equal_sets(base, whole, holes):
     expected = points - {a + done for a, n in holes for done in range(n)}
     rows = columns(left.start, left.end)
     assert {x - base for a, b in rows for x in range(a, b)} == expected
-    assert all(a[1] < b[0] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(rows))
     assert left.total == len(expected)

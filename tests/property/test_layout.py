@@ -64,7 +64,9 @@ def test_written_core_reads_back(pieces, good_segments, zero_frames):
             ]
     check_shape(core)
     held = 0
-    for vaddr, paddr, size in zip(memory.vaddr.tolist(), memory.paddr.tolist(), memory.size.tolist(), strict=True):
+    for vaddr, paddr, size in zip(
+        memory.vaddr.tolist(), memory.paddr.tolist(), memory.size.tolist(), strict=True
+    ):
         assert core.read(vaddr, size) == ram.read(paddr, size)
         held += size
     assert sum(load["p_filesz"] for load in core.loads) == held

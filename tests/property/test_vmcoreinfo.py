@@ -38,11 +38,15 @@ def test_any_values(lines):
     ask_everything(override(info, info))
 
 
-@given(st.dictionaries(NAME, st.integers(0, 2**64 - 1)), st.dictionaries(NAME, st.integers(-(2**63), 2**63 - 1)))
+@given(
+    st.dictionaries(NAME, st.integers(0, 2**64 - 1)), st.dictionaries(NAME, st.integers(-(2**63), 2**63 - 1))
+)
 def test_round_trip(symbols, numbers):
     text = "".join(f"SYMBOL({name})={value:x}\n" for name, value in symbols.items())
     text += "".join(f"NUMBER({name})={value}\n" for name, value in numbers.items())
     info = parse(text.encode() + b"\0garbage")
     assert {name: info.symbol(name) for name in symbols} == symbols
-    decimal = {name: value for name, value in numbers.items() if name not in ("kimage_voffset", "PHYS_OFFSET")}
+    decimal = {
+        name: value for name, value in numbers.items() if name not in ("kimage_voffset", "PHYS_OFFSET")
+    }
     assert {name: info.number(name) for name in decimal} == decimal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 from hypothesis import given, settings
@@ -59,14 +60,14 @@ def check(ram: Ram, tables: PageTables, window) -> None:
         if (leaf.vaddr >> 63 == 1) == bool(window)
     }
     got = columns(found.mappings.vaddr, found.mappings.paddr, found.mappings.size)
-    assert all(second[0] >= first[0] + first[2] for first, second in zip(got, got[1:], strict=False))
+    assert all(second[0] >= first[0] + first[2] for first, second in itertools.pairwise(got))
     assert sum(size for _, _, size in got) == sum(size for _, _, size in expected)
     for vaddr, paddr, size in expected:
         for probe in (0, size // 2, size - 1):
             holders = [row for row in got if row[0] <= vaddr + probe < row[0] + row[2]]
             assert [row[1] + (vaddr + probe - row[0]) for row in holders] == [paddr + probe]
             assert translate(memory, form, tables.root, vaddr + probe).paddr == paddr + probe
-    joined = [(a, b) for a, b in zip(got, got[1:], strict=False) if a[0] + a[2] == b[0] and a[1] + a[2] == b[1]]
+    joined = [(a, b) for a, b in itertools.pairwise(got) if a[0] + a[2] == b[0] and a[1] + a[2] == b[1]]
     assert not joined, "neighbours that continue each other are one mapping"
 
 

@@ -49,7 +49,8 @@ class Entry:
 class PagingForm:
     """A page-table format: levels from the root down, entry decoders, address width.
 
-    ``ignored_bits`` are cleared from entries before decoding (AMD's encryption bit).
+    ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form; ``ignored_bits`` are cleared from
+    entries before decoding (AMD's encryption bit).
     """
 
     name: str
@@ -57,6 +58,7 @@ class PagingForm:
     levels: tuple[Level, ...]
     decode: Callable[[U64, Level], Entries]
     decode_one: Callable[[int, Level], Entry]
+    physmem_bits: int
     byte_order: str = "<"
     ignored_bits: int = 0
 
@@ -118,6 +120,7 @@ class Architecture:
     e_machine: int
     byte_orders: str
     page_size: int
+    section_size_bits: int
     prstatus: PrStatusLayout
     stack_pointer: str
     instruction_pointer: str

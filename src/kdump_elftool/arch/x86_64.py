@@ -74,6 +74,8 @@ def paging_form(levels: int, sme_mask: int = 0) -> PagingForm:
         levels=tables,
         decode=decode,
         decode_one=decode_one,
+        # arch/x86/include/asm/sparsemem.h
+        physmem_bits=52 if levels == 5 else 46,
         ignored_bits=sme_mask,
     )
 
@@ -104,6 +106,7 @@ ARCH = Architecture(
     e_machine=EM_X86_64,
     byte_orders="<",
     page_size=4096,
+    section_size_bits=27,
     prstatus=PrStatusLayout(
         size=336, pid_offset=32, regs_offset=112, word=8, registers=tuple(_REGISTERS.split())
     ),

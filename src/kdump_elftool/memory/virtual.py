@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Bools
+from kdump_elftool.addr import U64, Bools, Ranges
 from kdump_elftool.errors import FaultError
-from kdump_elftool.memory.extents import Extents
+from kdump_elftool.memory.extents import Extents, intersect
 from kdump_elftool.memory.physical import Bytes2D, PhysicalMemory
 
 
@@ -40,6 +40,33 @@ class VirtualMemory:
             self.physical.read_into(int(self.mapped.position[at]) + skip, view[done : done + room])
             done += room
         return bytes(buffer)
+
+    def read_present(self, vaddr: int, view: memoryview) -> list[tuple[int, int]]:
+        """Fill ``view`` with what is there and zeros elsewhere; returns the holes (start, end)."""
+        start, size = np.array([vaddr], dtype=np.uint64), np.array([len(view)], dtype=np.uint64)
+        known = self._mapped_ranges()
+        mapped = intersect(known, start, size)
+        at, _ = self.mapped.locate(mapped.start)
+        paddr = self.mapped.position[at] + (mapped.start - self.mapped.start[at])
+        present = intersect(self.physical.present(), paddr, mapped.size)
+        from_start = (mapped.start - np.uint64(vaddr))[present.owner] + (present.start - paddr[present.owner])
+        done = 0
+        holes: list[tuple[int, int]] = []
+        pieces = sorted(zip(from_start.tolist(), present.size.tolist(), present.start.tolist(), strict=True))
+        for begin, length, where in pieces:
+            if begin > done:
+                view[done:begin] = bytes(begin - done)
+                holes.append((done, begin))
+            self.physical.read_into(where, view[begin : begin + length])
+            done = begin + length
+        if done < len(view):
+            view[done:] = bytes(len(view) - done)
+            holes.append((done, len(view)))
+        return holes
+
+    def _mapped_ranges(self) -> Ranges:
+        """Each mapping a range of its own: neighbours in vaddr may lie apart in paddr."""
+        return Ranges(self.mapped.start, self.mapped.end)
 
     def translate(self, vaddr: U64) -> tuple[U64, Bools]:
         """Physical addresses of a column of virtual ones, and a mask of those that are mapped."""

@@ -1,0 +1,190 @@
+"""Where the kernel keeps its array of ``struct page``: flat, discontiguous or sparse memory.
+
+Sparse memory (include/linux/mmzone.h): ``mem_section`` is a flat array of sections, or roots of
+pages full of them (SPARSEMEM_EXTREME); VMCOREINFO gives the roots' address, and in some 4.15-era
+kernels the address of the variable that holds it.  All readings are tried and the one whose
+sections point to mapped memory is taken; no kernel version is asked.  The low bits of
+``section_mem_map`` are flags: up to five of them (v5.12), zero in older kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import U64, Index
+from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.memory.virtual import VirtualMemory
+
+SECTION_MARKED_PRESENT = 1 << 0
+SECTION_HAS_MEM_MAP = 1 << 1
+SECTION_MAP_MASK = ~((1 << 5) - 1)
+MAX_SECTIONS = 1 << 25
+_MAX_NODES = 1 << 12
+
+
+@dataclass(frozen=True)
+class MemmapPart:
+    """``nr_pages`` consecutive ``struct page`` at ``vaddr``, for frames from ``pfn`` on."""
+
+    pfn: int
+    nr_pages: int
+    vaddr: int
+
+
+@dataclass(frozen=True)
+class Memmap:
+    """The whole array: parts sorted by pfn, disjoint."""
+
+    model: str
+    page_size: int
+    struct_size: int
+    parts: tuple[MemmapPart, ...]
+
+
+@dataclass(frozen=True)
+class SparseGeometry:
+    """Defaults of an architecture whose VMCOREINFO does not tell them (before v5.9 and v5.13)."""
+
+    section_size_bits: int
+    max_physmem_bits: int
+
+
+def find_memmap(virtual: VirtualMemory, info: VmcoreInfo, defaults: SparseGeometry) -> Memmap:
+    """Locate the array.  Raises IdentityError naming the VMCOREINFO key that is missing."""
+    struct_size = _need(info.size("page"), "SIZE(page)")
+    page_size = _need(_pagesize(info), "PAGESIZE")
+    if info.symbol("mem_section") is not None:
+        parts = _sparse(virtual, info, defaults, page_size, struct_size)
+        model = "sparse"
+    elif info.symbol("mem_map") is not None and info.symbol("contig_page_data") is not None:
+        parts = list(_nodes(virtual, info, [_need(info.symbol("contig_page_data"), "contig_page_data")]))
+        model = "flat"
+    else:
+        parts = list(_nodes(virtual, info, _node_addresses(virtual, info)))
+        model = "discontiguous"
+    parts.sort(key=lambda part: part.pfn)
+    return Memmap(model, page_size, struct_size, tuple(_disjoint(parts, struct_size)))
+
+
+def _pagesize(info: VmcoreInfo) -> int | None:
+    text = info.text("PAGESIZE")
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _need(value: int | None, key: str) -> int:
+    if value is None or value <= 0:
+        raise IdentityError(
+            key,
+            f"pages cannot be told apart: VMCOREINFO lacks {key}",
+            hint="-l all needs none of this; -e FILE can supply the line",
+        )
+    return value
+
+
+def _sparse(
+    virtual: VirtualMemory, info: VmcoreInfo, defaults: SparseGeometry, page_size: int, struct_size: int
+) -> list[MemmapPart]:
+    section_bits = info.number("SECTION_SIZE_BITS") or defaults.section_size_bits
+    physmem_bits = info.number("MAX_PHYSMEM_BITS") or defaults.max_physmem_bits
+    page_shift = page_size.bit_length() - 1
+    if not page_shift < section_bits < physmem_bits <= 64:
+        raise IdentityError("SECTION_SIZE_BITS", f"impossible memory sections of 2**{section_bits} bytes")
+    nr_sections = min(1 << (physmem_bits - section_bits), MAX_SECTIONS)
+    best: list[MemmapPart] = []
+    for number, vaddr in _readings(virtual, info, page_size, nr_sections):
+        entries, readable = virtual.gather(vaddr, 8)
+        values = entries.view("<u8").reshape(-1).astype(np.uint64)
+        wanted = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
+        valid = readable & ((values & np.uint64(wanted)) == np.uint64(wanted)) & (number < nr_sections)
+        first_pfn = number[valid].astype(np.uint64) << np.uint64(section_bits - page_shift)
+        coded = values[valid] & np.uint64(SECTION_MAP_MASK & (2**64 - 1))
+        at = coded + first_pfn * np.uint64(struct_size)
+        _, mapped = virtual.translate(at)
+        parts = [
+            MemmapPart(pfn, 1 << (section_bits - page_shift), address)
+            for pfn, address in zip(first_pfn[mapped].tolist(), at[mapped].tolist(), strict=True)
+        ]
+        if len(parts) > len(best):
+            best = parts
+    if not best:
+        raise IdentityError(
+            "SYMBOL(mem_section)",
+            "the array of struct page was not found: no reading of mem_section gives mapped sections",
+            hint="-l all needs none of this",
+        )
+    return best
+
+
+def _readings(
+    virtual: VirtualMemory, info: VmcoreInfo, page_size: int, nr_sections: int
+) -> Iterator[tuple[Index, U64]]:
+    """Section numbers and the addresses of their ``section_mem_map``, one pair per reading."""
+    base = _need(info.symbol("mem_section"), "SYMBOL(mem_section)")
+    size = _need(info.size("mem_section"), "SIZE(mem_section)")
+    member = info.offset("mem_section.section_mem_map") or 0
+    length = min(info.length("mem_section") or nr_sections, nr_sections)
+    per_root = max(page_size // size, 1)
+    pointers = [base]
+    indirect = _pointer(virtual, base)
+    if indirect is not None:
+        pointers.append(indirect)
+    for start in pointers:
+        roots = _words(virtual, start, min(length, -(-nr_sections // per_root)))
+        number = np.flatnonzero(roots)
+        section = (number[:, None] * per_root + np.arange(per_root)).reshape(-1)
+        inside = (np.arange(per_root) * size + member).astype(np.uint64)
+        yield section, (roots[number][:, None] + inside).reshape(-1)
+    section = np.arange(length)
+    yield section, np.uint64(base) + (section * size + member).astype(np.uint64)
+
+
+def _words(virtual: VirtualMemory, vaddr: int, count: int) -> U64:
+    """``count`` pointers at ``vaddr``; those that cannot be read are 0."""
+    at = np.uint64(vaddr) + np.arange(count, dtype=np.uint64) * np.uint64(8)
+    values, _readable = virtual.gather(at, 8)
+    return values.view("<u8").reshape(-1).astype(np.uint64)
+
+
+def _pointer(virtual: VirtualMemory, vaddr: int) -> int | None:
+    try:
+        return int.from_bytes(virtual.read(vaddr, 8), "little") or None
+    except FaultError:
+        return None
+
+
+def _node_addresses(virtual: VirtualMemory, info: VmcoreInfo) -> list[int]:
+    start = _need(info.symbol("node_data"), "SYMBOL(node_data) or SYMBOL(mem_section)")
+    count = min(_need(info.length("node_data"), "LENGTH(node_data)"), _MAX_NODES)
+    return [address for address in _words(virtual, start, count).tolist() if address]
+
+
+def _nodes(virtual: VirtualMemory, info: VmcoreInfo, addresses: list[int]) -> Iterator[MemmapPart]:
+    offsets = [
+        _need_offset(info, f"pglist_data.{name}")
+        for name in ("node_start_pfn", "node_spanned_pages", "node_mem_map")
+    ]
+    for address in addresses:
+        values = [_pointer(virtual, address + offset) or 0 for offset in offsets]
+        if values[1] and values[2]:
+            yield MemmapPart(values[0], values[1], values[2])
+
+
+def _need_offset(info: VmcoreInfo, name: str) -> int:
+    value = info.offset(name)
+    if value is None:
+        _need(None, f"OFFSET({name})")
+    return value or 0
+
+
+def _disjoint(parts: list[MemmapPart], struct_size: int) -> Iterator[MemmapPart]:
+    """Nodes may interleave and a damaged table may repeat itself: the first part keeps a frame."""
+    reached = 0
+    for part in parts:
+        skip = max(reached - part.pfn, 0)
+        if skip < part.nr_pages:
+            reached = part.pfn + part.nr_pages
+            yield MemmapPart(part.pfn + skip, part.nr_pages - skip, part.vaddr + skip * struct_size)
