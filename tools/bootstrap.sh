@@ -29,7 +29,7 @@ stage() {
     if [ -n "$STAGE_NAME" ]; then printf '\n== %s\n' "$STAGE_NAME"; fi
 }
 
-# downloading COMMAND...: runs it and books its time as download time
+# downloading COMMAND...: runs it and books its time as time for downloads and installations
 downloading() {
     downloading_start=$(now)
     "$@" || return

@@ -45,7 +45,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "cli": BELOW_JOBS | {"dwarf", "plain", "gdbside", "jobs"},
 }
 INSIDE_GDB = frozenset({"plain", "gdbside"})
-THIRD_PARTY = frozenset({"numpy", "rich"})
+# _typeshed exists for type checkers only
+THIRD_PARTY = frozenset({"numpy", "rich", "_typeshed"})
 
 
 @dataclass(frozen=True)

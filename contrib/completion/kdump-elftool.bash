@@ -10,10 +10,22 @@ _kdump_elftool() {
     done
     case $command in
         "")
-            mapfile -t COMPREPLY < <(compgen -W "tovelf makedyn -h --help -v --version" -- "$word")
+            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf makedyn info dmesg -h --help -v --version" -- "$word")
             return ;;
+        topelf)
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -i | --oldmem | --infile) return ;;
+                -v | --vmcore) return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
+                -o | --outfile) return ;;
+            esac
+            ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd -l --level -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -21,7 +33,7 @@ _kdump_elftool() {
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
-                -l | --level) mapfile -t COMPREPLY < <(compgen -W "all" -- "$word"); return ;;
+                -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
                 -o | --outfile) return ;;
             esac
             ;;
@@ -29,6 +41,24 @@ _kdump_elftool() {
             known="-h --help -o --outfile --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -o | --outfile) return ;;
+            esac
+            ;;
+        info)
+            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+            esac
+            ;;
+        dmesg)
+            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                -l | --level) return ;;
+                -f | --facility) return ;;
             esac
             ;;
     esac

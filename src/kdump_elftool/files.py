@@ -22,6 +22,8 @@ from kdump_elftool.safe_text import printable
 STDIO = "-"
 _NAME_MAX = 255
 _ZEROS = bytes(1 << 16)
+_temporaries: set[str] = set()
+"""Names of temporary files that exist or are just being made: a signal can arrive in between."""
 
 
 class InputFile:
@@ -168,6 +170,7 @@ class Output:
             os.close(self.fd)
             self.fd = -1
             os.replace(self._temporary, self._target)
+            _temporaries.discard(self._temporary)
             self._temporary = None
             _sync_directory(os.path.dirname(self._target) or ".")
         except OSError as error:
@@ -269,6 +272,7 @@ def _temporary_output(target: str, label: str) -> Output:
     stem = os.fsencode(name)[: _NAME_MAX - 1 - len(suffix)]
     temporary = os.path.join(directory, "." + os.fsdecode(stem) + suffix)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    _temporaries.add(temporary)
     try:
         try:
             fd = os.open(temporary, flags, 0o600)
@@ -277,7 +281,11 @@ def _temporary_output(target: str, label: str) -> Output:
             os.unlink(temporary)
             fd = os.open(temporary, flags, 0o600)
     except OSError as error:
-        hint = "name an output in a directory that you may write to" if error.errno == errno.EACCES else None
+        hint = {
+            errno.EACCES: "name an output in a directory that you may write to",
+            errno.ENOENT: "its directory does not exist: make it first",
+        }.get(error.errno or 0, "name another output with -o")
+        _temporaries.discard(temporary)
         raise OutputError(f"cannot write {label}: {error.strerror}", hint=hint) from None
     return Output(fd, label, target=target, temporary=temporary)
 
@@ -293,8 +301,15 @@ def _sync_directory(directory: str) -> None:
         os.close(fd)
 
 
+def remove_temporaries() -> None:
+    """Remove what an interruption left behind at a moment when nobody owned it yet."""
+    for path in list(_temporaries):
+        _unlink_quietly(path)
+
+
 def _unlink_quietly(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
         pass
+    _temporaries.discard(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 _UNSAFE = re.compile(r"[^\x20-\x7e]|\\")
+_UNSAFE_IN_LOG = re.compile(r"[^\x20-\x7e\t]")
 
 
 def printable(value: bytes | str, limit: int = 4096) -> str:
@@ -26,3 +27,8 @@ def _escape(match: re.Match[str]) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def log_text(value: bytes) -> str:
+    r"""A line of the kernel's log as ``dmesg`` shows it: tabs and backslashes stay, else ``\xNN``."""
+    return _UNSAFE_IN_LOG.sub(_escape, value.decode("latin-1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ def check_shape(core: Core) -> None:
         assert load["p_filesz"] == load["p_memsz"] > 0
         assert load["p_offset"] % PAGE == load["p_vaddr"] % PAGE
         assert load["p_offset"] + load["p_filesz"] <= len(core.image)
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(spans):
         assert start >= end, f"two segments hold {start:#x}"
 
 
@@ -107,7 +108,9 @@ def check_pages(core: Core, kernel: SyntheticKernel, expected: dict[int, int] | 
     for vaddr, offset in found.items():
         paddr = wanted[vaddr]
         start = max(low for low in ram if low <= paddr)
-        assert core.image[offset : offset + PAGE] == ram[start][paddr - start : paddr - start + PAGE], hex(vaddr)
+        assert core.image[offset : offset + PAGE] == ram[start][paddr - start : paddr - start + PAGE], hex(
+            vaddr
+        )
 
 
 def check_subset(core: Core, kernel: SyntheticKernel) -> int:

@@ -7,6 +7,7 @@ right.  The truth about the mappings is the plain walker of ``pagetables``.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ APIC_FIXMAP, APIC_PADDR = 0xFFFFFFFFFF5FB000, 0xFEE00000
 IMAGE_SIZE = 4 << 20
 SWAPPER_AT = 0x210000  # of swapper_pg_dir within the image
 IMAGE_POOL = 0x220000  # table pages within the image, as the kernel's level2_kernel_pgt etc.
+LINKED_SIZE = 0x2000  # of .text in the vmlinux
 BUILD_ID = bytes(range(0x10, 0x24))
 BASES = {
     4: {"page_offset": 0xFFFF888000000000, "vmalloc": 0xFFFFC90000000000, "vmemmap": 0xFFFFEA0000000000},
@@ -254,9 +256,7 @@ def _frames(spec: KernelSpec) -> Iterator[int]:
 
 
 def _map_image(kernel: SyntheticKernel) -> None:
-    kernel.tables.map_range(
-        kernel.text_vaddr, kernel.spec.text_paddr, IMAGE_SIZE, SIZE_2M, KERNEL
-    )
+    kernel.tables.map_range(kernel.text_vaddr, kernel.spec.text_paddr, IMAGE_SIZE, SIZE_2M, KERNEL)
 
 
 def _map_direct(kernel: SyntheticKernel) -> None:
@@ -277,8 +277,12 @@ def _map_scattered(kernel: SyntheticKernel) -> None:
     """vmalloc (stacks of 4 pages with a guard page), modules: single frames in random order."""
     spec, tables = kernel.spec, kernel.tables
     random = Random(spec.seed)
-    top = max(0xE00000, spec.ram[-1][1])
-    frames = [frame for frame in range(0xB00000, top, SIZE_4K) if kernel.ram.read_or_none(frame, 1)]
+    frames = [
+        frame
+        for start, end in spec.ram
+        for frame in range(max(start, 0xB00000), min(end, 1 << 32), SIZE_4K)
+        if not 0xE00000 <= frame < 0x1000000
+    ]
     random.shuffle(frames)
     vaddr = kernel.bases["vmalloc"]
     for count in range(spec.vmalloc_pages):
@@ -317,7 +321,7 @@ def _cut_out(ram: Ram, absent: Sequence[tuple[int, int]]) -> Iterator[tuple[int,
         for hole in absent:
             edges += [edge for edge in hole if start < edge < start + len(data)]
         edges = sorted(set(edges))
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in itertools.pairwise(edges):
             if not any(first <= low < last for first, last in absent):
                 yield low, bytes(data[low - start : high - start])
 
@@ -333,10 +337,12 @@ def build_vmlinux(
     for name, at in SYMBOLS.items():
         kind = 0x12 if name in ("panic", "startup_64") else 0x10
         section = 0xFFF1 if name == "_end" else (1 if at < 0x200000 else 2)
-        symbols += struct.pack("<IBBHQQ", len(strings), kind, 0, section, LINK_TEXT + at, 16)
+        symbols += struct.pack(
+            "<IBBHQQ", len(strings), kind, 0, section, LINK_TEXT + at, 0x1000 if kind == 0x12 else 16
+        )
         strings += name.encode() + b"\0"
     names = b"\0.text\0.data\0.notes\0.symtab\0.strtab\0.shstrtab\0"
-    text = kernel.ram.read(kernel.spec.text_paddr, SIZE_4K) if kernel else bytes(SIZE_4K)
+    text = kernel.ram.read(kernel.spec.text_paddr, LINKED_SIZE) if kernel else bytes(LINKED_SIZE)
     parts = {"text": text, "notes": note, "symtab": symbols, "strtab": strings, "names": names}
     offset, at = {}, 64 + 2 * 56
     at += -at % SIZE_4K
@@ -344,7 +350,9 @@ def build_vmlinux(
         offset[key] = at
         at += len(blob) + (-len(blob) % 16)
     shoff = at
-    phdrs = struct.pack("<IIQQQQQQ", 1, 5, offset["text"], LINK_TEXT, 0x1000000, SIZE_4K, IMAGE_SIZE, SIZE_4K)
+    phdrs = struct.pack(
+        "<IIQQQQQQ", 1, 5, offset["text"], LINK_TEXT, 0x1000000, LINKED_SIZE, IMAGE_SIZE, SIZE_4K
+    )
     phdrs += struct.pack("<IIQQQQQQ", 4, 4, offset["notes"], 0, 0, len(note), len(note), 4)
 
     def section(name: str, kind: int, flags: int, addr: int, at: int, size: int, link: int = 0,
@@ -353,7 +361,7 @@ def build_vmlinux(
         return struct.pack("<IIQQQQIIQQ", start, kind, flags, addr, at, size, link, info, align, entry)
 
     shdrs = bytes(64)
-    shdrs += section(".text", 1, 6, LINK_TEXT, offset["text"], SIZE_4K, align=SIZE_4K)
+    shdrs += section(".text", 1, 6, LINK_TEXT, offset["text"], LINKED_SIZE, align=SIZE_4K)
     shdrs += section(".data", 8, 3, LINK_TEXT + 0x200000, offset["notes"], 0x200000, align=SIZE_4K)
     shdrs += section(".notes", 7, 0, 0, offset["notes"], len(note), align=4)
     shdrs += section(".symtab", 2, 0, 0, offset["symtab"], len(symbols), 5, 1, 8, 24)

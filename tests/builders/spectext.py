@@ -98,7 +98,10 @@ def parse_spec(text: str) -> SpecFile:
 
 
 def _core(
-    options: dict[str, str], tables: dict[str, dict[str, int]], notes: list[NoteSpec], loads: list[SegmentSpec]
+    options: dict[str, str],
+    tables: dict[str, dict[str, int]],
+    notes: list[NoteSpec],
+    loads: list[SegmentSpec],
 ) -> CoreSpec:
     known = {"class", "order", "machine", "type", "osabi", "notes", "sections", "xnum", "truncate"}
     if not options.keys() <= known:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.builders.check import check_pages, check_subset
 from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core, build_core_map
-from tests.builders.kernel import SMALL, SWAPPER_AT, SyntheticKernel, build_vmlinux, make_kernel
+from tests.builders.kernel import SMALL, SyntheticKernel, build_vmlinux, make_kernel
 from tests.builders.pagetables import KERNEL, SIZE_2M, SIZE_4K
 from tests.cli.conftest import Result
 
@@ -103,11 +103,11 @@ def cuts(placed) -> list[int]:
     header_end = placed.phoff + placed.phnum * placed.phentsize
     data = placed.data_offsets
     random = Random(SEED)
-    chosen = {*range(0, 64, 3), *range(64, header_end, 9), *range(header_end, data[0], 61)}
+    chosen = {*range(0, 64, 5), *range(64, header_end, 9), *range(header_end, data[0], 61)}
     for border in (64, header_end, *placed.note_offsets, *data, len(placed.image)):
         chosen |= {border - 1, border, border + 1}
-    chosen |= {random.randrange(data[0], len(placed.image)) for _ in range(70)}
-    chosen |= {random.randrange(data[-1], len(placed.image)) & ~4095 for _ in range(10)}
+    chosen |= {random.randrange(data[0], len(placed.image)) for _ in range(40)}
+    chosen |= {random.randrange(data[-1], len(placed.image)) & ~4095 for _ in range(30)}
     return sorted(cut for cut in chosen if 0 <= cut < len(placed.image))
 
 
@@ -123,9 +123,9 @@ def test_truncated_at_every_kind_of_place(tovelf, kernel, placed):
             shares.append(0)
         else:
             shares.append(partial(result, kernel))
-            assert shares[-1] < whole
+            assert shares[-1] < whole + (cut % 4096 > 0)  # a page that is there in part counts
     converted = [share for share in shares if share]
-    assert len(converted) > 30, "the root table is in the first data: cuts behind it leave something"
+    assert len(converted) > 30, "cuts behind the tables leave something"
     assert shares[0] == 0
     assert max(shares) > whole // 2
 
@@ -143,7 +143,7 @@ def test_coverage_line_says_what_and_where(tovelf, kernel, placed):
     total = sum(len(data) for _, data in kernel.ram.ranges) // 4096
     assert f"of {total} pages" in line
     assert f"0xb7b000-0xb80000 truncated at file offset {cut:#x}" in line
-    assert "99.5 %" in line
+    assert "99.6 %" in line  # 1369 of 1374
 
 
 def flip(image: bytes, bit: int) -> bytes:
@@ -155,30 +155,27 @@ def flip(image: bytes, bit: int) -> bytes:
 def test_bit_flips_in_headers_and_notes(tovelf, kernel, placed):
     random = Random(SEED)
     end = placed.data_offsets[0]
-    bits = [random.randrange(64 * 8) for _ in range(60)]
-    bits += [random.randrange(64 * 8, placed.note_offsets[0] * 8) for _ in range(50)]
-    bits += [random.randrange(placed.note_offsets[0] * 8, end * 8) for _ in range(50)]
+    bits = [random.randrange(64 * 8) for _ in range(50)]
+    bits += [random.randrange(64 * 8, placed.note_offsets[0] * 8) for _ in range(40)]
+    bits += [random.randrange(placed.note_offsets[0] * 8, end * 8) for _ in range(30)]
     codes = [tovelf(flip(placed.image, bit)).code for bit in bits]
     assert {0, 1} <= set(codes)
 
 
-def test_bit_flips_in_page_tables(tovelf, kernel, placed):
+def test_bit_flips_in_page_tables(tovelf):
     """Only manners can be asked for here: a flipped frame number looks like a true one."""
     random = Random(SEED)
-    text, low, high = placed.data_offsets[0], *kernel.ram.ranges[1:2][0][:1], 0
-    assert (low, high) == (0x400000, 0)
-    data = placed.data_offsets[2]
-    for _ in range(60):
-        page = random.choice(kernel.tables.table_pages)
-        at = (page - low + random.randrange(512) * 8) * 8 + random.randrange(64)
-        damaged = flip(placed.image, data * 8 + at)
-        if page == kernel.tables.root:  # it lies in the text, which the file has twice
-            damaged = flip(damaged, (text + page - kernel.spec.text_paddr) * 8 + at - (page - low) * 8)
-        tovelf(damaged)
+    kernel = make_kernel(SMALL)
+    for _ in range(20):
+        at = random.choice(kernel.tables.table_pages) + 8 * random.randrange(512)
+        entry = kernel.tables.get(at)
+        kernel.tables.put(at, entry ^ 1 << random.randrange(64))
+        tovelf(kernel.dump())
+        kernel.tables.put(at, entry)
 
 
 def test_random_bytes_over_page_tables(tovelf, kernel):
-    for seed in range(15):
+    for seed in range(8):
         damaged = make_kernel(SMALL)
         random = Random(seed)
         page = random.choice(damaged.tables.table_pages[1:])
@@ -197,29 +194,35 @@ def test_absurd_segment(tovelf, kernel, name, value):
     if name in ("p_offset", "p_paddr"):  # data taken from the wrong place cannot be told from right data
         assert result.core.read(kernel.text_vaddr, 0x1000) == kernel.ram.read(0x400000, 0x1000)
         return
-    if name == "p_filesz" and 2**31 <= value <= 2**32:
-        partial(result, make_longer(kernel, value))
-    elif name == "p_vaddr":
+    if name == "p_vaddr":
         check_pages(result.core, kernel)
     else:
         check_subset(result.core, kernel)
         assert result.lines("warning") or value in (0, 1)
 
 
-def make_longer(kernel: SyntheticKernel, _size: int) -> SyntheticKernel:
-    return kernel
-
-
 @pytest.mark.parametrize(
     "ehdr",
     [
-        {"e_phnum": 0}, {"e_phnum": 1}, {"e_phnum": 2}, {"e_phnum": 0xFFFE}, {"e_phnum": 0xFFFF}, {"e_phoff": 0},
-        {"e_phoff": 2**63}, {"e_phoff": 2**64 - 1}, {"e_phentsize": 0}, {"e_phentsize": 1},
-        {"e_phentsize": 32}, {"e_phentsize": 0xFFFF}, {"e_shoff": 2**64 - 1, "e_phnum": 0xFFFF},
-        {"e_ehsize": 0}, {"e_version": 0}, {"e_shnum": 0xFFFF, "e_shoff": 1},
+        {"e_phnum": 0},
+        {"e_phnum": 1},
+        {"e_phnum": 2},
+        {"e_phnum": 0xFFFE},
+        {"e_phnum": 0xFFFF},
+        {"e_phoff": 0},
+        {"e_phoff": 2**63},
+        {"e_phoff": 2**64 - 1},
+        {"e_phentsize": 0},
+        {"e_phentsize": 1},
+        {"e_phentsize": 32},
+        {"e_phentsize": 0xFFFF},
+        {"e_shoff": 2**64 - 1, "e_phnum": 0xFFFF},
+        {"e_ehsize": 0},
+        {"e_version": 0},
+        {"e_shnum": 0xFFFF, "e_shoff": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_absurd_header(tovelf, kernel, ehdr):
     result = tovelf(build_core(replace(kernel.core_spec(), ehdr=ehdr)))
     if result.code == 0:
@@ -232,15 +235,15 @@ def test_four_thousand_million_program_headers(tovelf, kernel):
     assert result.lines("warning") or result.code == 1
 
 
-def test_a_hundred_thousand_empty_segments(tovelf, kernel):
-    segments = [SegmentSpec(index * 4096) for index in range(100000)] + kernel.segments()
+def test_many_empty_segments(tovelf, kernel):
+    segments = [SegmentSpec(index * 4096) for index in range(30000)] + kernel.segments()
     result = tovelf(build_core(CoreSpec(segments, kernel.notes())))
     check_pages(result.core, kernel)
 
 
-def test_a_hundred_thousand_overlapping_segments(tovelf, kernel):
+def test_many_overlapping_segments(tovelf, kernel):
     data = kernel.segments()
-    small = [SegmentSpec(0xB00000 + index, vaddr=0, filesz=4096, offset=0) for index in range(100000)]
+    small = [SegmentSpec(0xB00000 + index, vaddr=0, filesz=4096, offset=0) for index in range(30000)]
     result = tovelf(build_core(CoreSpec([*data, *small], kernel.notes())))
     assert result.code == 0
 
@@ -346,7 +349,8 @@ def test_no_notes_at_all(tovelf, kernel):
     refused(tovelf(build_core(CoreSpec(kernel.segments()))))
     check = tovelf(build_core(CoreSpec(kernel.segments())), "-P", hex(kernel.tables.root))
     assert check.code == 0
-    assert check_subset(check.core, make_kernel(SMALL, user_pages=0)) if False else check.core
+    assert check.core.read(kernel.text_vaddr, 0x1000) == kernel.ram.read(0x400000, 0x1000)
+    assert [name for name, _, _ in check.core.notes()] == ["kdump-elftool"]
 
 
 GARBAGE = {
@@ -369,13 +373,28 @@ def test_vmcoreinfo_garbage(tovelf, kernel, text):
     refused(tovelf(without_vmcoreinfo(kernel, NoteSpec("VMCOREINFO", 0, text))))
 
 
-@pytest.mark.parametrize("key,value", [
-    ("KERNELOFFSET", "zz"), ("KERNELOFFSET", "f" * 40), ("NUMBER(sme_mask)", "-1"), ("NUMBER(sme_mask)", "x"),
-    ("NUMBER(sme_mask)", str(2**52 - 1)), ("NUMBER(pgtable_l5_enabled)", "7"), ("NUMBER(pgtable_l5_enabled)", "-1"),
-    ("PAGESIZE", "0"), ("PAGESIZE", "65536"), ("BUILD-ID", "xyz"), ("BUILD-ID", "ab" * 4000),
-    ("SYMBOL(_stext)", "0"), ("SYMBOL(_stext)", "ffffffffffffffff"), ("OSRELEASE", ""), ("OSRELEASE", "x" * 3000),
-    ("NUMBER(phys_base)", "1"), ("NUMBER(phys_base)", str(2**63 - 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("KERNELOFFSET", "zz"),
+        ("KERNELOFFSET", "f" * 40),
+        ("NUMBER(sme_mask)", "-1"),
+        ("NUMBER(sme_mask)", "x"),
+        ("NUMBER(sme_mask)", str(2**52 - 1)),
+        ("NUMBER(pgtable_l5_enabled)", "7"),
+        ("NUMBER(pgtable_l5_enabled)", "-1"),
+        ("PAGESIZE", "0"),
+        ("PAGESIZE", "65536"),
+        ("BUILD-ID", "xyz"),
+        ("BUILD-ID", "ab" * 4000),
+        ("SYMBOL(_stext)", "0"),
+        ("SYMBOL(_stext)", "ffffffffffffffff"),
+        ("OSRELEASE", ""),
+        ("OSRELEASE", "x" * 3000),
+        ("NUMBER(phys_base)", "1"),
+        ("NUMBER(phys_base)", str(2**63 - 1)),
+    ],
+)
 def test_single_wrong_values(tovelf, key, value):
     tovelf(make_kernel(SMALL, vmcoreinfo={key: value}).dump())
 
@@ -396,7 +415,11 @@ def test_notes_of_a_crowd(tovelf, kernel):
     zero = NoteSpec("CORE", 1, bytes(336))
     assert cpu.type == 1
     result = tovelf(build_core(CoreSpec(kernel.segments(), [zero] * 20000 + [kernel.notes()[-1]])))
-    ids = [struct.unpack_from("<i", desc, 32)[0] for name, kind, desc in result.core.notes() if (name, kind) == ("CORE", 1)]
+    ids = [
+        struct.unpack_from("<i", desc, 32)[0]
+        for name, kind, desc in result.core.notes()
+        if (name, kind) == ("CORE", 1)
+    ]
     assert len(set(ids)) == 20000
     assert 0 not in ids
 
@@ -418,7 +441,9 @@ def test_missing_and_unreadable_files(tovelf, kernel, tmp_path):
     assert tovelf(image, "-e", str(tmp_path / "binary")).code in (0, 1)
 
 
-@pytest.mark.parametrize("options", [["-P", "zz"], ["-P", "-1"], ["-P", hex(1 << 64)], ["-l", "most"], ["-I", "cpio"],
-                                     ["--no-such-option"], ["--lev", "all"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [["-P", "zz"], ["-P", "-1"], ["-P", hex(1 << 64)], ["-l", "most"], ["-I", "cpio"], ["--no-such-option"]],
+)
 def test_usage_errors(tovelf, kernel, options):
     assert tovelf(kernel.dump(), *options).code == 2

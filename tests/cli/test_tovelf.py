@@ -60,10 +60,14 @@ def test_hot_segments_first(tovelf):
     order = [load["p_vaddr"] for load in tovelf(kernel.dump()).core.loads]
     image = order.index(kernel.text_vaddr)
     stacks = [
-        next(index for index, vaddr in enumerate(order) if vaddr <= kernel.registers(cpu)["rsp"] < vaddr + 4096)
+        next(
+            index for index, vaddr in enumerate(order) if vaddr <= kernel.registers(cpu)["rsp"] < vaddr + 4096
+        )
         for cpu in kernel.cpus
     ]
-    direct = [index for index, vaddr in enumerate(order) if 0 <= vaddr - kernel.bases["page_offset"] < 1 << 40]
+    direct = [
+        index for index, vaddr in enumerate(order) if 0 <= vaddr - kernel.bases["page_offset"] < 1 << 40
+    ]
     rest = set(range(len(order))) - {image, *stacks, *direct}
     assert image < min(stacks) <= max(stacks) < min(direct) <= max(direct)
     cold = [order[index] for index in rest if order[index] < 0xFFFFFFFF80000000]
@@ -117,8 +121,12 @@ def test_threads_and_notes(tovelf):
     registers = [desc for name, kind, desc in core.notes() if (name, kind) == ("CORE", 1)]
     assert [prstatus_pid(desc) for desc in registers] == [431, 432, -3]
     for cpu, desc in enumerate(registers):
-        assert {name: prstatus_register(desc, name) for name in kernel.registers(cpu)} == kernel.registers(cpu)
-    assert [desc.decode() for name, _, desc in core.notes() if name == "VMCOREINFO"] == [kernel.vmcoreinfo_text()]
+        assert {name: prstatus_register(desc, name) for name in kernel.registers(cpu)} == kernel.registers(
+            cpu
+        )
+    assert [desc.decode() for name, _, desc in core.notes() if name == "VMCOREINFO"] == [
+        kernel.vmcoreinfo_text()
+    ]
 
 
 def test_qemu_notes_keep_cpu_plus_one(tovelf):
@@ -139,7 +147,11 @@ def test_vmcoreinfo_once(tovelf):
 
 def test_own_note_says_how_it_was_made(tovelf):
     kernel = make_kernel(SMALL)
-    (own,) = [desc for name, kind, desc in tovelf(kernel.dump()).core.notes() if (name, kind) == ("kdump-elftool", 1)]
+    (own,) = [
+        desc
+        for name, kind, desc in tovelf(kernel.dump()).core.notes()
+        if (name, kind) == ("kdump-elftool", 1)
+    ]
     summary = json.loads(own)
     facts = {fact["name"]: fact for fact in summary["facts"]}
     assert summary["level"] == "all"
@@ -207,7 +219,9 @@ def test_vmlinux_without_build_id_is_taken(tovelf, vmlinux):
     assert tovelf(make_kernel(SMALL).dump(), "-m", vmlinux(build_id=None)).code == 0
 
 
-@pytest.mark.parametrize("key", ["KERNELOFFSET", "NUMBER(pgtable_l5_enabled)", "NUMBER(sme_mask)", "OSRELEASE", "BUILD-ID"])
+@pytest.mark.parametrize(
+    "key", ["KERNELOFFSET", "NUMBER(pgtable_l5_enabled)", "NUMBER(sme_mask)", "OSRELEASE", "BUILD-ID"]
+)
 @pytest.mark.parametrize("levels", [4, 5])
 def test_keys_that_are_not_needed(tovelf, key, levels):
     kernel = make_kernel(SMALL, levels=levels, vmcoreinfo={key: None})

@@ -79,7 +79,11 @@ def check(dump: Dump, what: str, words: list[str]) -> None:
         assert sum(len(lost.ranges) for lost in dump.lost) == values[0]
         assert all(any(word in lost.why for lost in dump.lost) for word in words[1:])
     elif what == "lostrange":
-        found = [(int(a), int(b)) for lost in dump.lost for a, b in zip(lost.ranges.start, lost.ranges.end, strict=True)]
+        found = [
+            (int(a), int(b))
+            for lost in dump.lost
+            for a, b in zip(lost.ranges.start, lost.ranges.end, strict=True)
+        ]
         assert tuple(values) in found
     elif what == "warnings":
         assert bool(dump.warnings) if words == ["some"] else len(dump.warnings) == values[0], dump.warnings

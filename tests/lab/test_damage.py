@@ -30,7 +30,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     """The undamaged dump's velf and its summary."""
     DUMP.check()
     velf = tmp_path_factory.mktemp("sound") / "velf"
-    done = kdump_elftool("tovelf", "-i", DUMP.path, "-o", velf, "--json")
+    done = kdump_elftool("tovelf", "-l", "all", "-i", DUMP.path, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     yield velf, json.loads(done.stdout)
     velf.unlink()
@@ -88,7 +88,7 @@ def test_damaged_table_loses_its_range_only(
     lost_start = victim & ~0x1FFFFF
 
     velf = tmp_path / "velf"
-    done = kdump_elftool("tovelf", "-i", damaged, "-o", velf, "--json")
+    done = kdump_elftool("tovelf", "-l", "all", "-i", damaged, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     assert "warning:" in done.stderr
     assert re.search(r"^coverage: .* lost \d+ ranges?: vaddr 0x", done.stderr, re.M), done.stderr
@@ -112,7 +112,7 @@ def test_damaged_table_loses_its_range_only(
     assert len(different) <= 3, different
     velf.unlink()
 
-    strict = kdump_elftool("tovelf", "-i", damaged, "-o", velf, "--strict", "-q")
+    strict = kdump_elftool("tovelf", "-l", "all", "-i", damaged, "-o", velf, "--strict", "-q")
     assert strict.returncode == 1
     velf.unlink()
 
@@ -122,7 +122,7 @@ def test_truncated_dump_gives_what_is_there(damaged: Path, tmp_path: Path) -> No
     with damaged.open("r+b") as file:
         file.truncate(size * 2 // 3)
     velf = tmp_path / "velf"
-    done = kdump_elftool("tovelf", "-i", damaged, "-o", velf, "--json")
+    done = kdump_elftool("tovelf", "-l", "all", "-i", damaged, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     coverage = json.loads(done.stdout)["coverage"]
     assert 0.5 < coverage["covered_pages"] / coverage["total_pages"] < 0.8

@@ -22,7 +22,7 @@ def test_gdb_moves_a_makedyn_vmlinux_by_itself(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert DUMP.vmlinux.stat().st_mtime_ns == before.st_mtime_ns == vmlinux.stat().st_mtime_ns
 
-    done = kdump_elftool("tovelf", "-i", DUMP.path, "-m", vmlinux, "-o", velf)
+    done = kdump_elftool("tovelf", "-l", "all", "-i", DUMP.path, "-m", vmlinux, "-o", velf)
     assert done.returncode == 0, done.stderr
     shown = gdb("thread apply all bt", "info symbol panic", args=(str(vmlinux), str(velf)))
     for function in ("panic", "sysrq_handle_crash", "write_sysrq_trigger"):

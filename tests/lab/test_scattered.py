@@ -19,9 +19,9 @@ DUMP = LabDump("x64-61-l4.kdump", "kdump", "vmcore")
 def test_few_segments_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     DUMP.check()
     usual, few = tmp_path / "usual", tmp_path / "few"
-    assert kdump_elftool("tovelf", "-i", DUMP.path, "-o", usual, "-q").returncode == 0
+    assert kdump_elftool("tovelf", "-l", "all", "-i", DUMP.path, "-o", usual, "-q").returncode == 0
     monkeypatch.setitem(build_layout.__kwdefaults__, "good_segments", 40)
-    assert main(["tovelf", "-i", str(DUMP.path), "-o", str(few), "-q"]) == 0
+    assert main(["tovelf", "-l", "all", "-i", str(DUMP.path), "-o", str(few), "-q"]) == 0
     assert few.stat().st_size > usual.stat().st_size
 
     addresses = segment_addresses(usual, 4000)

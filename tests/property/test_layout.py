@@ -42,7 +42,7 @@ def arrange(pieces) -> Memory:
 
 
 @given(st.lists(PIECE, min_size=1, max_size=30), st.integers(1, 30), st.sets(st.integers(0, PAGES - 1)))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_written_core_reads_back(pieces, good_segments, zero_frames):
     ram = Ram([(0, PAGES * 4096)])
     for frame in zero_frames:
@@ -80,7 +80,7 @@ def test_written_core_reads_back(pieces, good_segments, zero_frames):
 
 
 @given(st.lists(PIECE, min_size=1, max_size=20))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_nothing_is_stored_twice_while_segments_are_few(pieces):
     memory = arrange(pieces)
     layout = build_layout(KIND, 62, 0, memory, tuple(encode_notes((), KIND)))

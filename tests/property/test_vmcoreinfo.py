@@ -24,13 +24,13 @@ def ask_everything(info) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_any_bytes(data):
     ask_everything(parse(data))
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), NAME, st.text(max_size=30)), max_size=12))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_any_values(lines):
     text = "".join(f"{kind}({name})={value}\n" for kind, name, value in lines)
     info = parse(text.encode("utf-8", "surrogatepass"))

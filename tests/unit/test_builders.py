@@ -8,7 +8,14 @@ import struct
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core, build_core_map, own_address_words
+from tests.builders.elfcore import (
+    CoreSpec,
+    NoteSpec,
+    SegmentSpec,
+    build_core,
+    build_core_map,
+    own_address_words,
+)
 from tests.builders.kernel import build_vmlinux, make_kernel
 from tests.builders.notes import x86_64_prstatus
 from tests.builders.pagetables import SIZE_1G, SIZE_2M, SIZE_4K
@@ -35,7 +42,10 @@ def test_core_is_read_back_by_pyelftools(tmp_path, elf_class, big_endian, notes_
     assert [segment.data() for segment in loads] == [b"A" * 100, b"B" * 33]
     assert loads[0]["p_memsz"] == 200
     notes = [
-        note for segment in elf.iter_segments() if segment["p_type"] == "PT_NOTE" for note in segment.iter_notes()
+        note
+        for segment in elf.iter_segments()
+        if segment["p_type"] == "PT_NOTE"
+        for note in segment.iter_notes()
     ]
     assert [note["n_name"] for note in notes][:2] == ["CORE", "VMCOREINFO"]
     assert not readelf_complaints(path)
@@ -43,12 +53,18 @@ def test_core_is_read_back_by_pyelftools(tmp_path, elf_class, big_endian, notes_
 
 def test_overrides_and_truncation_change_only_what_they_name():
     plain = build_core(CoreSpec([SegmentSpec(0, b"x" * 64)]))
-    odd = build_core(CoreSpec([SegmentSpec(0, b"x" * 64, overrides={"p_memsz": 2**63})], ehdr={"e_phnum": 77}))
+    odd = build_core(
+        CoreSpec([SegmentSpec(0, b"x" * 64, overrides={"p_memsz": 2**63})], ehdr={"e_phnum": 77})
+    )
     assert struct.unpack_from("<H", odd, 56)[0] == 77
     assert struct.unpack_from("<Q", odd, 64 + 40)[0] == 2**63
-    assert [a for a, b in zip(range(len(plain)), zip(plain, odd, strict=True), strict=True) if b[0] != b[1]] == [
-        56, 104, 111,
-    ]  # fmt: skip
+    assert [
+        a for a, b in zip(range(len(plain)), zip(plain, odd, strict=True), strict=True) if b[0] != b[1]
+    ] == [
+        56,
+        104,
+        111,
+    ]
     assert build_core(CoreSpec([SegmentSpec(0, b"x" * 64)], truncate=70)) == plain[:70]
 
 
@@ -102,7 +118,9 @@ def test_vmlinux_has_symbols_and_build_id(tmp_path):
     path = tmp_path / "vmlinux"
     path.write_bytes(build_vmlinux())
     elf = ELFFile(io.BytesIO(path.read_bytes()))
-    symbols = {symbol.name: symbol["st_value"] for symbol in elf.get_section_by_name(".symtab").iter_symbols()}
+    symbols = {
+        symbol.name: symbol["st_value"] for symbol in elf.get_section_by_name(".symtab").iter_symbols()
+    }
     assert symbols["_stext"] == 0xFFFFFFFF81000000
     (note,) = elf.get_section_by_name(".notes").iter_notes()
     assert note["n_desc"] == bytes(range(0x10, 0x24)).hex()

@@ -32,7 +32,9 @@ def test_tree(child, parent):
 
 
 def test_only_usage_errors_exit_with_2():
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, KdumpError)]
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, KdumpError)
+    ]
     assert len(kinds) >= 10
     assert [kind for kind in kinds if kind.exit_code != 1] == [UsageError]
     assert UsageError.exit_code == 2

@@ -85,6 +85,20 @@ def test_output_appears_when_committed_with_mode_0600(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_data_is_synced_before_the_file_gets_its_name(tmp_path, monkeypatch):
+    target, calls = tmp_path / "out", []
+    for name in ("fdatasync", "fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args))[1]
+        )
+    with open_output(str(target)) as output:
+        output.write_at(0, b"abc")
+        output.commit()
+    assert calls[:2] in (["fdatasync", "replace"], ["fsync", "replace"])
+    assert "fsync" in calls[2:], "the directory is synced as well"
+
+
 def test_output_without_commit_leaves_nothing_and_keeps_the_old_file(tmp_path):
     target = tmp_path / "out"
     target.write_bytes(b"old")

@@ -82,7 +82,7 @@ def test_completion_is_current_and_notices_when_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("kdump-elftool t", ["tovelf"]),
+        ("kdump-elftool mak", ["makedyn"]),
         ("kdump-elftool tovelf --zero", ["--zero-excluded"]),
         ("kdump-elftool makedyn --un", ["--undo"]),
         ("kdump-elftool tovelf -I p", ["pelf"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdump_elftool.safe_text import printable
+from kdump_elftool.safe_text import log_text, printable
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,9 @@ def test_limit_is_on_the_input_and_shown():
     assert printable(b"x" * 10, limit=10) == "x" * 10
     assert printable(b"x" * 11, limit=10) == "x" * 10 + "..."
     assert len(printable(b"\x00" * 10**6)) < 20000
+
+
+def test_log_text_keeps_what_dmesg_keeps():
+    r"""Tabs and backslashes are common in logs (ACPI: \_SB); what else is not ASCII text shows as bytes."""
+    assert log_text(b"ACPI: \\_SB.PCI0\ttab") == "ACPI: \\_SB.PCI0\ttab"
+    assert log_text(b"\x1b[31m\r\n\x00\x7f\xe2\x80\xae") == r"\x1b[31m\x0d\x0a\x00\x7f\xe2\x80\xae"

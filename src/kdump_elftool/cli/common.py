@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from typing import TextIO
 
 from kdump_elftool.addr import parse_number
 from kdump_elftool.errors import KdumpError, UsageError
 from kdump_elftool.files import STDIO, InputFile
+from kdump_elftool.jobs.selection import Pages
+from kdump_elftool.kernel.pages import LEVELS
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
 
+DEFAULT_LEVEL = "kernel"
 DEFAULT_VMCORE = "/proc/vmcore"
 _MAX_EXTRA = 1 << 20
 
@@ -31,6 +35,32 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strict", action="store_true", help="exit 1 when anything was lost")
     group.add_argument("--force", action="store_true", help="go on although files do not match")
     group.add_argument("--no-progress", action="store_true", help="no progress display")
+
+
+def add_level(group: argparse._ArgumentGroup) -> None:
+    """``-l``: which pages to keep."""
+    group.add_argument(
+        "-l",
+        "--level",
+        choices=tuple(LEVELS),
+        help="which pages to keep: all; inuse drops free ones; user drops free and cache; cache drops free "
+        f"and user; kernel drops all three (default {DEFAULT_LEVEL})",
+    )
+
+
+def print_statistics(pages: Pages, stream: TextIO) -> None:
+    """The original tool's statistics; lines it did not have appear when there is something to say."""
+    print(f"Skipped {pages.not_present} not present pages", file=stream)
+    for category in ("free", "cache", "user", "poison"):
+        print(f"        {getattr(pages, category)} {category} pages", file=stream)
+    if pages.offline:
+        print(f"        {pages.offline} offline pages", file=stream)
+    print(f"Accepted {pages.accepted} pages", file=stream)
+
+
+def pages_json(pages: Pages) -> dict[str, int]:
+    """The same for ``--json``."""
+    return {f"{name}_pages": getattr(pages, name) for name in Pages.__dataclass_fields__}
 
 
 def setup_logging(args: argparse.Namespace) -> None:

@@ -9,13 +9,17 @@ import sys
 import traceback
 from importlib.metadata import version
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from kdump_elftool.cli import makedyn, tovelf
+from kdump_elftool.cli import dmesg, info, makedyn, topelf, tovelf
 from kdump_elftool.cli.common import setup_logging
 from kdump_elftool.errors import KdumpError
+from kdump_elftool.files import remove_temporaries
 
-COMMANDS = (tovelf, makedyn)
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+COMMANDS = (topelf, tovelf, makedyn, info, dmesg)
 PROG = "kdump-elftool"
 
 
@@ -29,6 +33,11 @@ class Terminated(BaseException):
 
 class Parser(argparse.ArgumentParser):
     """argparse with this tool's two-line errors."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """As argparse's, but a closed pipe is an error like any other."""
+        if message:
+            (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}\nhint: {self.prog} --help shows how it is used", file=sys.stderr)
@@ -53,13 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code; nothing is raised."""
-    parser = build_parser()
-    try:
-        args = parser.parse_args(argv)
-        if args.command is None:
-            parser.error("no command given")
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    args = _parse(argv)
+    if isinstance(args, int):
+        return args
     setup_logging(args)
     try:
         return int(args.run(args))
@@ -86,6 +91,23 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("hint: run again with --debug and report the traceback", file=sys.stderr)
         return 1
+    finally:
+        remove_temporaries()
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace | int:
+    """The command line, or the exit code when argparse has answered it already."""
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.error("no command given")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BrokenPipeError:
+        _silence_stdout()
+        return 1
+    return args
 
 
 def console() -> NoReturn:

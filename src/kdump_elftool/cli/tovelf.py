@@ -7,22 +7,34 @@ import json
 import shlex
 import sys
 from contextlib import ExitStack
-from typing import TextIO
 
-from kdump_elftool.cli.common import add_common, number, one_input, read_extra, warn
+from kdump_elftool.cli.common import (
+    DEFAULT_LEVEL,
+    add_common,
+    add_level,
+    number,
+    one_input,
+    pages_json,
+    print_statistics,
+    read_extra,
+    warn,
+)
 from kdump_elftool.elf.layout import MANY_SEGMENTS
+from kdump_elftool.elf.rewrite import ChangedFile
 from kdump_elftool.elf.writer import write_core
+from kdump_elftool.errors import UsageError
 from kdump_elftool.files import InputFile, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import OpenOptions
+from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo
 from kdump_elftool.jobs.kernel import KernelRequest
-from kdump_elftool.jobs.selection import Pages
-from kdump_elftool.jobs.velf import LEVEL, Velf, plan_velf
+from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
 from kdump_elftool.safe_text import printable
 
 NAME = "tovelf"
+SCHEMA = "kdump-elftool/tovelf/1"
 HELP = "make a core file of kernel virtual memory that gdb can open"
 
 
@@ -63,28 +75,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="physical address of the top page table to write out",
     )
     selection = parser.add_argument_group("selection and output")
-    selection.add_argument("-l", "--level", choices=(LEVEL,), default=LEVEL, help="which pages to keep")
-    selection.add_argument("-o", "--outfile", metavar="FILE", help="the core to write (default: stdout)")
+    add_level(selection)
+    result = selection.add_mutually_exclusive_group()
+    result.add_argument("-o", "--outfile", metavar="FILE", help="the core to write (default: stdout)")
+    result.add_argument(
+        "--in-place", action="store_true", help="change the dump itself: new headers behind its data, no copy"
+    )
+    result.add_argument(
+        "--undo", action="store_true", help="take back --in-place: the dump is what it was, byte for byte"
+    )
     add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    if args.undo:
+        return _undo(args)
     with ExitStack() as stack:
 
         def opened(path: str | None) -> InputFile | None:
             return None if path is None else stack.enter_context(InputFile.open(path))
 
-        file = stack.enter_context(InputFile.open(one_input(args)))
+        target = stack.enter_context(_file_to_change(args)) if args.in_place else None
+        file = target.file if target else stack.enter_context(InputFile.open(one_input(args)))
         extra, vmlinux = opened(args.extravminfo), opened(args.vmlinux)
-        dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
         request = KernelRequest(
             vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
             extra=read_extra(extra) if extra else None,
             pgt_root=args.physpgd,
             force=args.force,
         )
-        velf = plan_velf(dump, request)
+        if target:
+            return _in_place(args, target, request)
+        dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
+        velf = plan_velf(dump, request, level=args.level or DEFAULT_LEVEL)
         for message in velf.warnings:
             warn(message, args)
         inputs = [source for source in (file, extra, vmlinux) if source]
@@ -95,6 +119,47 @@ def run(args: argparse.Namespace) -> int:
             to_stdout = not out.is_file and out.is_stdout()
             out.commit()
     return _report(args, velf, to_stdout)
+
+
+def _file_to_change(args: argparse.Namespace) -> ChangedFile:
+    if args.level not in (None, "all"):
+        raise UsageError("--in-place keeps every page", hint="leave out -l, or make a copy with -o")
+    if args.zero_excluded:
+        raise UsageError(
+            "--in-place cannot add zero pages to a dump", hint="make a copy with -o for --zero-excluded"
+        )
+    return ChangedFile.open(_named_input(args))
+
+
+def _named_input(args: argparse.Namespace) -> str:
+    if not (args.infile or args.dump or args.vmcore):
+        raise UsageError("no file is named that may be changed", hint="name it with -i FILE")
+    return one_input(args)
+
+
+def _in_place(args: argparse.Namespace, target: ChangedFile, request: KernelRequest) -> int:
+    dump = open_for_change(target, args.intype)
+    if dump is None:
+        if args.json:
+            print(json.dumps({"schema": SCHEMA, "output": target.file.path, "changed": False}))
+        elif not args.quiet:
+            print(f"{target.file.path} is converted in place already", file=sys.stderr)
+        return 0
+    velf = convert_in_place(target, dump, request)
+    for message in velf.warnings:
+        warn(message, args)
+    return _report(args, velf, to_stdout=False)
+
+
+def _undo(args: argparse.Namespace) -> int:
+    with ChangedFile.open(_named_input(args)) as target:
+        done = undo(target, force=args.force)
+        if args.json:
+            document = {"schema": SCHEMA, "output": target.file.path, "undone": True}
+            print(json.dumps({**document, "bytes": done.length, "removed_bytes": done.removed}))
+        elif args.verbose:
+            print(f"{done.removed} bytes removed; {done.length} bytes as before", file=sys.stderr)
+    return 0
 
 
 def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
@@ -111,27 +176,25 @@ def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
     if args.json:
         print(json.dumps(_as_json(args, velf)), file=stream)
     elif not args.quiet:
-        _print_statistics(velf.pages, stream)
+        print_statistics(velf.pages, stream)
     stream.flush()
-    if not args.quiet and args.outfile and (args.verbose or sys.stderr.isatty()):
+    if not args.quiet and _output(args) and (args.verbose or sys.stderr.isatty()):
         print(f"open it with: {_gdb_command(args, velf)}", file=sys.stderr)
     return 1 if args.strict and (partial or velf.warnings) else 0
+
+
+def _output(args: argparse.Namespace) -> str | None:
+    """The file that holds the result now; None when it went to stdout."""
+    path: str | None = one_input(args) if args.in_place else args.outfile
+    return path
 
 
 def _gdb_command(args: argparse.Namespace, velf: Velf) -> str:
     """How to start gdb: vmlinux gives symbols only, or gdb would fill absent pages from it."""
     offset = f" -o {int(velf.kaslr_offset.value):#x}" if velf.kaslr_offset else ""
-    words = ["gdb", "-ex", f"core-file {args.outfile}"]
+    words = ["gdb", "-ex", f"core-file {_output(args)}"]
     words += ["-ex", f"symbol-file{offset} {args.vmlinux or 'vmlinux'}"]
     return printable(shlex.join(words))
-
-
-def _print_statistics(pages: Pages, stream: TextIO) -> None:
-    """The original tool's statistics; level ``all`` filters nothing."""
-    print(f"Skipped {pages.not_present} not present pages", file=stream)
-    for category in ("free", "cache", "user", "poison"):
-        print(f"        0 {category} pages", file=stream)
-    print(f"Accepted {pages.accepted} pages", file=stream)
 
 
 def _print_facts(velf: Velf) -> None:
@@ -145,8 +208,9 @@ def _print_facts(velf: Velf) -> None:
 def _as_json(args: argparse.Namespace, velf: Velf) -> dict[str, object]:
     offset = velf.kaslr_offset
     return {
-        "schema": "kdump-elftool/tovelf/1",
-        "output": args.outfile,
+        "schema": SCHEMA,
+        "output": _output(args),
+        "changed": args.in_place,
         "architecture": velf.identity.arch.name,
         "release": velf.identity.release,
         "build_id": velf.identity.build_id.hex() if velf.identity.build_id else None,
@@ -155,8 +219,8 @@ def _as_json(args: argparse.Namespace, velf: Velf) -> dict[str, object]:
         "kaslr_offset": f"{int(offset.value):#x}" if offset else None,
         "segments": velf.layout.nr_segments,
         "threads": [{"cpu": thread.cpu, "lwp": thread.lwp} for thread in velf.threads],
-        "accepted_pages": velf.pages.accepted,
-        "not_present_pages": velf.pages.not_present,
+        "level": "all" if args.in_place else args.level or DEFAULT_LEVEL,
+        **pages_json(velf.pages),
         "coverage": velf.coverage.as_json(),
         "warnings": list(velf.warnings),
     }

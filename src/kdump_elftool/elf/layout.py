@@ -21,12 +21,13 @@ from kdump_elftool.files import FileSlice
 PAGE = 4096
 GOOD_SEGMENTS = 4096
 MANY_SEGMENTS = 16384
+MAX_COUNTED = 0xFFFE
+"""Most program headers that e_phnum itself can count."""
 NO_PADDR = MASK64
 """p_paddr of a segment whose pages lie at scattered physical addresses (as in /proc/kcore)."""
 
 _COPY_SHARE = 4
 _COPY_FLOOR = 64 << 20
-_MAX_COUNTED = 0xFFFE
 _MAX_SECTION0_COUNT = (1 << 32) - 1
 
 
@@ -92,15 +93,13 @@ def build_layout(
     segment_of, first = _segments(run, copied)
     phnum = len(first) + 1
     note_size = sum(map(chunk_size, notes))
-    headers = kind.ehdr.itemsize + (kind.shdr.itemsize if phnum > _MAX_COUNTED else 0)
+    headers = kind.ehdr.itemsize + (kind.shdr.itemsize if phnum > MAX_COUNTED else 0)
     notes_offset = headers + phnum * kind.phdr.itemsize
     data_offset = align_up(notes_offset + note_size, PAGE)
-    stored_offset = _place(stored.start, stored_size, data_offset)
+    stored_offset = place(stored.start, stored_size, data_offset)
     end = int(stored_offset[-1] + stored_size[-1]) if len(stored) else data_offset
     copy_offset, end = _place_copies(memory, copied, end)
-    offset = stored_offset[_owner(stored.start, memory.paddr)]
-    offset = offset + memory.paddr - stored.start[_owner(stored.start, memory.paddr)]
-    offset = np.where(copied, copy_offset, offset)
+    offset = np.where(copied, copy_offset, place_in(stored.start, stored_offset, memory.paddr))
     size = np.add.reduceat(memory.size, first) if len(first) else memory.size
     several = np.bincount(segment_of, minlength=len(first)) > 1
     rank = np.minimum.reduceat(memory.rank, first) if len(first) else memory.rank
@@ -124,7 +123,7 @@ def build_layout(
         file_size=end,
         copied_bytes=int(memory.size[copied].sum()),
     )
-    _check_class(layout)
+    check_class(layout)
     return layout
 
 
@@ -132,7 +131,7 @@ def encode_headers(layout: CoreLayout) -> bytes:
     """ELF header, section 0 when needed, and program headers, as they stand at offset 0."""
     kind = layout.kind
     phnum = layout.nr_segments + 1
-    extended = phnum > _MAX_COUNTED
+    extended = phnum > MAX_COUNTED
     e_phoff = kind.ehdr.itemsize + (kind.shdr.itemsize if extended else 0)
     ident = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT, c.ELFOSABI_GNU])
     ehdr = np.zeros(1, dtype=kind.ehdr)
@@ -154,11 +153,12 @@ def encode_headers(layout: CoreLayout) -> bytes:
         ehdr[name] = value
     section0 = np.zeros(1 if extended else 0, dtype=kind.shdr)
     section0["sh_info"] = phnum
-    return ehdr.tobytes() + section0.tobytes() + _program_headers(layout, phnum).tobytes()
+    return ehdr.tobytes() + section0.tobytes() + program_headers(layout).tobytes()
 
 
-def _program_headers(layout: CoreLayout, phnum: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    phdr = np.zeros(phnum, dtype=layout.kind.phdr)
+def program_headers(layout: CoreLayout) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    """The PT_NOTE and all PT_LOADs, in header order."""
+    phdr = np.zeros(layout.nr_segments + 1, dtype=layout.kind.phdr)
     note, loads = phdr[:1], phdr[1:]
     note["p_type"] = c.PT_NOTE
     note["p_offset"] = layout.notes_offset
@@ -171,7 +171,9 @@ def _program_headers(layout: CoreLayout, phnum: int) -> np.ndarray[tuple[int], n
     loads["p_paddr"] = layout.p_paddr if layout.kind.bits == 64 else layout.p_paddr & np.uint64(0xFFFFFFFF)
     loads["p_filesz"] = layout.p_filesz
     loads["p_memsz"] = layout.p_filesz
-    loads["p_align"] = PAGE
+    # the gABI wants offset and address to be congruent modulo p_align, unless that is 0 or 1
+    congruent = (layout.p_offset - layout.p_vaddr) % np.uint64(PAGE) == 0
+    loads["p_align"] = np.where(congruent, PAGE, 1)
     return phdr
 
 
@@ -205,7 +207,7 @@ def _segments(run: Index, copied: np.ndarray) -> tuple[Index, Index]:
     return np.cumsum(begins) - 1, np.flatnonzero(begins)
 
 
-def _place(paddr: U64, size: U64, data_offset: int) -> U64:
+def place(paddr: U64, size: U64, data_offset: int) -> U64:
     """File offsets for ranges in order: page-aligned, congruent to the address within its page."""
     inside = paddr & np.uint64(PAGE - 1)
     pages = (inside + size + np.uint64(PAGE - 1)) & np.uint64(MASK64 & ~(PAGE - 1))
@@ -223,17 +225,20 @@ def _place_copies(memory: Memory, copied: np.ndarray, end: int) -> tuple[U64, in
     begins[1:] = vaddr[1:] != vaddr[:-1] + size[:-1]
     first = np.flatnonzero(begins)
     run_size = np.add.reduceat(size, first)
-    run_offset = _place(vaddr[first], run_size, align_up(end, PAGE))
+    run_offset = place(vaddr[first], run_size, align_up(end, PAGE))
     run = np.cumsum(begins) - 1
     offset[copied] = run_offset[run] + (vaddr - vaddr[first][run])
     return offset, int(run_offset[-1] + run_size[-1])
 
 
-def _owner(start: U64, address: U64) -> Index:
-    return np.searchsorted(start, address, side="right") - 1
+def place_in(start: U64, file_offset: U64, paddr: U64) -> U64:
+    """File offsets of addresses that lie in stored ranges, which begin at ``start``."""
+    owner = np.searchsorted(start, paddr, side="right") - 1
+    return file_offset[owner] + (paddr - start[owner])
 
 
-def _check_class(layout: CoreLayout) -> None:
+def check_class(layout: CoreLayout) -> None:
+    """Raise OutputError for what the header's fields cannot say."""
     if layout.nr_segments + 1 > _MAX_SECTION0_COUNT:
         raise OutputError("more program headers than an ELF file can have")
     if layout.kind.bits == 32 and layout.file_size >> 32:

@@ -1,22 +1,46 @@
 """Notes of our own in an output core: owner ``kdump-elftool`` (docs/notes.md).
 
-gdb's reader decides by type number whatever the owner is, and takes type 1 for NT_PRSTATUS when
-the size fits one, so the descriptor is padded beyond every architecture's ``elf_prstatus``.
+gdb's reader decides by type number whatever the owner is, and takes type 1 for NT_PRSTATUS and
+type 3 for NT_PRPSINFO when the size fits one, so the descriptors are padded beyond every
+architecture's ``elf_prstatus`` and ``elf_prpsinfo``.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
 from kdump_elftool.elf.constants import AT_ENTRY, AT_NULL, NT_AUXV
 from kdump_elftool.elf.notes import Note
-from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.elf.structs import ElfKind, Table, bind
 
 OWNER = b"kdump-elftool"
 TYPE_SUMMARY = 1
+TYPE_UNDO = 3
 _LARGER_THAN_ANY_PRSTATUS = 1024
+UNDO_NOTE_SIZE = 12 + 16 + _LARGER_THAN_ANY_PRSTATUS
+"""An encoded undo note: header, padded owner, descriptor."""
+_UNDO_VERSION = 1
+_UNDO: Table = (
+    ("version", "u4", "u4"),
+    ("crc32", "u4", "u4"),
+    ("old_length", "u8", "u8"),
+    ("new_length", "u8", "u8"),
+    ("ehdr_size", "u4", "u4"),
+    ("reserved", "u4", "u4"),
+)
+
+
+@dataclass(frozen=True)
+class Undo:
+    """How a file was before it was changed in place, and how long it became."""
+
+    ehdr: bytes
+    old_length: int
+    new_length: int
 
 
 def summary_note(summary: object) -> Note:
@@ -29,3 +53,30 @@ def auxv_note(kind: ElfKind, entry: int) -> Note:
     """NT_AUXV with AT_ENTRY: gdb moves a position-independent vmlinux so that it starts there."""
     table = np.array([(AT_ENTRY, entry), (AT_NULL, 0)], dtype=kind.auxv)
     return Note(b"CORE", NT_AUXV, table.tobytes())
+
+
+def undo_note(kind: ElfKind, undo: Undo) -> Note:
+    """The old ELF header and length; the size of the note is always the same."""
+    head = np.zeros(1, dtype=bind(_UNDO, kind))
+    head["version"] = _UNDO_VERSION
+    head["old_length"], head["new_length"] = undo.old_length, undo.new_length
+    head["ehdr_size"] = len(undo.ehdr)
+    head["crc32"] = zlib.crc32(head.tobytes() + undo.ehdr)
+    desc = head.tobytes() + undo.ehdr
+    return Note(OWNER, TYPE_UNDO, desc.ljust(_LARGER_THAN_ANY_PRSTATUS, b"\0"))
+
+
+def parse_undo(kind: ElfKind, note: Note) -> Undo | None:
+    """What :func:`undo_note` stored; None when the descriptor cannot be one of its own."""
+    dtype = bind(_UNDO, kind)
+    if not isinstance(note.desc, bytes) or len(note.desc) != _LARGER_THAN_ANY_PRSTATUS:
+        return None
+    head = np.frombuffer(note.desc, dtype=dtype, count=1).copy()
+    crc32 = int(head["crc32"][0])
+    head["crc32"] = 0
+    ehdr = note.desc[dtype.itemsize : dtype.itemsize + kind.ehdr.itemsize]
+    if int(head["version"][0]) != _UNDO_VERSION or int(head["ehdr_size"][0]) != kind.ehdr.itemsize:
+        return None
+    if crc32 != zlib.crc32(head.tobytes() + ehdr):
+        return None
+    return Undo(ehdr, int(head["old_length"][0]), int(head["new_length"][0]))

@@ -28,10 +28,16 @@ class PhysicalReader(Protocol):
     def read_into(self, paddr: int, view: memoryview, /) -> None: ...
 
 
+class Writable(Protocol):
+    """Something that takes bytes at an offset."""
+
+    def write_at(self, offset: int, data: bytes | memoryview, /) -> None: ...
+
+
 def write_core(layout: CoreLayout, memory: PhysicalReader, out: Output, advance: Advance = silent) -> int:
     """Write the core to ``out`` (not yet committed); returns the zero bytes left as holes."""
     out.write_at(0, encode_headers(layout))
-    _write_notes(layout, out)
+    write_notes(layout, out)
     zero_bytes = 0
     buffers = [memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK))]
     with ThreadPoolExecutor(1) as reader:
@@ -48,7 +54,8 @@ def write_core(layout: CoreLayout, memory: PhysicalReader, out: Output, advance:
     return zero_bytes
 
 
-def _write_notes(layout: CoreLayout, out: Output) -> None:
+def write_notes(layout: CoreLayout, out: Writable) -> None:
+    """Write the contents of the PT_NOTE, large descriptors in pieces."""
     offset = layout.notes_offset
     for chunk in layout.notes:
         if isinstance(chunk, FileSlice):

@@ -64,8 +64,11 @@ def open_kernel(dump: Dump, request: KernelRequest) -> Kernel:
     if not len(walked.mappings):
         raise IdentityError(
             "pgt_root",
-            f"the page tables at {identity.pgt_root:#x} map nothing",
-            hint="this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
+            f"the page tables at {identity.pgt_root:#x} map nothing"
+            + (", and tables below it are not in the dump" if walked.lost else ""),
+            hint="the dump was cut short or filtered too much: take it again"
+            if walked.lost
+            else "this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
         )
     if not identity.verified:
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")

@@ -10,6 +10,7 @@ from kdump_elftool.addr import MASK64, U64, Ranges, merge_ranges, subtract_range
 from kdump_elftool.arch.walker import Mappings, Walk, merge_mappings
 from kdump_elftool.formats.base import Lost
 from kdump_elftool.jobs.coverage import PAGE, Coverage
+from kdump_elftool.kernel.pages import Category, PageAccount
 from kdump_elftool.memory.extents import intersect
 from kdump_elftool.memory.physical import PhysicalMemory
 
@@ -19,10 +20,16 @@ IMPLAUSIBLE_PADDR = 1 << 48
 
 @dataclass(frozen=True)
 class Pages:
-    """Distinct physical pages: stored, and mapped but not in the dump."""
+    """Distinct physical pages: stored; mapped but not in the dump; left out by the level."""
 
     accepted: int
     not_present: int
+    free: int = 0
+    cache: int = 0
+    user: int = 0
+    poison: int = 0
+    offline: int = 0
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,12 @@ class Selection:
     lost: tuple[Lost, ...]
 
 
-def select(memory: PhysicalMemory, walked: Walk, lost_before: tuple[Lost, ...]) -> Selection:
-    """Keep the mapped memory that is present; everything is kept (level ``all``)."""
-    present, absent = memory.present(), memory.absent()
+def select(
+    memory: PhysicalMemory, walked: Walk, lost_before: tuple[Lost, ...], choice: PageAccount | None = None
+) -> Selection:
+    """Keep the mapped memory that is present and that ``choice`` does not drop (None: all)."""
+    whole, absent = memory.present(), memory.absent()
+    present = subtract_ranges(whole, choice.dropped) if choice else whole
     mapped = cut(walked.mappings, present)
     missing = cut(walked.mappings, absent)
     lost_here = (*_lost_tables(walked), *_implausible(walked.mappings, memory.declared))
@@ -48,9 +58,26 @@ def select(memory: PhysicalMemory, walked: Walk, lost_before: tuple[Lost, ...]) 
     return Selection(
         mapped=mapped,
         missing=missing,
-        pages=Pages(stored.total // PAGE, _backing(missing).total // PAGE),
+        pages=count_pages(stored.total // PAGE, _backing(missing).total // PAGE, choice),
         coverage=Coverage.of(memory.declared.total, absent.total + unreachable, lost),
         lost=lost,
+    )
+
+
+def count_pages(accepted: int, not_present: int, choice: PageAccount | None) -> Pages:
+    """The statistics of a conversion."""
+    if choice is None:
+        return Pages(accepted, not_present)
+    counts = choice.counts
+    return Pages(
+        accepted,
+        not_present,
+        free=counts[Category.FREE],
+        cache=counts[Category.CACHE],
+        user=counts[Category.USER],
+        poison=counts[Category.POISON],
+        offline=counts[Category.OFFLINE],
+        unknown=choice.unknown,
     )
 
 

@@ -7,6 +7,7 @@ order -> notes -> layout.  Nothing is written here; ``elf.writer`` does that wit
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -18,10 +19,11 @@ from kdump_elftool.arch.walker import Mappings, Walk
 from kdump_elftool.elf.constants import NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
-from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, auxv_note, summary_note
+from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, auxv_note, summary_note
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.pages import choose_pages
 from kdump_elftool.jobs.selection import Pages, select
 from kdump_elftool.kernel.cpus import CORE, CpuNotes, CpuThread, cpu_threads
 from kdump_elftool.kernel.facts import Fact
@@ -33,8 +35,6 @@ from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
 from kdump_elftool.kernel.vmlinux import Vmlinux
 
 log = logging.getLogger(__name__)
-
-LEVEL = "all"
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,32 @@ class Velf:
     warnings: tuple[str, ...]
 
 
-def plan_velf(dump: Dump, request: KernelRequest) -> Velf:
-    """Plan the conversion.  Raises IdentityError, UnsupportedError, OutputError."""
+LayOut = Callable[[Dump, Memory, tuple[Note, ...]], CoreLayout]
+
+
+def new_file(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
+    """The layout of a core that is a file of its own."""
+    return build_layout(
+        dump.kind, dump.e_machine, dump.e_flags, memory, tuple(encode_notes(notes, dump.kind))
+    )
+
+
+def plan_velf(dump: Dump, request: KernelRequest, lay_out: LayOut = new_file, *, level: str = "all") -> Velf:
+    """Plan the conversion; ``lay_out`` decides where everything comes to lie.
+
+    Raises IdentityError, UnsupportedError, OutputError.
+    """
     kernel = open_kernel(dump, request)
     identity, walked = kernel.identity, kernel.walked
     kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
-    chosen = select(dump.memory, walked, dump.lost)
+    choice, page_warnings = choose_pages(dump, kernel, level)
+    chosen = select(dump.memory, walked, dump.lost, choice)
     cpus = cpu_threads(dump.notes, kernel.arch, dump.kind)
     notes = _notes(cpus, dump, request.vmlinux, kaslr_offset)
-    notes.append(summary_note(_summary(identity, kaslr_offset, chosen.coverage)))
+    notes.append(summary_note(_summary(identity, kaslr_offset, level, chosen.coverage)))
     mapped = chosen.mapped
     memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel.arch, cpus.threads))
-    encoded = tuple(encode_notes(tuple(notes), dump.kind))
-    layout = build_layout(dump.kind, dump.e_machine, dump.e_flags, memory, encoded)
+    layout = lay_out(dump, memory, tuple(notes))
     log.info(
         "layout: %d segments, %d bytes, %d of them stored twice",
         layout.nr_segments,
@@ -76,13 +89,13 @@ def plan_velf(dump: Dump, request: KernelRequest) -> Velf:
         threads=cpus.threads,
         pages=chosen.pages,
         coverage=chosen.coverage,
-        warnings=(*kernel.warnings, *_image_warning(kernel.arch, chosen.missing, walked)),
+        warnings=(*kernel.warnings, *page_warnings, *_image_warning(kernel.arch, chosen.missing, walked)),
     )
 
 
 def _notes(cpus: CpuNotes, dump: Dump, vmlinux: Vmlinux | None, kaslr_offset: Fact | None) -> list[Note]:
     """The dump's notes without those this tool writes anew: its own, and NT_AUXV given a vmlinux."""
-    dropped = {(OWNER, TYPE_SUMMARY)}
+    dropped = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
     added = []
     if vmlinux is not None and kaslr_offset is not None:
         entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
@@ -129,12 +142,14 @@ def _image_warning(arch: Architecture, missing: Mappings, walked: Walk) -> list[
     ]
 
 
-def _summary(identity: KernelIdentity, kaslr_offset: Fact | None, coverage: Coverage) -> dict[str, object]:
+def _summary(
+    identity: KernelIdentity, kaslr_offset: Fact | None, level: str, coverage: Coverage
+) -> dict[str, object]:
     facts = [*identity.facts, *([kaslr_offset] if kaslr_offset else [])]
     return {
         "schema": "kdump-elftool/velf/1",
         "producer": f"kdump-elftool {version('kdump-elftool')}",
         "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
-        "level": LEVEL,
+        "level": level,
         "coverage": coverage.as_json(),
     }

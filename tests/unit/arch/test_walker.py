@@ -45,8 +45,10 @@ def test_all_sizes(levels, sme_mask):
     made.map(0x400000, 0x7000)  # user half
     found = kernel_walk(ram, made)
     assert columns(found.mappings.vaddr, found.mappings.paddr, found.mappings.size) == [
-        (base, 0x40000000, SIZE_1G), (base + 2 * SIZE_1G, 0x200000, SIZE_2M), (base + 3 * SIZE_1G, 0x5000, SIZE_4K),
-    ]  # fmt: skip
+        (base, 0x40000000, SIZE_1G),
+        (base + 2 * SIZE_1G, 0x200000, SIZE_2M),
+        (base + 3 * SIZE_1G, 0x5000, SIZE_4K),
+    ]
     assert found.lost == ()
     assert found.complete
 
@@ -58,7 +60,10 @@ def test_neighbours_are_joined_across_page_sizes():
     made.map_range(base + SIZE_2M, SIZE_2M, 8 * SIZE_2M, SIZE_2M)
     made.map(base + 9 * SIZE_2M, 0, SIZE_4K)
     found = kernel_walk(ram, made).mappings
-    assert columns(found.vaddr, found.paddr, found.size) == [(base, 0, 9 * SIZE_2M), (base + 9 * SIZE_2M, 0, 4096)]
+    assert columns(found.vaddr, found.paddr, found.size) == [
+        (base, 0, 9 * SIZE_2M),
+        (base + 9 * SIZE_2M, 0, 4096),
+    ]
 
 
 def test_the_last_page_of_the_address_space():
@@ -97,7 +102,9 @@ def test_a_cycle_ends(level):
     assert found.tables < 3000
     plain = {
         vaddr + done: paddr + done
-        for vaddr, paddr, size in ((leaf.vaddr, leaf.paddr, leaf.size) for leaf in walk_plain(ram.read_or_none, made.root))
+        for vaddr, paddr, size in (
+            (leaf.vaddr, leaf.paddr, leaf.size) for leaf in walk_plain(ram.read_or_none, made.root)
+        )
         for done in range(0, size, SIZE_4K)
         if vaddr >= KERNEL_HALF
     }
@@ -120,7 +127,7 @@ def test_table_outside_of_memory_loses_its_range_only(level, span):
 
 
 def test_root_outside_of_memory():
-    ram, made = tables()
+    ram, _made = tables()
     form = x86_64.paging_form(4)
     found = walk(ram_memory(ram), form, 1 << 45, Window(*form.kernel_half))
     assert len(found.mappings) == 0
@@ -150,7 +157,9 @@ def test_translate_says_how_it_got_there(levels):
     form = x86_64.paging_form(levels)
     found = translate(ram_memory(ram), form, made.root, base + SIZE_2M + 0x12345)
     assert (found.paddr, found.page_size) == (0x212345, SIZE_2M)
-    assert [step.level for step in found.steps] == ["pgd", "p4d", "pud", "pmd"][0 if levels == 5 else 1 :] or levels == 4
+    assert [step.level for step in found.steps] == ["pgd", "p4d", "pud", "pmd"][
+        0 if levels == 5 else 1 :
+    ] or levels == 4
     assert found.steps[0].table == made.root
     assert found.steps[-1].entry == 0x200000 | KERNEL | PSE | 1 << 63
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -53,7 +54,12 @@ def test_one_piece():
     core = read_core(image(layout))
     check_shape(core)
     (load,) = core.loads
-    assert (load["p_vaddr"], load["p_paddr"], load["p_filesz"], load["p_align"]) == (BASE, 0x5000, 0x3000, 4096)
+    assert (load["p_vaddr"], load["p_paddr"], load["p_filesz"], load["p_align"]) == (
+        BASE,
+        0x5000,
+        0x3000,
+        4096,
+    )
     assert load["p_offset"] % 4096 == 0
     assert columns(layout.storage.paddr, layout.storage.size, layout.storage.file_offset) == [
         (0x5000, 0x3000, load["p_offset"])
@@ -104,7 +110,9 @@ def test_every_class_and_byte_order(tmp_path, bits, order):
 @pytest.mark.parametrize("count", [65533, 65534, 65535, 70000])
 def test_xnum_border(tmp_path, count):
     """Up to 65,534 headers (PT_NOTE included) fit e_phnum; beyond, section 0 has the count."""
-    layout = lay([(BASE + page * 0x2000, page * 0x2000, 0x1000) for page in range(count)], good_segments=10**6)
+    layout = lay(
+        [(BASE + page * 0x2000, page * 0x2000, 0x1000) for page in range(count)], good_segments=10**6
+    )
     raw = image(layout)
     core = read_core(raw)
     assert len(core.segments) == count + 1
@@ -151,7 +159,7 @@ def test_storage_tells_every_byte_once_and_in_file_order():
     layout = lay(scattered(50, 4), good_segments=60)
     rows = columns(layout.storage.file_offset, layout.storage.size)
     assert rows == sorted(rows)
-    for (offset, size), (following, _) in zip(rows, rows[1:], strict=False):
+    for (offset, size), (following, _) in itertools.pairwise(rows):
         assert offset + size <= following
     assert rows[-1][0] + rows[-1][1] == layout.file_size
 

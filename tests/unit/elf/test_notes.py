@@ -56,7 +56,9 @@ def test_zero_padding_behind_the_last_note_ends_the_list(tmp_path):
     assert found.bad_offset is None
 
 
-@pytest.mark.parametrize("namesz,descsz", [(2**31, 4), (4, 2**31), (2**32 - 1, 2**32 - 1), (4, 100), (300, 0)])
+@pytest.mark.parametrize(
+    "namesz,descsz", [(2**31, 4), (4, 2**31), (2**32 - 1, 2**32 - 1), (4, 100), (300, 0)]
+)
 def test_a_lying_header_stops_with_its_offset(tmp_path, namesz, descsz):
     good = NoteSpec("CORE", 1, b"12345678").encode("<")
     bad = struct.pack("<III", namesz, descsz, 1) + b"CORE" + bytes(20)
@@ -82,7 +84,9 @@ def test_range_far_outside_of_the_file(tmp_path):
 
 def test_large_descriptor_stays_in_the_file(tmp_path):
     desc = bytes(range(256)) * (HELD_IN_MEMORY // 256) + b"!"
-    found = parse(tmp_path, NoteSpec("LINUX", 0x700, desc).encode("<") + NoteSpec("CORE", 1, b"1").encode("<"))
+    found = parse(
+        tmp_path, NoteSpec("LINUX", 0x700, desc).encode("<") + NoteSpec("CORE", 1, b"1").encode("<")
+    )
     large, small = found.notes
     assert isinstance(large.desc, FileSlice)
     assert large.size == len(desc)
@@ -90,6 +94,7 @@ def test_large_descriptor_stays_in_the_file(tmp_path):
     assert small.desc == b"1"
     chunks = encode_notes((large, small), ElfKind(64, "<"))
     joined = b"".join(
-        chunk.file.read_at(chunk.offset, chunk.size) if isinstance(chunk, FileSlice) else chunk for chunk in chunks
+        chunk.file.read_at(chunk.offset, chunk.size) if isinstance(chunk, FileSlice) else chunk
+        for chunk in chunks
     )
     assert joined == NoteSpec("LINUX", 0x700, desc).encode("<") + NoteSpec("CORE", 1, b"1").encode("<")

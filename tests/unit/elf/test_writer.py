@@ -38,7 +38,11 @@ def ram() -> Ram:
     return ram
 
 
-PIECES = [(1 << 63, 0x1000, 3 * CHUNK), (1 << 63 | 1 << 40, 1 << 40, 0x1800), (1 << 63 | 1 << 41, 0x11000, 0x3000)]
+PIECES = [
+    (1 << 63, 0x1000, 3 * CHUNK),
+    (1 << 63 | 1 << 40, 1 << 40, 0x1800),
+    (1 << 63 | 1 << 41, 0x11000, 0x3000),
+]
 
 
 def test_contents(tmp_path, ram):
@@ -103,7 +107,10 @@ def test_note_larger_than_the_buffer_comes_from_its_file(tmp_path, ram):
     with open_output(str(path)) as out:
         write_core(layout_of(PIECES, (note, Note(b"CORE", 1, b"abcd"))), ram_memory(ram), out)
         out.commit()
-    assert read_core(path).notes() == [("LINUX", 0x700, own_address_words(0, CHUNK + 10)), ("CORE", 1, b"abcd")]
+    assert read_core(path).notes() == [
+        ("LINUX", 0x700, own_address_words(0, CHUNK + 10)),
+        ("CORE", 1, b"abcd"),
+    ]
 
 
 def test_a_failing_read_leaves_no_file(tmp_path, ram):

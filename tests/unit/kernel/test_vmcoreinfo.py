@@ -80,7 +80,9 @@ def test_numbers_beyond_64_bits_are_not_found(text):
 
 
 def test_arm64_prints_some_numbers_in_hexadecimal():
-    assert parse(b"NUMBER(kimage_voffset)=0xffff800008000000\n").number("kimage_voffset") == 0xFFFF800008000000
+    assert (
+        parse(b"NUMBER(kimage_voffset)=0xffff800008000000\n").number("kimage_voffset") == 0xFFFF800008000000
+    )
     assert parse(b"NUMBER(PHYS_OFFSET)=40000000\n").number("PHYS_OFFSET") == 0x40000000
 
 

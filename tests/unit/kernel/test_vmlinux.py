@@ -26,7 +26,8 @@ def test_symbols_and_build_id(tmp_path):
     image = build_vmlinux()
     found = read(tmp_path, image)
     table = {
-        symbol.name: symbol["st_value"] for symbol in ELFFile(io.BytesIO(image)).get_section_by_name(".symtab").iter_symbols()
+        symbol.name: symbol["st_value"]
+        for symbol in ELFFile(io.BytesIO(image)).get_section_by_name(".symtab").iter_symbols()
     }
     assert {"_stext", "_text", "_end"} <= found.symbols.keys()
     assert all(table[name] == value for name, value in found.symbols.items())
@@ -64,7 +65,10 @@ def test_stripped(tmp_path):
     assert found.build_id == BUILD_ID
 
 
-@pytest.mark.parametrize("image", [b"", b"text", make_kernel().dump()[:100000], build_core(CoreSpec([SegmentSpec(0, b"x")], e_type=1))])
+@pytest.mark.parametrize(
+    "image",
+    [b"", b"text", make_kernel().dump()[:100000], build_core(CoreSpec([SegmentSpec(0, b"x")], e_type=1))],
+)
 def test_what_is_no_vmlinux(tmp_path, image):
     with pytest.raises(FormatError):
         read(tmp_path, image)

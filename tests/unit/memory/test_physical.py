@@ -28,9 +28,15 @@ class Store:
 @pytest.fixture
 def memory() -> PhysicalMemory:
     """Three pages at 0x1000 in two pieces that lie apart in the file, a zero page, one far page."""
-    store = Store(own_address_words(0x2000, 0x2000) + own_address_words(0x1000, 0x1000) + own_address_words(2**50, 0x1000))
+    store = Store(
+        own_address_words(0x2000, 0x2000)
+        + own_address_words(0x1000, 0x1000)
+        + own_address_words(2**50, 0x1000)
+    )
     extents = normalise(
-        u64([0x1000, 0x2000, 0x4000, 2**50]), u64([0x1000, 0x2000, 0x1000, 0x1000]), u64([0x2000, 0, ZERO_FILL, 0x3000])
+        u64([0x1000, 0x2000, 0x4000, 2**50]),
+        u64([0x1000, 0x2000, 0x1000, 0x1000]),
+        u64([0x2000, 0, ZERO_FILL, 0x3000]),
     )
     declared = Ranges(u64([0x1000, 2**50]), u64([0x8000, 2**50 + 0x2000]))
     return PhysicalMemory(store, extents, declared)
@@ -44,9 +50,15 @@ def test_read_across_extents(memory):
 
 
 @pytest.mark.parametrize(
-    ("paddr", "size", "at"), [(0, 1, 0), (0xFFF, 2, 0xFFF), (0x4FFF, 2, 0x5000), (2**50 + 0xFFF, 2, 2**50 + 0x1000),
-                              (2**64 - 8, 8, 2**64 - 8)]
-)  # fmt: skip
+    ("paddr", "size", "at"),
+    [
+        (0, 1, 0),
+        (0xFFF, 2, 0xFFF),
+        (0x4FFF, 2, 0x5000),
+        (2**50 + 0xFFF, 2, 2**50 + 0x1000),
+        (2**64 - 8, 8, 2**64 - 8),
+    ],
+)
 def test_absent_memory_names_the_first_missing_address(memory, paddr, size, at):
     with pytest.raises(PageAbsentError) as caught:
         memory.read(paddr, size)
@@ -56,7 +68,10 @@ def test_absent_memory_names_the_first_missing_address(memory, paddr, size, at):
 def test_present_and_absent(memory):
     present, absent = memory.present(), memory.absent()
     assert (present.start.tolist(), present.end.tolist()) == ([0x1000, 2**50], [0x5000, 2**50 + 0x1000])
-    assert (absent.start.tolist(), absent.end.tolist()) == ([0x5000, 2**50 + 0x1000], [0x8000, 2**50 + 0x2000])
+    assert (absent.start.tolist(), absent.end.tolist()) == (
+        [0x5000, 2**50 + 0x1000],
+        [0x8000, 2**50 + 0x2000],
+    )
 
 
 @pytest.mark.parametrize("size", [8, 512, 4096])

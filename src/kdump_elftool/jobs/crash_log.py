@@ -1,0 +1,82 @@
+"""What the log itself says about a crash: the message, and which CPU and task it was.
+
+Only the kernel's own messages count (facility 0): anybody may write others into the log.
+References: panic() in kernel/panic.c, dump_stack_print_info() in lib/dump_stack.c, the die() of the
+architectures.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kdump_elftool.plain.printk import Log, Record
+
+_PANIC = re.compile(rb"Kernel panic - not syncing: (.*)")
+_OOPS = re.compile(
+    rb"(?:watchdog: )?(?:BUG: |Oops: |Oops - |kernel BUG at |Unable to handle kernel |Internal error: "
+    rb"|general protection fault|Kernel BUG at )"
+)
+_TASK = re.compile(
+    rb"CPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{,20}?) "
+    rb"(?:Kdump: loaded )?(?:Not tainted|Tainted: )"
+)
+_CALLER_IS_CPU = 1 << 31
+
+
+@dataclass(frozen=True)
+class CrashLog:
+    """Everything None that the log does not tell.  ``oops`` is the last one, of whatever age."""
+
+    message: bytes | None = None
+    oops: bytes | None = None
+    cpu: int | None = None
+    pid: int | None = None
+    comm: bytes | None = None
+    ts_nsec: int | None = None
+
+
+def read_crash(log: Log, *, crashed: bool) -> CrashLog:
+    """Find the panic.  With ``crashed`` (the dump proves it) an oops without panic is the crash."""
+    records = [record for record in log.records if record.facility in (0, None)]
+    panic = _last(records, _PANIC)
+    oops = _last(records, _OOPS)
+    at = panic if panic is not None else oops if crashed else None
+    oops_text = None if oops is None else _first_line(records[oops])
+    if at is None:
+        return CrashLog(oops=oops_text)
+    match = _PANIC.match(_first_line(records[at]))
+    cpu, pid, comm = _task(records, at)
+    return CrashLog(
+        message=match[1] if match else oops_text,
+        oops=oops_text,
+        cpu=cpu,
+        pid=pid,
+        comm=comm,
+        ts_nsec=records[at].ts_nsec,
+    )
+
+
+def _task(records: list[Record], at: int) -> tuple[int | None, int | None, bytes | None]:
+    """CPU, pid and name: from the first such line after the message, else from the last one before.
+
+    The caller of the message, where the log has it, decides: a line about another task is not used.
+    """
+    caller = records[at].caller_id
+    by_task = caller is not None and not caller & _CALLER_IS_CPU
+    for index in (*range(at, len(records)), *range(at - 1, -1, -1)):
+        match = _TASK.match(_first_line(records[index]))
+        if match and not (by_task and int(match[2]) != caller):
+            return int(match[1]), int(match[2]), match[3]
+    if caller is None:
+        return None, None, None
+    return (None, caller, None) if by_task else (caller & ~_CALLER_IS_CPU, None, None)
+
+
+def _last(records: list[Record], pattern: re.Pattern[bytes]) -> int | None:
+    found = (index for index in range(len(records) - 1, -1, -1) if pattern.match(records[index].text))
+    return next(found, None)
+
+
+def _first_line(record: Record) -> bytes:
+    return record.text.partition(b"\n")[0]

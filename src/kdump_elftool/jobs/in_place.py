@@ -1,0 +1,109 @@
+"""tovelf --in-place and --undo: no copy, only new headers and notes behind the memory that is there.
+
+The cost grows with the page tables and not with the memory, none of which is read or written.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import Ranges
+from kdump_elftool.elf.constants import ELFMAG
+from kdump_elftool.elf.layout import CoreLayout, Memory
+from kdump_elftool.elf.notes import Note
+from kdump_elftool.elf.rewrite import ChangedFile, append_and_switch, take_back
+from kdump_elftool.elf.tail import (
+    Placed,
+    find_remains,
+    find_undo,
+    read_original,
+    tail_layout,
+)
+from kdump_elftool.errors import KdumpError, OutputError, UnsupportedError
+from kdump_elftool.formats import open_dump
+from kdump_elftool.formats.base import Dump, OpenOptions
+from kdump_elftool.jobs.kernel import KernelRequest
+from kdump_elftool.jobs.velf import Velf, plan_velf
+from kdump_elftool.memory.extents import Extents, intersect
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What ``--undo`` did: the length the file has again, and how many bytes were cut off."""
+
+    length: int
+    removed: int
+
+
+def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
+    """The dump in a file that is to be changed; None when it was changed before.
+
+    What an interrupted run left behind the old end is removed first.
+    """
+    dump = open_dump(target.file, intype, OpenOptions())
+    if dump.format != "elf":
+        raise UnsupportedError(
+            target.file.path,
+            "only an ELF dump can be changed in place",
+            hint="convert it into another file with -o",
+        )
+    if find_undo(target.file) is not None:
+        return None
+    remains = find_remains(target.file)
+    if remains is not None:
+        log.info("an interrupted run left %d bytes: removed", target.file.size - remains.old_length)
+        take_back(target, remains)
+        dump = open_dump(target.file, intype, OpenOptions())
+    return dump
+
+
+def convert_in_place(target: ChangedFile, dump: Dump, request: KernelRequest) -> Velf:
+    """Make a velf of the dump itself.  Raises what plan_velf raises, with nothing changed."""
+    original = read_original(target.file)
+
+    def lay_out(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
+        return tail_layout(original, dump.e_flags, place(memory, dump.memory.extents), notes)
+
+    velf = plan_velf(dump, request, lay_out)
+    append_and_switch(target, original, velf.layout)
+    return velf
+
+
+def place(memory: Memory, extents: Extents) -> Placed:
+    """Mapped memory cut at the borders of the file's extents, with the offset of each piece."""
+    pieces = intersect(Ranges(extents.start, extents.end), memory.paddr, memory.size)
+    index, _ = extents.locate(pieces.start)
+    return Placed(
+        vaddr=memory.vaddr[pieces.owner] + (pieces.start - memory.paddr[pieces.owner]),
+        paddr=pieces.start,
+        size=pieces.size,
+        file_offset=extents.position[index] + (pieces.start - extents.start[index]),
+        rank=np.asarray(memory.rank[pieces.owner]),
+    )
+
+
+def undo(target: ChangedFile, *, force: bool = False) -> Undone:
+    """Restore the file as it was, byte for byte.  Raises KdumpError when there is nothing to undo."""
+    file = target.file
+    is_elf = file.read_at(0, len(ELFMAG)) == ELFMAG
+    found = find_undo(file) if is_elf else None
+    if found is not None and file.size > found.new_length and not force:
+        raise OutputError(
+            f"{file.path}: {file.size - found.new_length} bytes were put behind it since it was changed",
+            hint="--force cuts them off too",
+        )
+    if found is None and is_elf:
+        found = find_remains(file)
+    if found is None:
+        raise KdumpError(
+            f"{file.path} was not changed in place: there is nothing to undo",
+            hint="a core made with -o is a file of its own; the dump it was made from is as it was",
+        )
+    before = file.size
+    take_back(target, found)
+    return Undone(found.old_length, before - found.old_length)

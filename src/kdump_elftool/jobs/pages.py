@@ -1,0 +1,36 @@
+"""Page selection for a level: what is dropped, and what can be said about it."""
+
+from __future__ import annotations
+
+import logging
+
+from kdump_elftool.errors import IdentityError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.kernel.memmap import SparseGeometry, find_memmap
+from kdump_elftool.kernel.pages import PageAccount, account, page_fields
+
+log = logging.getLogger(__name__)
+
+
+def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | None, list[str]]:
+    """The account of what ``level`` drops, and warnings; None when every page is kept.
+
+    Where the kernel does not tell how to read its page descriptors, nothing is dropped.
+    """
+    if level == "all":
+        return None, []
+    arch, form = kernel.arch, kernel.identity.form
+    geometry = SparseGeometry(arch.section_size_bits, form.physmem_bits)
+    virtual = kernel.virtual(dump)
+    try:
+        memmap = find_memmap(virtual, kernel.info, geometry)
+        fields = page_fields(kernel.info, arch.prstatus.word)
+    except IdentityError as error:
+        return None, [f"every page is kept: {error.message}"]
+    log.info("struct page: %s memory, %d parts", memmap.model, len(memmap.parts))
+    result = account(virtual, memmap, fields, level, dump.memory.present())
+    warnings = []
+    if result.unknown:
+        warnings.append(f"{result.unknown} pages are kept because their struct page is not in the dump")
+    return result, warnings

@@ -1,0 +1,118 @@
+"""topelf: a dump becomes a smaller core of physical memory, with the pages that matter.
+
+p_vaddr is the input's where the page tables agree with it, so that crash and drgn open the
+result as they would the dump; elsewhere it is 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from kdump_elftool.addr import U64, Bools, Ranges, merge_ranges, subtract_ranges
+from kdump_elftool.elf.layout import CoreLayout
+from kdump_elftool.elf.notes import Note, encode_notes
+from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, summary_note
+from kdump_elftool.elf.physical_layout import build_physical_layout
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.errors import IdentityError
+from kdump_elftool.formats.base import ClaimedMappings, Dump
+from kdump_elftool.jobs.coverage import PAGE, Coverage
+from kdump_elftool.jobs.kernel import Kernel, KernelRequest, architecture, open_kernel
+from kdump_elftool.jobs.pages import choose_pages
+from kdump_elftool.jobs.selection import Pages, count_pages
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
+from kdump_elftool.memory.extents import intersect
+from kdump_elftool.memory.virtual import VirtualMemory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pelf:
+    """A planned pelf: everything known but the memory itself written."""
+
+    layout: CoreLayout
+    release: str | None
+    pages: Pages
+    coverage: Coverage
+    warnings: tuple[str, ...]
+
+
+def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
+    """Plan the reduction.  Raises UnsupportedError, OutputError.
+
+    A dump whose kernel cannot be identified is rewritten whole, with a warning.
+    """
+    architecture(dump)
+    warnings: list[str] = []
+    kernel: Kernel | None = None
+    choice = None
+    try:
+        kernel = open_kernel(dump, request)
+    except IdentityError as error:
+        warnings.append(f"every page is kept: {error.message}")
+    if kernel is not None:
+        warnings += kernel.warnings
+        choice, page_warnings = choose_pages(dump, kernel, level)
+        warnings += page_warnings
+    present = dump.memory.present()
+    kept = subtract_ranges(present, choice.dropped) if choice else present
+    coverage = Coverage.of(dump.memory.declared.total, dump.memory.absent().total, dump.lost)
+    segments = _segments(kept, dump.claimed, kernel.virtual(dump) if kernel else None)
+    notes = encode_notes(_notes(dump, kernel, level, coverage), dump.kind)
+    kind = ElfKind(64, dump.kind.order)
+    layout = build_physical_layout(kind, dump.e_machine, dump.e_flags, segments, tuple(notes))
+    log.info("layout: %d segments, %d bytes", layout.nr_segments, layout.file_size)
+    return Pelf(
+        layout=layout,
+        release=kernel.identity.release if kernel else None,
+        pages=count_pages(kept.total // PAGE, dump.memory.absent().total // PAGE, choice),
+        coverage=coverage,
+        warnings=tuple(warnings),
+    )
+
+
+def _segments(kept: Ranges, claimed: ClaimedMappings, virtual: VirtualMemory | None) -> tuple[U64, U64, U64]:
+    """(vaddr, paddr, size): the input's own addresses first, then what has none, at vaddr 0."""
+    pieces = intersect(kept, claimed.paddr, claimed.size)
+    vaddr = claimed.vaddr[pieces.owner] + (pieces.start - claimed.paddr[pieces.owner])
+    agreed = _agreed(vaddr, pieces.start, pieces.size, virtual)
+    vaddr, start, size = vaddr[agreed], pieces.start[agreed], pieces.size[agreed]
+    rest = subtract_ranges(kept, merge_ranges(start, start + size))
+    return (
+        np.concatenate([vaddr, np.zeros(len(rest), dtype=np.uint64)]),
+        np.concatenate([start, rest.start]),
+        np.concatenate([size, rest.end - rest.start]),
+    )
+
+
+def _agreed(vaddr: U64, paddr: U64, size: U64, virtual: VirtualMemory | None) -> Bools:
+    """Pieces whose first and last byte the page tables map to where the headers say."""
+    if virtual is None:
+        return np.zeros(len(vaddr), dtype=np.bool_)
+    result: Bools = vaddr != 0
+    for inside in (np.zeros(len(size), dtype=np.uint64), size - np.uint64(1)):
+        where, mapped = virtual.translate(vaddr + inside)
+        result &= mapped & (where == paddr + inside)
+    return result
+
+
+def _notes(dump: Dump, kernel: Kernel | None, level: str, coverage: Coverage) -> tuple[Note, ...]:
+    """The dump's notes as they are, VMCOREINFO once, and ours."""
+    own = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
+    kept = [note for note in dump.notes if (note.name, note.type) not in own]
+    first = next((note for note in kept if note.name == NOTE_NAME), None)
+    kept = [note for note in kept if note.name != NOTE_NAME or note is first]
+    facts = kernel.identity.facts if kernel else ()
+    summary = {
+        "schema": "kdump-elftool/pelf/1",
+        "producer": f"kdump-elftool {version('kdump-elftool')}",
+        "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
+        "level": level,
+        "coverage": coverage.as_json(),
+    }
+    return (*kept, summary_note(summary))

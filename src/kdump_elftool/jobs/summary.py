@@ -1,0 +1,225 @@
+"""info: what a person asks first about a dump, each answer with its source.
+
+Nothing but the dump is needed; what is missing from it is left out or said to be unknown, and why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.elf.constants import EM_NAMES
+from kdump_elftool.errors import IdentityError, KdumpError, UnsupportedError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.coverage import PAGE, Coverage
+from kdump_elftool.jobs.crash_log import CrashLog, read_crash
+from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log, last_stamp
+from kdump_elftool.jobs.image import image_warning
+from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
+from kdump_elftool.jobs.pages import choose_pages
+from kdump_elftool.jobs.selection import select
+from kdump_elftool.kernel.cpus import is_prstatus
+from kdump_elftool.kernel.identity import dump_vmcoreinfo
+from kdump_elftool.kernel.pages import Category
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.plain.printk import Line, lines
+from kdump_elftool.safe_text import log_text, printable
+
+LAST_LINES = 10
+_CATEGORIES = {
+    Category.KEPT: "kernel",
+    Category.FREE: "free",
+    Category.CACHE: "cache",
+    Category.USER: "user",
+    Category.POISON: "poison",
+    Category.OFFLINE: "offline",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One answer: as a line of text, and under ``key`` for programs.  ``source`` is what told it.
+
+    A ``detail`` is printed for those who ask for everything.
+    """
+
+    label: str
+    shown: str
+    source: str
+    key: str
+    value: object
+    detail: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All answers in order, the end of the log, and what is worth a warning."""
+
+    items: tuple[Item, ...]
+    coverage: Coverage
+    last_lines: tuple[Line, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What could be opened: None where the dump did not allow it."""
+
+    dump: Dump
+    info: VmcoreInfo
+    info_source: str
+    kernel: Kernel | None
+    log: DumpLog | None
+    crash: CrashLog
+    warnings: list[str]
+
+
+def summarise(dump: Dump, request: KernelRequest) -> Summary:
+    """Ask the dump everything.  A kernel or log that cannot be read becomes a warning."""
+    found = _find(dump, request)
+    warnings = found.warnings
+    memory = dump.memory
+    coverage = Coverage.of(memory.declared.total, memory.absent().total, dump.lost)
+    if found.kernel is not None:
+        chosen = select(memory, found.kernel.walked, dump.lost)
+        coverage = chosen.coverage
+        warnings += image_warning(found.kernel.arch, chosen.missing, found.kernel.walked)
+    items = (
+        *_file_items(dump),
+        *_release_items(found),
+        *_time_items(found),
+        *_panic_items(found),
+        *memory_lines(dump, found.kernel),
+        *_paging_items(found),
+        Item("vmcoreinfo", found.info_source, "the dump's notes", "vmcoreinfo", found.info_source),
+    )
+    last = tuple(lines(found.log.log)[-LAST_LINES:]) if found.log else ()
+    return Summary(items, coverage, last, tuple(warnings))
+
+
+def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
+    """Memory in the dump, and what kinds of pages it is made of."""
+    present, declared = dump.memory.present().total, dump.memory.declared.total
+    pages, of_pages = (-(-size // PAGE) for size in (present, declared))
+    value: dict[str, int] = {"present_pages": pages, "declared_pages": of_pages}
+    shown = f"{present / (1 << 20):.1f} MiB present, {pages} of {of_pages} pages"
+    yield Item("memory", shown, "program headers", "memory", value)
+    if kernel is None:
+        return
+    account, reasons = choose_pages(dump, kernel, "kernel")
+    if account is None:
+        why = f"unknown: {'; '.join(reasons)}"
+        yield Item("by category", printable(why), "", "categories", None)
+        return
+    counts = {_CATEGORIES[category]: count for category, count in account.counts.items()}
+    counts["kernel"] -= account.unknown
+    counts["undescribed"] = account.without_struct + account.unknown  # their struct page is not there
+    shown = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    yield Item("by category", f"{shown} pages", "struct page", "categories", counts)
+
+
+def _find(dump: Dump, request: KernelRequest) -> _Found:
+    noted = dump_vmcoreinfo(dump)
+    source = "ELF note" if noted else "none"
+    info = noted or VmcoreInfo({})
+    if request.extra:
+        info, source = override(info, request.extra), f"{source} and -e" if noted else "-e"
+    warnings: list[str] = []
+    kernel = log = None
+    try:
+        kernel = open_kernel(dump, request)
+        warnings += kernel.warnings
+    except (IdentityError, UnsupportedError) as error:
+        warnings += [*dump.warnings, _warning("the kernel's memory cannot be read", error)]
+    if kernel is not None:
+        try:
+            log = dump_log(dump, kernel)
+            warnings += filter(None, [log.warning()])
+        except KdumpError as error:
+            warnings.append(_warning("the log cannot be read", error))
+    crash = read_crash(log.log, crashed=crash_time(info) is not None) if log else CrashLog()
+    return _Found(dump, info, source, kernel, log, crash, warnings)
+
+
+def _warning(what: str, error: KdumpError) -> str:
+    return f"{what}: {error.message}" + (f" ({error.hint})" if error.hint else "")
+
+
+def _file_items(dump: Dump) -> Iterator[Item]:
+    path = printable(os.fspath(dump.file.path))
+    yield Item("file", path, "the command line", "file", path)
+    shown = f"{dump.format}, {dump.kind.bits}-bit, {dump.file.size} bytes"
+    yield Item("format", shown, "the file's beginning", "format", dump.format)
+
+
+def _release_items(found: _Found) -> Iterator[Item]:
+    release, build_id = found.info.text("OSRELEASE"), found.info.build_id
+    if release is not None:
+        source = found.info.source("OSRELEASE")
+        yield Item("release", printable(release), source, "release", printable(release))
+    if build_id is not None:
+        yield Item("build id", build_id.hex(), found.info.source("BUILD-ID"), "build_id", build_id.hex())
+    machine = found.dump.e_machine
+    arch = ARCHITECTURES.get(machine)
+    name = arch.name if arch else EM_NAMES.get(machine, f"ELF machine {machine}")
+    yield Item("arch", name, "the ELF header", "arch", name)
+
+
+def _time_items(found: _Found) -> Iterator[Item]:
+    crashed, source = crash_time(found.info), "CRASHTIME"
+    log, ts_nsec = found.log, found.crash.ts_nsec
+    if crashed is None and log and log.boot and ts_nsec is not None:
+        crashed, source = log.boot.at(ts_nsec), f"the panic message, {log.boot.source}"
+    if crashed is not None:
+        when = datetime.fromtimestamp(crashed, UTC)
+        value = f"{when:%Y-%m-%dT%H:%M:%SZ}"
+        yield Item("crashed at", f"{when:%Y-%m-%d %H:%M:%S} UTC", source, "crashed_at", value)
+    last = last_stamp(log.log) if log else None
+    if last is not None:
+        seconds = last // NSEC
+        shown = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} at the last message"
+        yield Item("uptime", shown, "the log", "uptime_seconds", last / NSEC)
+
+
+def _panic_items(found: _Found) -> Iterator[Item]:
+    crash = found.crash
+    if found.log is None:
+        yield Item("panic message", "unknown: no log", "", "panic_message", None)
+    elif crash.message is None:
+        yield Item("panic message", "none in the log", "the log", "panic_message", None)
+    else:
+        text = log_text(crash.message)
+        yield Item("panic message", text, "the log", "panic_message", text)
+    if crash.oops is not None and crash.oops != crash.message:
+        yield Item("last oops", log_text(crash.oops), "the log", "last_oops", log_text(crash.oops))
+    if crash.cpu is not None:
+        yield Item("panicking cpu", str(crash.cpu), "the log", "panic_cpu", crash.cpu)
+    if crash.pid is not None:
+        yield Item("pid", str(crash.pid), "the log", "panic_pid", crash.pid)
+    if crash.comm is not None:
+        yield Item("comm", log_text(crash.comm), "the log", "panic_comm", log_text(crash.comm))
+    cpus = sum(map(is_prstatus, found.dump.notes))
+    if cpus:
+        yield Item("cpus", str(cpus), "register notes", "cpus", cpus)
+
+
+def _paging_items(found: _Found) -> Iterator[Item]:
+    offset, phys_base = found.info.kaslr_offset, found.info.number("phys_base")
+    if offset is not None:
+        source = found.info.source("KERNELOFFSET")
+        yield Item("kaslr offset", f"{offset:#x}", source, "kaslr_offset", f"{offset:#x}")
+    if phys_base is not None:
+        source = found.info.source("NUMBER(phys_base)")
+        yield Item("phys_base", f"{phys_base:#x}", source, "phys_base", f"{phys_base:#x}")
+    if found.kernel is None:
+        return
+    identity = found.kernel.identity
+    levels = len(identity.form.levels)
+    source = "a kernel address translates" if identity.verified else "assumed"
+    yield Item("page tables", f"{levels} levels", source, "page_table_levels", levels)
+    root = next((fact.source for fact in identity.facts if fact.name == "pgt_root"), "")
+    shown = f"{identity.pgt_root:#x}"
+    yield Item("pgt_root", shown, root, "pgt_root", shown, detail=True)
