@@ -15,13 +15,14 @@ import numpy as np
 
 from kdump_elftool.addr import MASK64, Index
 from kdump_elftool.arch.base import Architecture
-from kdump_elftool.arch.walker import Mappings, Walk
+from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.constants import NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, auxv_note, summary_note
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
+from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.jobs.pages import choose_pages
 from kdump_elftool.jobs.selection import Pages, select
@@ -89,7 +90,7 @@ def plan_velf(dump: Dump, request: KernelRequest, lay_out: LayOut = new_file, *,
         threads=cpus.threads,
         pages=chosen.pages,
         coverage=chosen.coverage,
-        warnings=(*kernel.warnings, *page_warnings, *_image_warning(kernel.arch, chosen.missing, walked)),
+        warnings=(*kernel.warnings, *page_warnings, *image_warning(kernel.arch, chosen.missing, walked)),
     )
 
 
@@ -122,24 +123,6 @@ def _rank(mapped: Mappings, arch: Architecture, threads: tuple[CpuThread, ...]) 
     low, high = arch.image_window
     rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
     return rank
-
-
-def _image_warning(arch: Architecture, missing: Mappings, walked: Walk) -> list[str]:
-    """gdb answers from an exec file where the core has nothing: say so when that can happen."""
-    low, high = (np.uint64(edge) for edge in arch.image_window)
-    inside = (missing.vaddr >= low) & (missing.vaddr < high)
-    pages = int(missing.size[inside].sum()) // arch.page_size
-    hidden = any(
-        bool(np.any((part.vaddr < high) & (part.vaddr + np.uint64(part.span - 1) >= low)))
-        for part in walked.lost
-    )
-    if not pages and not hidden:
-        return []
-    count = f"{pages} pages" if pages and not hidden else "pages"
-    return [
-        f"{count} of the kernel image are absent: give gdb vmlinux with 'symbol-file -o OFFSET', not as "
-        "the program, or it shows link-time bytes there"
-    ]
 
 
 def _summary(
