@@ -7,19 +7,19 @@ import os
 import signal
 import sys
 import traceback
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from kdump_elftool.cli import dmesg, info, makedyn, topelf, tovelf
-from kdump_elftool.cli.common import setup_logging
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.files import remove_temporaries
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-COMMANDS = (topelf, tovelf, makedyn, info, dmesg)
+COMMANDS = ("topelf", "tovelf", "makedyn", "info", "dmesg")
+"""Each is a module of this package; only the one that is asked for is imported."""
 PROG = "kdump-elftool"
 
 
@@ -44,16 +44,28 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; also the source of the man page and the completion."""
+class Version(argparse.Action):
+    """``--version``: looked up when asked, which every other run is spared."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_others: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{PROG} {version('kdump-elftool')}")
+        parser.exit()
+
+
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The whole command line (or some commands of it); source of the man page and the completion."""
     parser = Parser(
         prog=PROG,
         description="Turn a Linux kernel memory dump into an ELF core that gdb can open.",
         allow_abbrev=False,
     )
-    parser.add_argument("-v", "--version", action="version", version=f"{PROG} {version('kdump-elftool')}")
+    parser.add_argument(
+        "-v", "--version", action=Version, nargs=0, help="show program's version number and exit"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for command in COMMANDS:
+    for command in (import_module(f"kdump_elftool.cli.{name}") for name in names):
         sub = commands.add_parser(command.NAME, help=command.HELP, description=_sentence(command.HELP))
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
@@ -65,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     if isinstance(args, int):
         return args
+    from kdump_elftool.cli.common import setup_logging
+
     setup_logging(args)
     try:
         return int(args.run(args))
@@ -97,9 +111,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace | int:
     """The command line, or the exit code when argparse has answered it already."""
-    parser = build_parser()
+    words = sys.argv[1:] if argv is None else argv
+    parser = build_parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS)
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(words)
         if args.command is None:
             parser.error("no command given")
     except SystemExit as stop:

@@ -43,6 +43,14 @@ class Undo:
     new_length: int
 
 
+def producer() -> str:
+    """This program and its version, as it stands in what it writes."""
+    # costs 30 ms, which --help and errors need not pay
+    from importlib.metadata import version
+
+    return f"kdump-elftool {version('kdump-elftool')}"
+
+
 def summary_note(summary: object) -> Note:
     """``summary`` as JSON in a note, padded with spaces."""
     text = json.dumps(summary, separators=(",", ":")).encode("ascii")

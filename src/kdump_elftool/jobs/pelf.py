@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 
 from kdump_elftool.addr import U64, Bools, Ranges, merge_ranges, subtract_ranges
 from kdump_elftool.elf.layout import CoreLayout
 from kdump_elftool.elf.notes import Note, encode_notes
-from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, summary_note
+from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, producer, summary_note
 from kdump_elftool.elf.physical_layout import build_physical_layout
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import IdentityError
@@ -110,7 +109,7 @@ def _notes(dump: Dump, kernel: Kernel | None, level: str, coverage: Coverage) ->
     facts = kernel.identity.facts if kernel else ()
     summary = {
         "schema": "kdump-elftool/pelf/1",
-        "producer": f"kdump-elftool {version('kdump-elftool')}",
+        "producer": producer(),
         "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
         "level": level,
         "coverage": coverage.as_json(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.constants import NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
-from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, auxv_note, summary_note
+from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, auxv_note, producer, summary_note
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
 from kdump_elftool.jobs.image import image_warning
@@ -131,7 +130,7 @@ def _summary(
     facts = [*identity.facts, *([kaslr_offset] if kaslr_offset else [])]
     return {
         "schema": "kdump-elftool/velf/1",
-        "producer": f"kdump-elftool {version('kdump-elftool')}",
+        "producer": producer(),
         "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
         "level": level,
         "coverage": coverage.as_json(),
