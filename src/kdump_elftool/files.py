@@ -11,8 +11,9 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -22,8 +23,23 @@ from kdump_elftool.safe_text import printable
 STDIO = "-"
 _NAME_MAX = 255
 _ZEROS = bytes(1 << 16)
+_WRITEBACK_STEP = 32 << 20
+_SYNC_FILE_RANGE_WRITE = 2
 _temporaries: set[str] = set()
 """Names of temporary files that exist or are just being made: a signal can arrive in between."""
+
+
+@cache
+def _writeback_starter() -> Callable[[int, int, int, int], object]:
+    """sync_file_range(2), which ``os`` lacks; where libc lacks it too, nothing is started early."""
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None).sync_file_range
+    except (ImportError, OSError, AttributeError):
+        return lambda _fd, _offset, _size, _flags: None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
 
 
 class InputFile:
@@ -131,6 +147,7 @@ class Output:
         self._target = target
         self._temporary = temporary
         self._position = 0
+        self._under_way = 0
         self.is_file = temporary is not None
         """True for a regular file that keeps holes; False for a stream."""
 
@@ -197,6 +214,11 @@ class Output:
                 raise self._failed(error) from None
             offset += done
             view = view[done:]
+        if offset - self._under_way >= _WRITEBACK_STEP:
+            # The disk gets to work at once: otherwise gigabytes of dirty pages pile up first, and then
+            # the kernel makes the writer wait (docs/performance.md).  commit() reports write errors.
+            _writeback_starter()(self.fd, self._under_way, offset - self._under_way, _SYNC_FILE_RANGE_WRITE)
+            self._under_way = offset
 
     def _stream(self, view: memoryview) -> None:
         while view:
