@@ -9,6 +9,7 @@
 #   checkouts, or a demo and a test, never see each other's wheel.
 
 CACHE=${KDUMP_ELFTOOL_CACHE:-${HOME:-/root}/.cache/kdump-elftool-dev}
+mkdir -p "$CACHE"
 DOWNLOAD_SECONDS=0
 STAGES=
 STAGE_NAME=

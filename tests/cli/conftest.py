@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ Tovelf = Callable[..., Result]
 
 
 @pytest.fixture
-def tovelf(tmp_path, capfd, monkeypatch) -> Tovelf:
+def tovelf(tmp_path, capfd, monkeypatch) -> Iterator[Tovelf]:
     """``tovelf(image, *options)``: convert, and check the manners that hold for every run.
 
     Syncing would take most of the time of some 800 runs; tests/unit/test_files.py sees that it is done.
@@ -60,7 +60,10 @@ def tovelf(tmp_path, capfd, monkeypatch) -> Tovelf:
         assert dump.read_bytes() == image, "input changed"
         return result
 
-    return run
+    yield run
+    for path in tmp_path.iterdir():  # some 15 MB a test, and pytest keeps the directories of three runs
+        if path.is_file():
+            path.unlink()
 
 
 def check_manners(result: Result, before: set[str], after: set[str]) -> None:

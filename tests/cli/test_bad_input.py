@@ -6,6 +6,7 @@ core of the right shape, no traceback, nothing left over, the input unchanged.
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from random import Random
@@ -284,6 +285,14 @@ def test_a_lost_table_loses_its_range_only(tovelf, level, name):
     assert partial(result, kernel) == len(left)
     (line,) = result.lines("coverage")
     assert f"vaddr {where:#x}-{where + span:#x} {name} table at paddr 0x200000000000 unreadable" in line
+    document = json.loads(tovelf(kernel.dump(), "--strict", "--json").out)
+    assert document["coverage"]["covered_pages"] == len(set(left.values()))
+    assert document["coverage"]["total_pages"] == len(set(whole.values()))
+
+
+def test_a_lost_table_with_strict(tovelf):
+    kernel = make_kernel(SMALL)
+    kernel.tables.put(kernel.tables.slot(kernel.bases["vmalloc"], 2), 1 << 45 | KERNEL)
     assert tovelf(kernel.dump(), "--strict").code == 1
 
 

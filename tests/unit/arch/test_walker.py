@@ -90,6 +90,17 @@ def test_shared_table_is_walked_once():
     assert found.aliases == 511
 
 
+def test_the_lowest_address_keeps_a_shared_table():
+    """Whatever order the tables have in memory: the walk's result does not depend on it."""
+    ram, made = tables()
+    low, high = 0xFFFF888000000000, 0xFFFF888000000000 + 4 * SIZE_1G
+    made.map(high, 0x10000)  # its tables are allocated first, at lower physical addresses
+    made.slot(low, 1)
+    made.share(low, high, 1)
+    assert made.table_of(low, 1) > made.table_of(high, 1)
+    assert pages(kernel_walk(ram, made)) == {low: 0x10000}
+
+
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_a_cycle_ends(level):
     ram, made = tables()
