@@ -287,6 +287,14 @@ def test_patched_kernels_key(tovelf):
     check_pages(tovelf(kernel.dump()).core, kernel)
 
 
+def test_a_root_that_maps_the_image_elsewhere_is_not_believed(tovelf):
+    """kexec's own tables, an old kernel's: _stext is mapped there too, but not at its place."""
+    kernel = make_kernel(SMALL, vmcoreinfo={"ADDRESS(phys_pgd_ptr)": "830000"})
+    other = PageTables(kernel.ram, iter(range(0x830000, 0x840000, 4096)).__next__)
+    other.map_range(kernel.text_vaddr, 0x600000, 2 * SIZE_2M, SIZE_2M)
+    check_pages(tovelf(kernel.dump()).core, kernel)
+
+
 def test_text_from_the_dump_cannot_reach_the_terminal(tovelf, vmlinux):
     evil = "6.1\x1b[2J\x07"
     kernel = make_kernel(SMALL, vmcoreinfo={"OSRELEASE": evil, "BUILD-ID": None})
