@@ -59,12 +59,9 @@ def test_hot_segments_first(tovelf):
     kernel = make_kernel()
     order = [load["p_vaddr"] for load in tovelf(kernel.dump()).core.loads]
     image = order.index(kernel.text_vaddr)
-    stacks = [
-        next(
-            index for index, vaddr in enumerate(order) if vaddr <= kernel.registers(cpu)["rsp"] < vaddr + 4096
-        )
-        for cpu in kernel.cpus
-    ]
+    bottoms = {kernel.registers(cpu)["rsp"] & ~0x3FFF for cpu in kernel.cpus}
+    stacks = [index for index, vaddr in enumerate(order) if vaddr & ~0x3FFF in bottoms]
+    assert len(stacks) > len(bottoms), "a stack's four pages are scattered"
     direct = [
         index for index, vaddr in enumerate(order) if 0 <= vaddr - kernel.bases["page_offset"] < 1 << 40
     ]

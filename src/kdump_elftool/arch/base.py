@@ -121,6 +121,7 @@ class Architecture:
     byte_orders: str
     page_size: int
     section_size_bits: int
+    stack_size: int
     prstatus: PrStatusLayout
     stack_pointer: str
     instruction_pointer: str

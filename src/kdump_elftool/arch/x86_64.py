@@ -107,6 +107,7 @@ ARCH = Architecture(
     byte_orders="<",
     page_size=4096,
     section_size_bits=27,
+    stack_size=16384,
     prstatus=PrStatusLayout(
         size=336, pid_offset=32, regs_offset=112, word=8, registers=tuple(_REGISTERS.split())
     ),

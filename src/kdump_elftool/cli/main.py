@@ -127,14 +127,18 @@ def _parse(argv: list[str] | None) -> argparse.Namespace | int:
 
 def console() -> NoReturn:
     """The installed command."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
-    code = main()
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _terminate)
+        code = main()
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
         code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except Terminated as stop:
+        code = 128 + stop.number
     sys.exit(code)
 
 

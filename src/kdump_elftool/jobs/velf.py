@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, Index
+from kdump_elftool.addr import MASK64, Index, align_down
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.constants import NT_AUXV
@@ -117,8 +117,10 @@ def _rank(mapped: Mappings, arch: Architecture, threads: tuple[CpuThread, ...]) 
         weight = np.bincount(member, weights=mapped.size.astype(np.float64))
         rank[member == int(np.argmax(weight))] = 2
     for thread in threads:
-        sp = np.uint64(thread.sp)
-        rank[(mapped.vaddr <= sp) & (sp - mapped.vaddr < mapped.size)] = 1
+        # a stack in vmalloc space is made of scattered pages
+        bottom = np.uint64(align_down(thread.sp, arch.stack_size))
+        top = bottom + np.uint64(arch.stack_size - 1)
+        rank[(mapped.vaddr <= top) & (mapped.vaddr + (mapped.size - np.uint64(1)) >= bottom)] = 1
     low, high = arch.image_window
     rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
     return rank
