@@ -32,8 +32,9 @@ demo-live:        ## the same
 lab:              ## the dumps that ./test uses
 	@python3 -m lab ensure --set ci
 
-lab-matrix:       ## every dump the lab knows; ROWS=pattern for some
+lab-matrix: .venv/.ready ## every dump the lab knows, made and tested; ROWS=pattern for some
 	@python3 -m lab ensure --set matrix
+	@LAB_SET=matrix $(PY) -m pytest -q tests/lab
 
 bench: .venv/.ready ## speed and memory, as ratios within one run
 	@$(PY) -m bench.run

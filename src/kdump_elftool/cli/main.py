@@ -139,6 +139,9 @@ def console() -> NoReturn:
         code = 130
     except Terminated as stop:
         code = 128 + stop.number
+    # nothing is left to clean up: a signal may end the interpreter's own way out
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
 
 
