@@ -49,7 +49,7 @@ is_root() { [ "$(id -u)" = 0 ]; }
 
 # missing_packages NAME...: those that dpkg does not have installed
 missing_packages() {
-    for package in "$@"; do
+    for package in $(printf '%s\n' "$@" | sort -u); do
         case $(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true) in
         ii*) ;;
         *) printf '%s ' "$package" ;;

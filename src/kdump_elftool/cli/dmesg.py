@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     _check(args)
     with ExitStack() as stack:
-        dump, request = open_input(args, stack)
+        opened = open_input(args, stack)
+        dump, request = opened.dump, opened.request
         kernel = open_kernel(dump, request)
         found = dump_log(dump, kernel)
     warnings = [*kernel.warnings, *filter(None, [found.warning()])]

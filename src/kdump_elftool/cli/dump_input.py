@@ -1,21 +1,52 @@
-"""What the commands that only look at a dump share: naming it, and opening its kernel."""
+"""What the commands that read a dump share: naming it, what is known of its kernel, writing a core."""
 
 from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from dataclasses import dataclass
 
-from kdump_elftool.cli.common import number, one_input, read_extra
-from kdump_elftool.files import InputFile
+from kdump_elftool.cli.common import number, one_input, read_extra, warn
+from kdump_elftool.elf.layout import CoreLayout
+from kdump_elftool.elf.writer import write_core
+from kdump_elftool.files import InputFile, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.jobs.kernel import KernelRequest
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from kdump_elftool.progress import progress
 
 
-def add_dump(parser: argparse.ArgumentParser) -> None:
-    """The dump, its format, and what the user knows about its kernel."""
+@dataclass(frozen=True)
+class Opened:
+    """The dump, the user's word on its kernel, and every file that was opened for it."""
+
+    dump: Dump
+    request: KernelRequest
+    files: tuple[InputFile, ...]
+
+
+def add_dump(
+    parser: argparse.ArgumentParser, infile: tuple[str, ...] = (), *, vmlinux: bool = False
+) -> argparse._ArgumentGroup:
+    """Options of input and kernel; ``infile`` are the seed's names for the dump, beside its position.
+
+    Returns the kernel group.
+    """
     source = parser.add_argument_group("input")
     source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read (default /proc/vmcore)")
+    if infile:
+        source.add_argument(
+            *infile, dest="infile", action="append", metavar="FILE", help="the same (- is stdin)"
+        )
+        source.add_argument(
+            "-v",
+            "--vmcore",
+            metavar="FILE",
+            help="the dump to read when there is no -i (default /proc/vmcore)",
+        )
+    else:
+        parser.set_defaults(infile=None, vmcore=None)
     source.add_argument(
         "-I",
         "--intype",
@@ -29,25 +60,53 @@ def add_dump(parser: argparse.ArgumentParser) -> None:
         help="read pages that an ELF dump leaves out as zeros: right only if zero pages alone were left out",
     )
     kernel = parser.add_argument_group("kernel")
+    if vmlinux:
+        kernel.add_argument("-m", "--vmlinux", metavar="FILE", help="the kernel's vmlinux (adds NT_AUXV)")
+    else:
+        parser.set_defaults(vmlinux=None)
     kernel.add_argument(
         "-e", "--extravminfo", metavar="FILE", help="VMCOREINFO lines that override the dump's"
     )
     kernel.add_argument(
-        "-P",
-        "--physpgd",
-        metavar="PGD",
-        type=number,
-        help="physical address of the kernel's top page table",
+        "-P", "--physpgd", metavar="PGD", type=number, help="physical address of the top page table to use"
     )
-    parser.set_defaults(infile=None, vmcore=None)  # these commands name dumps by position alone
+    return kernel
 
 
-def open_input(args: argparse.Namespace, stack: ExitStack) -> tuple[Dump, KernelRequest]:
+def open_input(args: argparse.Namespace, stack: ExitStack) -> Opened:
     """Open what :func:`add_dump` named; ``stack`` closes it."""
     file = stack.enter_context(InputFile.open(one_input(args)))
+    request, files = kernel_request(args, stack)
     dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
-    extra = None
-    if args.extravminfo is not None:
-        with InputFile.open(args.extravminfo) as lines:
-            extra = read_extra(lines)
-    return dump, KernelRequest(extra=extra, pgt_root=args.physpgd, force=args.force)
+    return Opened(dump, request, (file, *files))
+
+
+def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRequest, tuple[InputFile, ...]]:
+    """What the kernel options say, and the files that were opened for them."""
+
+    def opened(path: str | None) -> InputFile | None:
+        return None if path is None else stack.enter_context(InputFile.open(path))
+
+    extra, vmlinux = opened(args.extravminfo), opened(args.vmlinux)
+    request = KernelRequest(
+        vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
+        extra=read_extra(extra) if extra else None,
+        pgt_root=args.physpgd,
+        force=args.force,
+    )
+    return request, tuple(file for file in (extra, vmlinux) if file)
+
+
+def write_result(
+    args: argparse.Namespace, layout: CoreLayout, warnings: tuple[str, ...], opened: Opened
+) -> bool:
+    """Say the warnings, write the core to ``-o``; returns whether it went to stdout."""
+    for message in warnings:
+        warn(message, args)
+    with open_output(args.outfile, opened.files) as out:
+        shown = not (args.no_progress or args.quiet)
+        with progress("writing", layout.file_size, enabled=shown) as advance:
+            write_core(layout, opened.dump.memory, out, advance)
+        to_stdout = not out.is_file and out.is_stdout()
+        out.commit()
+    return to_stdout

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     with ExitStack() as stack:
-        dump, request = open_input(args, stack)
+        opened = open_input(args, stack)
+        dump, request = opened.dump, opened.request
         summary = summarise(dump, request)
     for message in summary.warnings:
         warn(message, args)

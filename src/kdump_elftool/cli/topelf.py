@@ -7,24 +7,9 @@ import json
 import sys
 from contextlib import ExitStack
 
-from kdump_elftool.cli.common import (
-    DEFAULT_LEVEL,
-    add_common,
-    add_level,
-    number,
-    one_input,
-    pages_json,
-    print_statistics,
-    read_extra,
-    warn,
-)
-from kdump_elftool.elf.writer import write_core
-from kdump_elftool.files import InputFile, open_output
-from kdump_elftool.formats import FORMATS, open_dump
-from kdump_elftool.formats.base import OpenOptions
-from kdump_elftool.jobs.kernel import KernelRequest
+from kdump_elftool.cli.common import DEFAULT_LEVEL, add_common, add_level, pages_json, print_statistics, warn
+from kdump_elftool.cli.dump_input import add_dump, open_input, write_result
 from kdump_elftool.jobs.pelf import Pelf, plan_pelf
-from kdump_elftool.progress import progress
 
 NAME = "topelf"
 HELP = "make a smaller core of physical memory with the pages that matter"
@@ -32,39 +17,7 @@ HELP = "make a smaller core of physical memory with the pages that matter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    source = parser.add_argument_group("input")
-    source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read")
-    source.add_argument(
-        "-i",
-        "--oldmem",
-        "--infile",
-        dest="infile",
-        action="append",
-        metavar="FILE",
-        help="the same (- is stdin)",
-    )
-    source.add_argument(
-        "-v", "--vmcore", metavar="FILE", help="the dump to read when there is no -i (default /proc/vmcore)"
-    )
-    source.add_argument(
-        "-I",
-        "--intype",
-        choices=("auto", *(known.name for known in FORMATS)),
-        default="auto",
-        help="format of the dump (default: found from its content)",
-    )
-    source.add_argument(
-        "--zero-excluded",
-        action="store_true",
-        help="read pages that an ELF dump leaves out as zeros: right only if zero pages alone were left out",
-    )
-    kernel = parser.add_argument_group("kernel")
-    kernel.add_argument(
-        "-e", "--extravminfo", metavar="FILE", help="VMCOREINFO lines that override the dump's"
-    )
-    kernel.add_argument(
-        "-P", "--physpgd", metavar="PGD", type=number, help="physical address of the kernel's top page table"
-    )
+    add_dump(parser, ("-i", "--oldmem", "--infile"))
     selection = parser.add_argument_group("selection and output")
     add_level(selection)
     selection.add_argument("-o", "--outfile", metavar="FILE", help="the core to write (default: stdout)")
@@ -74,23 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     with ExitStack() as stack:
-        file = stack.enter_context(InputFile.open(one_input(args)))
-        inputs = [file]
-        extra = None
-        if args.extravminfo is not None:
-            inputs.append(stack.enter_context(InputFile.open(args.extravminfo)))
-            extra = read_extra(inputs[-1])
-        dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
-        request = KernelRequest(extra=extra, pgt_root=args.physpgd, force=args.force)
-        pelf = plan_pelf(dump, request, args.level or DEFAULT_LEVEL)
-        for message in pelf.warnings:
-            warn(message, args)
-        with open_output(args.outfile, inputs) as out:
-            shown = not (args.no_progress or args.quiet)
-            with progress("writing", pelf.layout.file_size, enabled=shown) as advance:
-                write_core(pelf.layout, dump.memory, out, advance)
-            to_stdout = not out.is_file and out.is_stdout()
-            out.commit()
+        opened = open_input(args, stack)
+        pelf = plan_pelf(opened.dump, opened.request, args.level or DEFAULT_LEVEL)
+        to_stdout = write_result(args, pelf.layout, pelf.warnings, opened)
     return _report(args, pelf, to_stdout)
 
 

@@ -12,25 +12,17 @@ from kdump_elftool.cli.common import (
     DEFAULT_LEVEL,
     add_common,
     add_level,
-    number,
     one_input,
     pages_json,
     print_statistics,
-    read_extra,
     warn,
 )
+from kdump_elftool.cli.dump_input import add_dump, kernel_request, open_input, write_result
 from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.elf.rewrite import ChangedFile
-from kdump_elftool.elf.writer import write_core
 from kdump_elftool.errors import UsageError
-from kdump_elftool.files import InputFile, open_output
-from kdump_elftool.formats import FORMATS, open_dump
-from kdump_elftool.formats.base import OpenOptions
 from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo
-from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.jobs.velf import Velf, plan_velf
-from kdump_elftool.kernel.vmlinux import read_vmlinux
-from kdump_elftool.progress import progress
 from kdump_elftool.safe_text import printable
 
 NAME = "tovelf"
@@ -40,40 +32,7 @@ HELP = "make a core file of kernel virtual memory that gdb can open"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    source = parser.add_argument_group("input")
-    source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read")
-    source.add_argument(
-        "-i", "--infile", action="append", metavar="FILE", help="the dump to read (- is stdin)"
-    )
-    source.add_argument(
-        "-v", "--vmcore", metavar="FILE", help="the dump to read when there is no -i (default /proc/vmcore)"
-    )
-    source.add_argument(
-        "-I",
-        "--intype",
-        choices=("auto", *(known.name for known in FORMATS)),
-        default="auto",
-        help="format of the dump (default: found from its content)",
-    )
-    source.add_argument(
-        "--zero-excluded",
-        action="store_true",
-        help="read pages that an ELF dump leaves out as zeros: right only if zero pages alone were left out",
-    )
-    kernel = parser.add_argument_group("kernel")
-    kernel.add_argument(
-        "-m", "--vmlinux", metavar="FILE", help="the kernel's vmlinux: checks it, adds AT_ENTRY"
-    )
-    kernel.add_argument(
-        "-e", "--extravminfo", metavar="FILE", help="VMCOREINFO lines that override the dump's"
-    )
-    kernel.add_argument(
-        "-P",
-        "--physpgd",
-        metavar="PGD",
-        type=number,
-        help="physical address of the top page table to write out",
-    )
+    add_dump(parser, ("-i", "--infile"), vmlinux=True)
     selection = parser.add_argument_group("selection and output")
     add_level(selection)
     result = selection.add_mutually_exclusive_group()
@@ -92,32 +51,11 @@ def run(args: argparse.Namespace) -> int:
     if args.undo:
         return _undo(args)
     with ExitStack() as stack:
-
-        def opened(path: str | None) -> InputFile | None:
-            return None if path is None else stack.enter_context(InputFile.open(path))
-
-        target = stack.enter_context(_file_to_change(args)) if args.in_place else None
-        file = target.file if target else stack.enter_context(InputFile.open(one_input(args)))
-        extra, vmlinux = opened(args.extravminfo), opened(args.vmlinux)
-        request = KernelRequest(
-            vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
-            extra=read_extra(extra) if extra else None,
-            pgt_root=args.physpgd,
-            force=args.force,
-        )
-        if target:
-            return _in_place(args, target, request)
-        dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
-        velf = plan_velf(dump, request, level=args.level or DEFAULT_LEVEL)
-        for message in velf.warnings:
-            warn(message, args)
-        inputs = [source for source in (file, extra, vmlinux) if source]
-        with open_output(args.outfile, inputs) as out:
-            shown = not (args.no_progress or args.quiet)
-            with progress("writing", velf.layout.file_size, enabled=shown) as advance:
-                write_core(velf.layout, dump.memory, out, advance)
-            to_stdout = not out.is_file and out.is_stdout()
-            out.commit()
+        if args.in_place:
+            return _in_place(args, stack)
+        opened = open_input(args, stack)
+        velf = plan_velf(opened.dump, opened.request, level=args.level or DEFAULT_LEVEL)
+        to_stdout = write_result(args, velf.layout, velf.warnings, opened)
     return _report(args, velf, to_stdout)
 
 
@@ -137,7 +75,9 @@ def _named_input(args: argparse.Namespace) -> str:
     return one_input(args)
 
 
-def _in_place(args: argparse.Namespace, target: ChangedFile, request: KernelRequest) -> int:
+def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
+    target = stack.enter_context(_file_to_change(args))
+    request, _ = kernel_request(args, stack)
     dump = open_for_change(target, args.intype)
     if dump is None:
         if args.json:
