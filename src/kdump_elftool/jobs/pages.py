@@ -12,6 +12,8 @@ from kdump_elftool.kernel.pages import PageAccount, account, page_fields
 
 log = logging.getLogger(__name__)
 
+ALL_KEPT = "every page is kept: "
+
 
 def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | None, list[str]]:
     """The account of what ``level`` drops, and warnings; None when every page is kept.
@@ -27,7 +29,7 @@ def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | 
         memmap = find_memmap(virtual, kernel.info, geometry)
         fields = page_fields(kernel.info, arch.prstatus.word)
     except IdentityError as error:
-        return None, [f"every page is kept: {error.message}"]
+        return None, [ALL_KEPT + error.message]
     log.info("struct page: %s memory, %d parts", memmap.model, len(memmap.parts))
     result = account(virtual, memmap, fields, level, dump.memory.present())
     warnings = []

@@ -21,7 +21,7 @@ from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import ClaimedMappings, Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, architecture, open_kernel
-from kdump_elftool.jobs.pages import choose_pages
+from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import Pages, count_pages
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
 from kdump_elftool.memory.extents import intersect
@@ -53,7 +53,7 @@ def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
     try:
         kernel = open_kernel(dump, request)
     except IdentityError as error:
-        warnings.append(f"every page is kept: {error.message}")
+        warnings.append(ALL_KEPT + error.message)
     if kernel is not None:
         warnings += kernel.warnings
         choice, page_warnings = choose_pages(dump, kernel, level)

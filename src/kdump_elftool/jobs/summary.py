@@ -19,7 +19,7 @@ from kdump_elftool.jobs.crash_log import CrashLog, read_crash
 from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log, last_stamp
 from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
-from kdump_elftool.jobs.pages import choose_pages
+from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import select
 from kdump_elftool.kernel.cpus import is_prstatus
 from kdump_elftool.kernel.identity import dump_vmcoreinfo
@@ -111,7 +111,7 @@ def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
         return
     account, reasons = choose_pages(dump, kernel, "kernel")
     if account is None:
-        why = f"unknown: {'; '.join(reasons)}"
+        why = f"unknown: {'; '.join(reason.removeprefix(ALL_KEPT) for reason in reasons)}"
         yield Item("by category", printable(why), "", "categories", None)
         return
     counts = {_CATEGORIES[category]: count for category, count in account.counts.items()}
