@@ -20,6 +20,7 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.jobs.pages import choose_pages
+from kdump_elftool.kernel.freelists import free_by_lists
 from kdump_elftool.kernel.memmap import SparseGeometry, find_memmap
 from kdump_elftool.kernel.pages import LEVELS, Category, PageAccount, classify, page_fields
 from tests.lab.bitmaps import fair_copy, makedumpfile
@@ -98,6 +99,25 @@ def test_frames_are_what_drgn_says(dump: LabDump, tmp_path: Path) -> None:
     assert all(seen[name] for name in ("KEPT", "FREE", "CACHE", "USER")), seen
     # more than the sample: the allocator's lists and the marks on pages name as many
     assert int((codes == Category.FREE).sum()) == judged["free"]
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.id)
+def test_free_lists_name_the_pages_that_are_marked_free(dump: LabDump) -> None:
+    """Kernels before 3.12 mark nothing; on these both ways must give the same."""
+    dump.check()
+    with InputFile.open(str(dump.path)) as file:
+        opened = open_dump(file)
+        kernel = open_kernel(opened, KernelRequest())
+        virtual = kernel.virtual(opened)
+        geometry = SparseGeometry(kernel.arch.section_size_bits, kernel.identity.form.physmem_bits)
+        listed = free_by_lists(virtual, kernel.info, find_memmap(virtual, kernel.info, geometry))
+    assert listed.broken == 0
+    codes, _ = classified(dump.path)
+    by_lists = np.zeros(len(codes), dtype=np.bool_)
+    for start, end in zip(listed.ranges.start.tolist(), listed.ranges.end.tolist(), strict=True):
+        by_lists[start // 4096 : end // 4096] = True
+    assert by_lists.sum() > 10_000
+    assert not np.flatnonzero(by_lists != (codes == Category.FREE)).tolist()[:10]
 
 
 def classified(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

@@ -7,8 +7,9 @@ import logging
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.kernel.freelists import free_by_lists
 from kdump_elftool.kernel.memmap import SparseGeometry, find_memmap
-from kdump_elftool.kernel.pages import PageAccount, account, page_fields
+from kdump_elftool.kernel.pages import LEVELS, Category, PageAccount, account, page_fields
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +29,17 @@ def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | 
     try:
         memmap = find_memmap(virtual, kernel.info, geometry)
         fields = page_fields(kernel.info, arch.prstatus.word)
+        listed = None
+        if fields.buddy_type is None and Category.FREE in LEVELS[level]:
+            listed = free_by_lists(virtual, kernel.info, memmap)
     except IdentityError as error:
         return None, [ALL_KEPT + error.message]
     log.info("struct page: %s memory, %d parts", memmap.model, len(memmap.parts))
-    result = account(virtual, memmap, fields, level, dump.memory.present())
+    free = listed.ranges if listed else None
+    result = account(virtual, memmap, fields, level, dump.memory.present(), free)
     warnings = []
+    if listed and listed.broken:
+        warnings.append(f"{listed.broken} lists of free pages end early: what they lost is kept")
     if result.unknown:
         warnings.append(f"{result.unknown} pages are kept because their struct page is not in the dump")
     return result, warnings

@@ -5,6 +5,9 @@ pages full of them (SPARSEMEM_EXTREME); VMCOREINFO gives the roots' address, and
 kernels the address of the variable that holds it.  All readings are tried and the one whose
 sections point to mapped memory is taken; no kernel version is asked.  The low bits of
 ``section_mem_map`` are flags: up to five of them (v5.12), zero in older kernels.
+
+Only frames near memory that the dump holds are asked for: whatever a damaged table claims, time and
+memory are bounded by the dump.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Index
+from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges, merge_ranges
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.memory.virtual import VirtualMemory
@@ -23,7 +26,11 @@ SECTION_MARKED_PRESENT = 1 << 0
 SECTION_HAS_MEM_MAP = 1 << 1
 SECTION_MAP_MASK = ~((1 << 5) - 1)
 MAX_SECTIONS = 1 << 25
+MAX_PFN_BITS = 52
 _MAX_NODES = 1 << 12
+_SECTIONS_AT_ONCE = 1 << 16
+_NEARBY_SHIFT = 30
+"""Blocks of pages are at most this large (hugetlb of 1 GB), so that no head is lost to the limit."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +64,43 @@ def find_memmap(virtual: VirtualMemory, info: VmcoreInfo, defaults: SparseGeomet
     """Locate the array.  Raises IdentityError naming the VMCOREINFO key that is missing."""
     struct_size = _need(info.size("page"), "SIZE(page)")
     page_size = _need(_pagesize(info), "PAGESIZE")
+    near = _nearby(virtual.physical.present(), page_size)
     if info.symbol("mem_section") is not None:
-        parts = _sparse(virtual, info, defaults, page_size, struct_size)
+        parts = _sparse(virtual, info, defaults, page_size, struct_size, near)
         model = "sparse"
     elif info.symbol("mem_map") is not None and info.symbol("contig_page_data") is not None:
-        parts = list(_nodes(virtual, info, [_need(info.symbol("contig_page_data"), "contig_page_data")]))
+        parts = list(_nodes(virtual, info, node_addresses(virtual, info)))
         model = "flat"
     else:
-        parts = list(_nodes(virtual, info, _node_addresses(virtual, info)))
+        parts = list(_nodes(virtual, info, node_addresses(virtual, info)))
         model = "discontiguous"
+    parts = [piece for part in parts for piece in _limited(part, near, struct_size)]
     parts.sort(key=lambda part: part.pfn)
     return Memmap(model, page_size, struct_size, tuple(_disjoint(parts, struct_size)))
 
 
 def _pagesize(info: VmcoreInfo) -> int | None:
-    text = info.text("PAGESIZE")
-    return int(text) if text is not None and text.isdecimal() else None
+    text = info.text("PAGESIZE") or ""
+    size = int(text) if text.isdecimal() and len(text) < 8 else 0
+    return size if size >= 4096 and size & (size - 1) == 0 else None
+
+
+def _nearby(present: Ranges, page_size: int) -> Ranges:
+    """Frames, in whole gigabytes, of which the dump holds any."""
+    shift, pages = np.uint64(_NEARBY_SHIFT), np.uint64((1 << _NEARBY_SHIFT) // page_size)
+    first = present.start >> shift
+    end = ((present.end - np.uint64(1)) >> shift) + np.uint64(1)
+    return merge_ranges(first * pages, end * pages)
+
+
+def _limited(part: MemmapPart, near: Ranges, struct_size: int) -> Iterator[MemmapPart]:
+    """``part`` cut down to the frames in ``near``."""
+    part_end = min(part.pfn + part.nr_pages, 1 << MAX_PFN_BITS)
+    for begin, end in zip(near.start.tolist(), near.end.tolist(), strict=True):
+        start, stop = max(part.pfn, begin), min(part_end, end)
+        if start < stop:
+            vaddr = part.vaddr + (start - part.pfn) * struct_size
+            yield MemmapPart(start, stop - start, vaddr & MASK64)
 
 
 def _need(value: int | None, key: str) -> int:
@@ -86,7 +114,12 @@ def _need(value: int | None, key: str) -> int:
 
 
 def _sparse(
-    virtual: VirtualMemory, info: VmcoreInfo, defaults: SparseGeometry, page_size: int, struct_size: int
+    virtual: VirtualMemory,
+    info: VmcoreInfo,
+    defaults: SparseGeometry,
+    page_size: int,
+    struct_size: int,
+    near: Ranges,
 ) -> list[MemmapPart]:
     section_bits = info.number("SECTION_SIZE_BITS") or defaults.section_size_bits
     physmem_bits = info.number("MAX_PHYSMEM_BITS") or defaults.max_physmem_bits
@@ -94,20 +127,13 @@ def _sparse(
     if not page_shift < section_bits < physmem_bits <= 64:
         raise IdentityError("SECTION_SIZE_BITS", f"impossible memory sections of 2**{section_bits} bytes")
     nr_sections = min(1 << (physmem_bits - section_bits), MAX_SECTIONS)
+    shift = section_bits - page_shift
     best: list[MemmapPart] = []
-    for number, vaddr in _readings(virtual, info, page_size, nr_sections):
-        entries, readable = virtual.gather(vaddr, 8)
-        values = entries.view("<u8").reshape(-1).astype(np.uint64)
-        wanted = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
-        valid = readable & ((values & np.uint64(wanted)) == np.uint64(wanted)) & (number < nr_sections)
-        first_pfn = number[valid].astype(np.uint64) << np.uint64(section_bits - page_shift)
-        coded = values[valid] & np.uint64(SECTION_MAP_MASK & (2**64 - 1))
-        at = coded + first_pfn * np.uint64(struct_size)
-        _, mapped = virtual.translate(at)
-        parts = [
-            MemmapPart(pfn, 1 << (section_bits - page_shift), address)
-            for pfn, address in zip(first_pfn[mapped].tolist(), at[mapped].tolist(), strict=True)
-        ]
+    for reading in _readings(virtual, info, page_size, nr_sections):
+        parts: list[MemmapPart] = []
+        for number, vaddr in reading:
+            wanted = (number < nr_sections) & _touches(near, number, shift)
+            parts += _sections(virtual, number[wanted], vaddr[wanted], shift, struct_size)
         if len(parts) > len(best):
             best = parts
     if not best:
@@ -119,27 +145,66 @@ def _sparse(
     return best
 
 
+def _touches(near: Ranges, number: Index, shift: int) -> Bools:
+    """Sections that share a frame with ``near``."""
+    first = number.astype(np.uint64) << np.uint64(shift)
+    index = np.searchsorted(near.end, first, side="right")
+    starts = np.append(near.start, np.uint64(MASK64))
+    touches: Bools = starts[index] < first + np.uint64(1 << shift)
+    return touches
+
+
+def _sections(
+    virtual: VirtualMemory, number: Index, vaddr: U64, shift: int, struct_size: int
+) -> list[MemmapPart]:
+    """The sections that have a mapped array, from the addresses of their ``section_mem_map``."""
+    entries, readable = virtual.gather(vaddr, 8)
+    values = entries.view("<u8").reshape(-1).astype(np.uint64)
+    flags = np.uint64(SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP)
+    valid = readable & ((values & flags) == flags)
+    first_pfn = number[valid].astype(np.uint64) << np.uint64(shift)
+    coded = values[valid] & np.uint64(SECTION_MAP_MASK & MASK64)
+    at = coded + first_pfn * np.uint64(struct_size)
+    _, mapped = virtual.translate(at)
+    return [
+        MemmapPart(pfn, 1 << shift, address)
+        for pfn, address in zip(first_pfn[mapped].tolist(), at[mapped].tolist(), strict=True)
+    ]
+
+
 def _readings(
     virtual: VirtualMemory, info: VmcoreInfo, page_size: int, nr_sections: int
-) -> Iterator[tuple[Index, U64]]:
-    """Section numbers and the addresses of their ``section_mem_map``, one pair per reading."""
+) -> Iterator[Iterator[tuple[Index, U64]]]:
+    """Per reading: section numbers and the addresses of their ``section_mem_map``, in batches."""
     base = _need(info.symbol("mem_section"), "SYMBOL(mem_section)")
     size = _need(info.size("mem_section"), "SIZE(mem_section)")
     member = info.offset("mem_section.section_mem_map") or 0
+    if size > page_size or member > size:
+        raise IdentityError("SIZE(mem_section)", f"impossible struct mem_section of {size} bytes")
     length = min(info.length("mem_section") or nr_sections, nr_sections)
-    per_root = max(page_size // size, 1)
-    pointers = [base]
-    indirect = _pointer(virtual, base)
-    if indirect is not None:
-        pointers.append(indirect)
-    for start in pointers:
-        roots = _words(virtual, start, min(length, -(-nr_sections // per_root)))
-        number = np.flatnonzero(roots)
-        section = (number[:, None] * per_root + np.arange(per_root)).reshape(-1)
-        inside = (np.arange(per_root) * size + member).astype(np.uint64)
-        yield section, (roots[number][:, None] + inside).reshape(-1)
-    section = np.arange(length)
-    yield section, np.uint64(base) + (section * size + member).astype(np.uint64)
+    per_root = page_size // size
+    nr_roots = min(length, -(-nr_sections // per_root))
+    for start in (base, _pointer(virtual, base)):
+        if start is not None:
+            yield _by_roots(virtual, start, nr_roots, per_root, size, member)
+    flat = _by_roots(virtual, None, -(-length // per_root), per_root, size, base + member)
+    yield ((number[number < length], vaddr[number < length]) for number, vaddr in flat)
+
+
+def _by_roots(
+    virtual: VirtualMemory, roots_at: int | None, nr_roots: int, per_root: int, size: int, member: int
+) -> Iterator[tuple[Index, U64]]:
+    """Batches of sections: of the roots listed at ``roots_at``, or of one array at ``member``."""
+    step = max(_SECTIONS_AT_ONCE // per_root, 1)
+    for first in range(0, nr_roots, step):
+        index = np.arange(first, min(first + step, nr_roots))
+        root = index.astype(np.uint64) * np.uint64(per_root * size)
+        if roots_at is not None:
+            root = _words(virtual, (roots_at + first * 8) & MASK64, len(index))
+            index, root = index[root != 0], root[root != 0]
+        section = (index[:, None] * per_root + np.arange(per_root)).reshape(-1)
+        inside = np.arange(per_root).astype(np.uint64) * np.uint64(size) + np.uint64(member)
+        yield section, (root[:, None] + inside).reshape(-1)
 
 
 def _words(virtual: VirtualMemory, vaddr: int, count: int) -> U64:
@@ -156,8 +221,12 @@ def _pointer(virtual: VirtualMemory, vaddr: int) -> int | None:
         return None
 
 
-def _node_addresses(virtual: VirtualMemory, info: VmcoreInfo) -> list[int]:
-    start = _need(info.symbol("node_data"), "SYMBOL(node_data) or SYMBOL(mem_section)")
+def node_addresses(virtual: VirtualMemory, info: VmcoreInfo) -> list[int]:
+    """Addresses of every ``pg_data_t``: of the only node, or of an array of nodes with gaps."""
+    only = info.symbol("contig_page_data")
+    if only is not None:
+        return [only]
+    start = _need(info.symbol("node_data"), "SYMBOL(node_data) or SYMBOL(contig_page_data)")
     count = min(_need(info.length("node_data"), "LENGTH(node_data)"), _MAX_NODES)
     return [address for address in _words(virtual, start, count).tolist() if address]
 

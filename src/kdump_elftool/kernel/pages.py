@@ -23,7 +23,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import U64, Bools, Index, Ranges, merge_ranges
+from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges, merge_ranges
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.kernel.memmap import Memmap
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
@@ -33,6 +33,7 @@ CHUNK_PAGES = 1 << 15
 _MAPPING_ANON = 1
 _TAIL = 1
 _MAX_ORDER = 32
+_MAX_STRUCT_SIZE = 4096
 
 
 class Category(IntEnum):
@@ -108,7 +109,7 @@ def page_fields(info: VmcoreInfo, word: int) -> PageFields:
     order, dtor = _compound_fields(info)
     mapcount = info.offset("page._mapcount")
     private = info.offset("page.private")
-    return PageFields(
+    fields = PageFields(
         word=word,
         flags=_need(info.offset("page.flags"), "OFFSET(page.flags)"),
         mapcount=mapcount,
@@ -131,21 +132,58 @@ def page_fields(info: VmcoreInfo, word: int) -> PageFields:
         hugetlb_type=info.number("PAGE_HUGETLB_MAPCOUNT_VALUE"),
         offline_type=info.number("PAGE_OFFLINE_MAPCOUNT_VALUE"),
         unaccepted_type=info.number("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
-        max_order=min(info.length("zone.free_area") or _MAX_ORDER, _MAX_ORDER),
+        max_order=min(max(info.length("zone.free_area") or _MAX_ORDER, 1), _MAX_ORDER),
     )
+    _check(fields, _need(info.size("page"), "SIZE(page)"))
+    return fields
+
+
+def _check(fields: PageFields, struct_size: int) -> None:
+    """Refuse what no kernel has.  Raises IdentityError."""
+    word = fields.word
+    places = [(fields.flags, word), (fields.mapping, word)]
+    places += [(at, word) for at in (fields.private, fields.head) if at is not None]
+    places += [place for place in (fields.order, fields.dtor) if place is not None]
+    if fields.mapcount is not None:
+        places.append((fields.mapcount, 4))
+    numbers = (fields.lru, fields.swapcache, fields.swapbacked, fields.slab, fields.hwpoison)
+    bits = [number for number in (*numbers, fields.hugetlb_bit) if number is not None]
+    masks = [mask for mask in (fields.head_mask, fields.hugetlb_dtor) if mask is not None]
+    if (
+        struct_size > _MAX_STRUCT_SIZE
+        or any(not 0 <= at <= struct_size - width for at, width in places)
+        or any(not 0 <= number < 8 * word for number in bits)
+        or any(not 0 <= mask <= MASK64 for mask in masks)
+    ):
+        raise IdentityError(
+            "SIZE(page)",
+            "pages cannot be told apart: VMCOREINFO describes an impossible struct page",
+            hint="-l all needs none of this; -e FILE can supply the lines",
+        )
 
 
 def account(
-    virtual: VirtualMemory, memmap: Memmap, fields: PageFields, level: str, present: Ranges
+    virtual: VirtualMemory,
+    memmap: Memmap,
+    fields: PageFields,
+    level: str,
+    present: Ranges,
+    free: Ranges | None = None,
 ) -> PageAccount:
-    """Classify every page of the array and sum up what ``level`` drops of ``present`` memory."""
+    """Classify every page of the array and sum up what ``level`` drops of ``present`` memory.
+
+    ``free``: memory that the allocator's lists call free, of kernels that don't mark such pages.
+    """
     counts = np.zeros(len(Category), dtype=np.int64)
     unknown = with_struct = 0
     starts: list[U64] = []
     ends: list[U64] = []
     shift = np.uint64(memmap.page_size.bit_length() - 1)
     for pfn, codes, known in classify(virtual, memmap, fields, LEVELS[level]):
-        here = _present_pages(present, pfn, len(codes), memmap.page_size)
+        first = (np.uint64(pfn) + np.arange(len(codes), dtype=np.uint64)) << shift
+        here = present.contains(first)
+        if free is not None:
+            codes[free.contains(first)] = Category.FREE
         counts += np.bincount(codes[here], minlength=len(Category))
         unknown += int((here & ~known & (codes == 0)).sum())
         with_struct += int(here.sum())
@@ -171,15 +209,18 @@ def classify(
     carry_end, carry_code = 0, 0
     buffer = bytearray(CHUNK_PAGES * memmap.struct_size)
     for part in memmap.parts:
-        for begin in range(0, part.nr_pages, CHUNK_PAGES):
-            count = min(CHUNK_PAGES, part.nr_pages - begin)
-            pfn = part.pfn + begin
+        pfn, end = part.pfn, part.pfn + part.nr_pages
+        while pfn < end:
+            # chunks end at whole multiples: no aligned block has its second page in another chunk
+            count = min(CHUNK_PAGES - pfn % CHUNK_PAGES, end - pfn)
             view = memoryview(buffer)[: count * memmap.struct_size]
-            known = _read_structs(virtual, part.vaddr + begin * memmap.struct_size, view, memmap.struct_size)
+            vaddr = part.vaddr + (pfn - part.pfn) * memmap.struct_size
+            known = _read_structs(virtual, vaddr, view, memmap.struct_size)
             codes, nr_pages = _heads(view, count, memmap.struct_size, fields, drop, pfn)
             codes[~known] = 0
             carry_end, carry_code = _spread(codes, nr_pages, pfn, carry_end, carry_code)
             yield pfn, codes, known
+            pfn += count
 
 
 def _read_structs(virtual: VirtualMemory, vaddr: int, view: memoryview, size: int) -> Bools:
@@ -308,11 +349,6 @@ def _outermost(start: Index, end: Index) -> Index:
             kept.append(index)
             reached = stop
     return np.array(kept, dtype=np.intp)
-
-
-def _present_pages(present: Ranges, pfn: int, count: int, page_size: int) -> Bools:
-    first = (np.uint64(pfn) + np.arange(count, dtype=np.uint64)) * np.uint64(page_size)
-    return present.contains(first)
 
 
 def _column(view: memoryview, count: int, size: int, offset: int, width: int) -> U64:
