@@ -127,7 +127,7 @@ def record(figures: Sequence[Figure], machine: Mapping[str, str]) -> list[Path]:
     return [REPORT, history]
 
 
-def machine_facts(slowness: float) -> dict[str, str]:
+def machine_facts(slowness: float, load: float) -> dict[str, str]:
     """What a reader needs to judge the figures; nothing that names the machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -138,6 +138,7 @@ def machine_facts(slowness: float) -> dict[str, str]:
         "Python": platform.python_version(),
         "numpy": np.__version__,
         "calibration loop": f"{slowness:.2f} x the reference's time",
+        "other work": f"load {load:.1f} before the start",
     }
 
 

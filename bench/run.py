@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     load = os.getloadavg()[0]
     ram_bytes = int(args.size * 512) * (GIB // 512)
     settings = Settings(work, lab_dumps(args.rows), ram_bytes, args.keep, factor)
-    machine = machine_facts(factor)
+    machine = machine_facts(factor, load)
     print("; ".join(f"{key} {value}" for key, value in machine.items()))
     if load > 0.5:
         print(f"warning: other work is going on (load {load:.1f}): figures will be worse", file=sys.stderr)
