@@ -63,8 +63,9 @@ def test_record_writes_report_and_history(tmp_path, monkeypatch):
 def test_machine_facts_name_no_machine():
     import socket
 
-    facts = machine_facts(1.0)
+    facts = machine_facts(1.0, 0.25)
     assert facts["calibration loop"] == "1.00 x the reference's time"
+    assert facts["other work"] == "load 0.2 before the start"
     assert socket.gethostname() not in " ".join(facts.values()).split()
 
 
