@@ -28,6 +28,7 @@ check "ruff check" "$python" -m ruff check -q --no-cache .
 check "ruff format" "$python" -m ruff format -q --no-cache --check .
 # shellcheck disable=SC2086  # a list of words
 check "mypy --strict" "$python" -m mypy --strict $typed
+check "mypy --strict contrib" "$python" -m mypy --strict --scripts-are-modules contrib/initramfs-hook
 check "import rule" "$python" -m tools.import_rule src/kdump_elftool
 for tree in src/kdump_elftool/plain src/kdump_elftool/gdbside; do
     # these run in the Python of old gdbs
