@@ -23,12 +23,11 @@ typed=
 for tree in src lab tools bench; do
     [ -z "$(find $tree -name '*.py' 2>/dev/null | head -n 1)" ] || typed="$typed $tree"
 done
-for script in demo test tools/*.sh; do check "sh -n $script" sh -n "$script"; done
+for script in demo test tools/*.sh contrib/initramfs-hook lab/init lab/crash-init; do check "sh -n $script" sh -n "$script"; done
 check "ruff check" "$python" -m ruff check -q --no-cache .
 check "ruff format" "$python" -m ruff format -q --no-cache --check .
 # shellcheck disable=SC2086  # a list of words
 check "mypy --strict" "$python" -m mypy --strict $typed
-check "mypy --strict contrib" "$python" -m mypy --strict --scripts-are-modules contrib/initramfs-hook
 check "import rule" "$python" -m tools.import_rule src/kdump_elftool
 for tree in src/kdump_elftool/plain src/kdump_elftool/gdbside; do
     # these run in the Python of old gdbs
