@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab import crash_topelf
 from lab.collect import describe_files, disk_usage, install, write_json
 from lab.config import LAB_DIR, SETS, BootError, Config, LabError, Row, cache_dir, lab_lock, row_dir, say
-from lab.crash import kernel_command_line, run_scenario
+from lab.crash import run_scenario
 from lab.guest import GuestFiles, build_initrd, ensure_programs, ensure_userland, wanted_modules
 from lab.kernels import ensure_kernel, kernel_dir
 from lab.packages import Apt, DownloadError
@@ -25,7 +26,7 @@ from lab.truth import parse_truth
 
 TRIES = 3
 SOURCES = ("init", "boot.py", "crash.py", "guest.py", "truth.py", "programs/*.c")
-SCRATCH = ("initrd.img", "truth.raw", "qemu.log")
+SCRATCH = ("initrd.img", "truth.raw", "qemu.log", crash_topelf.FACTS)
 
 
 def sources_hash(folder: Path = LAB_DIR) -> str:
@@ -71,10 +72,11 @@ def read_row(row: Row) -> dict[str, Any]:
 
 
 def make_plans(config: Config, rows: list[Row], resolver: Resolver, resolution: Resolution) -> list[Plan]:
-    sources = sources_hash()
+    common = sources_hash()
     plans = []
     for row in rows:
         packages = resolver.kernel(resolution, row.guest)
+        sources = crash_topelf.sources_hash(common) if row.scenario == crash_topelf.SCENARIO else common
         plans.append(Plan(row, packages, row_key(row, packages, wanted_modules(config, row), sources)))
     return plans
 
@@ -82,14 +84,16 @@ def make_plans(config: Config, rows: list[Row], resolver: Resolver, resolution: 
 def make_row(config: Config, plan: Plan, files: GuestFiles) -> float:
     """Boots until it works, at most three times; returns the seconds the good try took."""
     work = row_dir(plan.row).with_name(f".{plan.row.name}.tmp")
-    initrd = build_initrd(config, plan.row, files)
+    with_topelf = plan.row.scenario == crash_topelf.SCENARIO
+    initrd = (crash_topelf.build_initrd if with_topelf else build_initrd)(config, plan.row, files)
+    run = crash_topelf.run_scenario if with_topelf else run_scenario
     for number in range(1, TRIES + 1):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         (work / "initrd.img").write_bytes(initrd)
         started = time.monotonic()
         try:
-            argv = run_scenario(plan.row, files.kernel / "vmlinuz", work)
+            argv = run(plan.row, files.kernel / "vmlinuz", work)
             truth = parse_truth((work / "truth.raw").read_bytes())
         except BootError as error:
             if number == TRIES:
@@ -105,6 +109,8 @@ def make_row(config: Config, plan: Plan, files: GuestFiles) -> float:
 
 def _finish(plan: Plan, files: GuestFiles, work: Path, argv: list[str], seconds: float) -> None:
     """row.json is written last: without it the row counts as not made."""
+    facts = work / crash_topelf.FACTS
+    crash_kernel = json.loads(facts.read_text()) if facts.exists() else None
     for name in SCRATCH:
         (work / name).unlink(missing_ok=True)
     (work / "vmlinux").symlink_to(files.kernel / "vmlinux")
@@ -120,12 +126,13 @@ def _finish(plan: Plan, files: GuestFiles, work: Path, argv: list[str], seconds:
         "kaslr": row.guest.kaslr,
         "release": plan.packages.release,
         "packages": [deb.file_name for deb in plan.packages.debs],
-        "cmdline": kernel_command_line(row),
+        "cmdline": argv[argv.index("-append") + 1],
         "qemu": argv,
         "settings": row.settings(),
         "key": plan.key,
         "seconds": round(seconds, 1),
         "files": describe_files(work),
+        "crash_kernel": crash_kernel,
     }
     write_json(work / "row.json", record)
     install(work, row_dir(row))

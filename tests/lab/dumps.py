@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.config import load_config, row_dir
+from lab.config import Row, load_config, row_dir
 
 DUMP_FILES = {
     "kdump": ("vmcore",),
     "panic": ("qemu.elf", "qemu-paging.elf"),
     "live": ("qemu.elf", "qemu-paging.elf"),
+    "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
 }
 HERE = Path(__file__).parent
 GDB = os.environ.get("GDB", "gdb")
@@ -56,11 +57,17 @@ class LabDump:
         assert self.vmlinux.exists(), f"{self.vmlinux} is missing"
 
 
-def selected_dumps() -> list[LabDump]:
-    """The dumps of LAB_SET (default ci), narrowed by ROWS."""
+def selected_rows() -> list[Row]:
+    """The rows of LAB_SET (default ci), narrowed by ROWS."""
     patterns = os.environ.get("ROWS", "").split()
-    rows = load_config().select(os.environ.get("LAB_SET", "ci"), patterns)
-    return [LabDump(row.name, row.scenario, file) for row in rows for file in DUMP_FILES[row.scenario]]
+    return load_config().select(os.environ.get("LAB_SET", "ci"), patterns)
+
+
+def selected_dumps() -> list[LabDump]:
+    """The dumps of the selected rows."""
+    return [
+        LabDump(row.name, row.scenario, file) for row in selected_rows() for file in DUMP_FILES[row.scenario]
+    ]
 
 
 def kdump_elftool(*args: str | Path) -> subprocess.CompletedProcess[str]:
