@@ -1,0 +1,116 @@
+"""Page selection: classification, topelf against makedumpfile -E, and the conversion in place."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import rivals
+from bench.report import Figure, spread
+from bench.rivals import BenchError, Cost
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.pages import choose_pages
+from lab.config import LabError, load_config
+from lab.roots import chroot_argv, ensure_root
+
+CLASSIFY_LIMIT_US = 0.7
+TOPELF_LIMIT = 3.0
+IN_PLACE_LIMIT_MS = 250.0
+MB = 1_000_000
+
+
+def measure_classify(dumps: tuple[Path, ...], slowness: float) -> Iterator[Figure]:
+    """CPU time a page of finding struct page and choosing what ``-l kernel`` keeps, in this process."""
+    for path in dumps:
+        with InputFile.open(str(path)) as file:
+            dump = open_dump(file)
+            kernel = open_kernel(dump, KernelRequest())
+            times = []
+            for _ in range(rivals.TIMES):
+                begin = time.process_time()
+                chosen, warnings = choose_pages(dump, kernel, "kernel")
+                times.append(time.process_time() - begin)
+            if chosen is None:
+                raise BenchError(f"{path}: {'; '.join(warnings)}")
+        pages = sum(chosen.counts.values())
+        facts: dict[str, str | int] = {"pages": pages, "dropped": chosen.dropped.total // 4096}
+        here_us = 1e6 * statistics.median(times) / pages
+        raw = {"cpu us here": round(here_us, 3), "spread %": round(spread(times), 1)}
+        yield Figure("classify", _subject(path), here_us / slowness, "us/page", CLASSIFY_LIMIT_US, facts, raw)
+
+
+def measure_topelf(dumps: tuple[Path, ...], work: Path) -> Iterator[Figure]:
+    """``topelf -l kernel`` against ``makedumpfile -d 31 -E`` of each copied /proc/vmcore."""
+    try:
+        root = ensure_root(load_config(), "sid")
+    except LabError as error:
+        raise BenchError(str(error)) from error
+    start = rivals.start_cost()
+    for path in dumps:
+        if path.name == "vmcore":
+            yield _against_makedumpfile(path, root, work, start)
+
+
+def _against_makedumpfile(path: Path, root: Path, work: Path, start: Cost) -> Figure:
+    pelf, other = work / "lab.pelf", work / "lab.makedumpfile"
+    inside = [f"/mnt/in/{path.name}", f"/mnt/out/{other.name}"]
+    rival = ["makedumpfile", "-d", "31", "-E", "--message-level", "0", *inside]
+    command = chroot_argv(root, rival, {path.parent.resolve(): "/mnt/in", work: "/mnt/out"})
+    facts: dict[str, str | int] = {}
+
+    def topelf() -> Cost:
+        cost = rivals.run(rivals.tool("topelf", "-q", "-i", str(path), "-o", str(pelf)), sync=pelf)
+        facts.update({"bytes": pelf.stat().st_size, "bytes on disk": pelf.stat().st_blocks * 512})
+        rivals.discard(pelf)
+        return cost
+
+    def makedumpfile() -> Cost:
+        cost = rivals.run(command, sync=other)
+        facts["makedumpfile's bytes"] = other.stat().st_size
+        rivals.discard(other)
+        return cost
+
+    rivals.warm(path)
+    try:
+        ours, theirs = rivals.interleaved(topelf, makedumpfile)
+    finally:
+        pelf.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+    own, their = rivals.median(ours), rivals.median(theirs)
+    raw = {
+        "topelf s": round(own.wall - start.wall, 3), "makedumpfile s": round(their.wall, 3),
+        "start s": round(start.wall, 3), "peak MB": round(own.peak_bytes / MB, 1),
+        "topelf cpu s": round(own.cpu - start.cpu, 3), "makedumpfile cpu s": round(their.cpu, 3),
+    }  # fmt: skip
+    ratio = (own.wall - start.wall) / their.wall
+    return Figure("topelf", _subject(path), ratio, "x makedumpfile", TOPELF_LIMIT, facts, raw)
+
+
+def measure_in_place(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterator[Figure]:
+    """CPU time of ``tovelf --in-place`` beyond the interpreter's start, taken back after each run."""
+    start = rivals.start_cost()
+    copy = work / "lab.in-place"
+    for path in dumps:
+        try:
+            subprocess.run(["cp", "--sparse=always", "--no-preserve=mode", path, copy], check=True)
+            costs = []
+            for _ in range(rivals.TIMES):
+                size = copy.stat().st_size
+                costs.append(rivals.run(rivals.tool("tovelf", "-q", "--in-place", "-i", str(copy))))
+                facts: dict[str, str | int] = {"bytes added": copy.stat().st_size - size}
+                rivals.run(rivals.tool("tovelf", "-q", "--undo", "-i", str(copy)))
+        finally:
+            copy.unlink(missing_ok=True)
+        cost = rivals.median(costs)
+        cpu = cost.cpu - start.cpu
+        raw = {"cpu s here": round(cpu, 3), "wall s": round(cost.wall - start.wall, 3)}
+        yield Figure("in-place", _subject(path), 1000 * cpu / slowness, "ms", IN_PLACE_LIMIT_MS, facts, raw)
+
+
+def _subject(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
