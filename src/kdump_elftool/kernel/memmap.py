@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges, merge_ranges
+from kdump_elftool.addr import MASK64, U64, Index, Ranges, merge_ranges
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.memory.virtual import VirtualMemory
@@ -129,11 +129,11 @@ def _sparse(
     nr_sections = min(1 << (physmem_bits - section_bits), MAX_SECTIONS)
     shift = section_bits - page_shift
     best: list[MemmapPart] = []
-    for reading in _readings(virtual, info, page_size, nr_sections):
+    for start, is_extreme in _readings(virtual, info):
         parts: list[MemmapPart] = []
-        for number, vaddr in reading:
-            wanted = (number < nr_sections) & _touches(near, number, shift)
-            parts += _sections(virtual, number[wanted], vaddr[wanted], shift, struct_size)
+        for number in _numbers(near, shift, nr_sections):
+            table = _entries(virtual, info, page_size, number, start, is_extreme)
+            parts += _sections(virtual, *table, shift, struct_size)
         if len(parts) > len(best):
             best = parts
     if not best:
@@ -145,13 +145,24 @@ def _sparse(
     return best
 
 
-def _touches(near: Ranges, number: Index, shift: int) -> Bools:
-    """Sections that share a frame with ``near``."""
-    first = number.astype(np.uint64) << np.uint64(shift)
-    index = np.searchsorted(near.end, first, side="right")
-    starts = np.append(near.start, np.uint64(MASK64))
-    touches: Bools = starts[index] < first + np.uint64(1 << shift)
-    return touches
+def _numbers(near: Ranges, shift: int, nr_sections: int) -> Iterator[Index]:
+    """Sections that share a frame with ``near``, in batches."""
+    bits, last = np.uint64(shift), np.uint64(nr_sections)
+    first = np.minimum(near.start >> bits, last)
+    end = np.minimum(((near.end - np.uint64(1)) >> bits) + np.uint64(1), last)
+    merged = merge_ranges(first, end)
+    batch: list[Index] = []
+    room = _SECTIONS_AT_ONCE
+    for begin, stop in zip(merged.start.tolist(), merged.end.tolist(), strict=True):
+        while begin < stop:
+            count = min(stop - begin, room)
+            batch.append(np.arange(begin, begin + count))
+            begin, room = begin + count, room - count
+            if not room:
+                yield np.concatenate(batch)
+                batch, room = [], _SECTIONS_AT_ONCE
+    if batch:
+        yield np.concatenate(batch)
 
 
 def _sections(
@@ -172,39 +183,35 @@ def _sections(
     ]
 
 
-def _readings(
-    virtual: VirtualMemory, info: VmcoreInfo, page_size: int, nr_sections: int
-) -> Iterator[Iterator[tuple[Index, U64]]]:
-    """Per reading: section numbers and the addresses of their ``section_mem_map``, in batches."""
+def _readings(virtual: VirtualMemory, info: VmcoreInfo) -> Iterator[tuple[int, bool]]:
+    """Where the table may begin, and whether it is one of roots (SPARSEMEM_EXTREME)."""
     base = _need(info.symbol("mem_section"), "SYMBOL(mem_section)")
+    yield base, True
+    pointer = _pointer(virtual, base)
+    if pointer is not None:
+        yield pointer, True
+    yield base, False
+
+
+def _entries(
+    virtual: VirtualMemory, info: VmcoreInfo, page_size: int, number: Index, start: int, is_extreme: bool
+) -> tuple[Index, U64]:
+    """The sections of ``number`` that the table has, and where their ``section_mem_map`` lies."""
     size = _need(info.size("mem_section"), "SIZE(mem_section)")
     member = info.offset("mem_section.section_mem_map") or 0
-    if size > page_size or member > size:
+    if size > page_size or not 0 <= member < size:
         raise IdentityError("SIZE(mem_section)", f"impossible struct mem_section of {size} bytes")
-    length = min(info.length("mem_section") or nr_sections, nr_sections)
+    length = info.length("mem_section") or MAX_SECTIONS
+    if not is_extreme:
+        number = number[number < length]
+        return number, np.uint64(start) + number.astype(np.uint64) * np.uint64(size) + np.uint64(member)
     per_root = page_size // size
-    nr_roots = min(length, -(-nr_sections // per_root))
-    for start in (base, _pointer(virtual, base)):
-        if start is not None:
-            yield _by_roots(virtual, start, nr_roots, per_root, size, member)
-    flat = _by_roots(virtual, None, -(-length // per_root), per_root, size, base + member)
-    yield ((number[number < length], vaddr[number < length]) for number, vaddr in flat)
-
-
-def _by_roots(
-    virtual: VirtualMemory, roots_at: int | None, nr_roots: int, per_root: int, size: int, member: int
-) -> Iterator[tuple[Index, U64]]:
-    """Batches of sections: of the roots listed at ``roots_at``, or of one array at ``member``."""
-    step = max(_SECTIONS_AT_ONCE // per_root, 1)
-    for first in range(0, nr_roots, step):
-        index = np.arange(first, min(first + step, nr_roots))
-        root = index.astype(np.uint64) * np.uint64(per_root * size)
-        if roots_at is not None:
-            root = _words(virtual, (roots_at + first * 8) & MASK64, len(index))
-            index, root = index[root != 0], root[root != 0]
-        section = (index[:, None] * per_root + np.arange(per_root)).reshape(-1)
-        inside = np.arange(per_root).astype(np.uint64) * np.uint64(size) + np.uint64(member)
-        yield section, (root[:, None] + inside).reshape(-1)
+    number = number[number < min(length, MAX_SECTIONS) * per_root]
+    slot = np.uint64(start) + (number // per_root).astype(np.uint64) * np.uint64(8)
+    roots, _readable = virtual.gather(slot, 8)
+    root = roots.view("<u8").reshape(-1).astype(np.uint64)
+    number, root = number[root != 0], root[root != 0]
+    return number, root + (number % per_root).astype(np.uint64) * np.uint64(size) + np.uint64(member)
 
 
 def _words(virtual: VirtualMemory, vaddr: int, count: int) -> U64:

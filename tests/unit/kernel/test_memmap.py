@@ -199,6 +199,7 @@ def test_node_of_absurd_size_is_cut_to_the_dump(spanned):
         {"SIZE_mem_section": 0},
         {"SIZE_mem_section": -1},
         {"OFFSET_mem_section__section_mem_map": 1 << 50},
+        {"OFFSET_mem_section__section_mem_map": -8},
         {"NUMBER_SECTION_SIZE_BITS": 70},
         {"NUMBER_SECTION_SIZE_BITS": -3},
         {"NUMBER_MAX_PHYSMEM_BITS": 10**9},
