@@ -15,7 +15,7 @@ setup:            ## .venv with the package from src and every development tool
 	@$(SH) tools/setup.sh
 
 unit: .venv/.ready ## the inner loop: under a minute, no root, network, gdb or QEMU
-	@$(PY) -m pytest -q -n 2 -m "not lab and not gdb and not root and not slow"
+	@env -u PYTHONUNBUFFERED $(PY) -m pytest -q -n 2 -m "not lab and not gdb and not root and not slow"
 
 check: .venv/.ready ## lint, format, types, import rule, man page
 	@PYTHON_DEV=$(PY) sh tools/check.sh

@@ -10,6 +10,8 @@
 
 CACHE=${KDUMP_ELFTOOL_CACHE:-${HOME:-/root}/.cache/kdump-elftool-dev}
 mkdir -p "$CACHE"
+# switches of the interpreter that users don't have set: unbuffered output, for one, hides errors
+unset PYTHONUNBUFFERED PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS || true
 DOWNLOAD_SECONDS=0
 STAGES=
 STAGE_NAME=
