@@ -50,20 +50,22 @@ def measure_topelf(dumps: tuple[Path, ...], work: Path) -> Iterator[Figure]:
         root = ensure_root(load_config(), "sid")
     except LabError as error:
         raise BenchError(str(error)) from error
-    start = rivals.start_cost()
     for path in dumps:
         if path.name == "vmcore":
-            yield _against_makedumpfile(path, root, work, start)
+            yield _against_makedumpfile(path, root, work)
 
 
-def _against_makedumpfile(path: Path, root: Path, work: Path, start: Cost) -> Figure:
+def _against_makedumpfile(path: Path, root: Path, work: Path) -> Figure:
     pelf, other = work / "lab.pelf", work / "lab.makedumpfile"
     inside = [f"/mnt/in/{path.name}", f"/mnt/out/{other.name}"]
     rival = ["makedumpfile", "-d", "31", "-E", "--message-level", "0", *inside]
     command = chroot_argv(root, rival, {path.parent.resolve(): "/mnt/in", work: "/mnt/out"})
     facts: dict[str, str | int] = {}
+    starts: list[Cost] = []
 
     def topelf() -> Cost:
+        # beside each run, since it is as long as the run itself: drift must hit both
+        starts.append(rivals.run(rivals.tool("--version")))
         cost = rivals.run(rivals.tool("topelf", "-q", "-i", str(path), "-o", str(pelf)), sync=pelf)
         facts.update({"bytes": pelf.stat().st_size, "bytes on disk": pelf.stat().st_blocks * 512})
         rivals.discard(pelf)
@@ -81,7 +83,9 @@ def _against_makedumpfile(path: Path, root: Path, work: Path, start: Cost) -> Fi
     finally:
         pelf.unlink(missing_ok=True)
         other.unlink(missing_ok=True)
-    own, their = rivals.median(ours), rivals.median(theirs)
+    own, their, start = rivals.median(ours), rivals.median(theirs), rivals.median(starts)
+    if own.wall <= start.wall:
+        raise BenchError("topelf took less than the interpreter's start: too much other work is going on")
     raw = {
         "topelf s": round(own.wall - start.wall, 3), "makedumpfile s": round(their.wall, 3),
         "start s": round(start.wall, 3), "peak MB": round(own.peak_bytes / MB, 1),
