@@ -99,6 +99,11 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError:
         print("error: out of memory\nhint: this dump may be damaged; try another machine", file=sys.stderr)
         return 1
+    except OSError as error:
+        # inputs and outputs by name raise KdumpError: what is left is stdout
+        if args.debug:
+            traceback.print_exc()
+        return _stdout_failed(error)
     except Exception as error:  # noqa: BLE001  the last line of defence: a plain message
         if args.debug:
             traceback.print_exc()
@@ -135,6 +140,8 @@ def console() -> NoReturn:
     except BrokenPipeError:
         _silence_stdout()
         code = 1
+    except OSError as error:
+        code = _stdout_failed(error)
     except KeyboardInterrupt:
         code = 130
     except Terminated as stop:
@@ -147,6 +154,14 @@ def console() -> NoReturn:
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated(number)
+
+
+def _stdout_failed(error: OSError) -> int:
+    """stdout took no more (a full disk behind it): say so, and keep the interpreter's last flush quiet."""
+    _silence_stdout()
+    print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+    print("hint: free some space, or name another place", file=sys.stderr)
+    return 1
 
 
 def _silence_stdout() -> None:
