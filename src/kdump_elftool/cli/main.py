@@ -82,36 +82,36 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging(args)
     try:
         return int(args.run(args))
-    except KdumpError as error:
-        if args.debug:
-            traceback.print_exc()
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        _silence_stdout()
-        return 1
     except KeyboardInterrupt:
         return 130
     except Terminated as stop:
         return 128 + stop.number
-    except MemoryError:
-        print("error: out of memory\nhint: this dump may be damaged; try another machine", file=sys.stderr)
-        return 1
-    except OSError as error:
-        # inputs and outputs by name raise KdumpError: what is left is stdout
-        if args.debug:
-            traceback.print_exc()
-        return _stdout_failed(error)
     except Exception as error:  # noqa: BLE001  the last line of defence: a plain message
-        if args.debug:
-            traceback.print_exc()
-        print(f"error: internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("hint: run again with --debug and report the traceback", file=sys.stderr)
-        return 1
+        return _explain(error, debug=bool(args.debug))
     finally:
         remove_temporaries()
+
+
+def _explain(error: Exception, *, debug: bool) -> int:
+    """Say in two lines what went wrong; returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _silence_stdout()
+        return 1
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, OSError):
+        # inputs and outputs by name raise KdumpError: what is left is stdout
+        return _stdout_failed(error)
+    code, hint = 1, "run again with --debug and report the traceback"
+    message = f"internal error: {type(error).__name__}: {error}"
+    if isinstance(error, KdumpError):
+        code, message, hint = error.exit_code, error.message, error.hint or ""
+    elif isinstance(error, MemoryError):
+        message, hint = "out of memory", "this dump may be damaged; try another machine"
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace | int:
