@@ -70,6 +70,7 @@ class CoreLayout:
     storage: Storage
     file_size: int
     copied_bytes: int
+    p_align: int = PAGE
 
     @property
     def nr_segments(self) -> int:
@@ -173,7 +174,7 @@ def program_headers(layout: CoreLayout) -> np.ndarray[tuple[int], np.dtype[np.vo
     loads["p_memsz"] = layout.p_filesz
     # the gABI wants offset and address to be congruent modulo p_align, unless that is 0 or 1
     congruent = (layout.p_offset - layout.p_vaddr) % np.uint64(PAGE) == 0
-    loads["p_align"] = np.where(congruent, PAGE, 1)
+    loads["p_align"] = np.where(congruent, layout.p_align, 1) if layout.p_align else 0
     return phdr
 
 
