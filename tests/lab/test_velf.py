@@ -76,7 +76,7 @@ def test_memory_and_tasks_are_the_same(converted: Converted, tmp_path: Path) -> 
     # crashkernel memory, freed init pages and holes are not in the dump; the rest must be
     for category in ("text", "per-cpu", "vmalloc", "module"):
         assert counted[category] >= 0.9 * SAMPLES[category], (category, original["unreadable"])
-    assert len(expected) >= 0.9 * TOTAL, original["unreadable"]
+    assert len(expected) >= TOTAL, original["unreadable"]
 
     empty = {"seed": 0, "samples": {}, "addresses": [], "ram": []}
     ours = drgn_oracle(velf, dump.vmlinux, empty, tmp_path)
