@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
-import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from lab.roots import run_in_root
+from tests.lab.dumps import tool_root
 
 _UTSNAME_SIZE = 6 * 65
 _COUNTS = {
@@ -34,26 +33,13 @@ class Excluded:
     counts: dict[str, int]
 
 
-@cache
-def sid_root() -> Path:
-    """The root with the newest makedumpfile, made when missing."""
-    made = subprocess.run(
-        [sys.executable, "-m", "lab", "root", "sid"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr
-    return Path(made.stdout.split()[-1])
-
-
 def makedumpfile(core: Path, dump_level: int, scratch: Path) -> Excluded:
     """What ``makedumpfile -d`` makes of a dump."""
     out = scratch / "excluded" / "dump"
     out.parent.mkdir(exist_ok=True)
     argv = ["makedumpfile", "-d", str(dump_level), "--message-level", "31"]
     done = run_in_root(
-        sid_root(),
+        tool_root("sid"),
         [*argv, f"/mnt/in/{core.name}", f"/mnt/out/{out.name}"],
         binds={core.parent.resolve(): "/mnt/in", out.parent: "/mnt/out"},
         timeout=600,

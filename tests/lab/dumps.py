@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def kdump_elftool(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(command), *map(str, args)], capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL
     )
+
+
+@cache
+def tool_root(suite: str) -> Path:
+    """The lab's root with the newer tools of a Debian suite, made when missing."""
+    made = subprocess.run(
+        [sys.executable, "-m", "lab", "root", suite],
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    return Path(made.stdout.split()[-1])
 
 
 def gdb(

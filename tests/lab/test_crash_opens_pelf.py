@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lab.roots import run_in_root
-from tests.lab.dumps import LabDump, kdump_elftool
+from tests.lab.dumps import LabDump, kdump_elftool, tool_root
 
 pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
 
@@ -35,14 +33,7 @@ def ask_crash(root: Path, core: Path, scratch: Path) -> str:
 
 def test_same_tasks_and_backtrace(tmp_path: Path) -> None:
     DUMP.check()
-    made = subprocess.run(
-        [sys.executable, "-m", "lab", "root", "sid"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr
-    root = Path(made.stdout.split()[-1])
+    root = tool_root("sid")
     pelf = tmp_path / "pelf"
     done = kdump_elftool("topelf", DUMP.path, "-o", pelf, "-q")
     assert done.returncode == 0, done.stderr

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from lab.roots import run_in_root
 from tests.lab.conftest import Converted
+from tests.lab.dumps import tool_root
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.root, pytest.mark.slow]
 
 
 def test_panic_backtrace_and_threads(crashed: Converted) -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "lab", "root", "trixie"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr
-    root = Path(made.stdout.split()[-1])
+    root = tool_root("trixie")
     vmlinux = crashed.dump.vmlinux
     commands = [
         "set debuginfod enabled off",
