@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from kdump_elftool.errors import FaultError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.jobs.knowledge import knowledge
+from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.memory.virtual import VirtualMemory
 
 
 @dataclass(frozen=True)
 class DumpTarget:
-    """Symbols and offsets from VMCOREINFO, memory through the kernel's page tables."""
+    """Symbols, offsets, sizes, numbers from all that is known; memory through the page tables."""
 
     order: str
     word: int
-    info: VmcoreInfo
+    known: Knowledge
     memory: VirtualMemory
 
     @classmethod
     def of(cls, dump: Dump, kernel: Kernel) -> DumpTarget:
         """The word size is that of the machine: a 32-bit kernel's dump may be a 64-bit ELF file."""
-        return cls(dump.kind.order, kernel.arch.prstatus.word, kernel.info, kernel.virtual(dump))
+        known = knowledge(dump, kernel)
+        return cls(dump.kind.order, kernel.arch.prstatus.word, known, kernel.virtual(dump))
 
     def read(self, vaddr: int, size: int, /) -> bytes:
         """Exactly ``size`` bytes.  Raises FaultError."""
@@ -33,16 +35,16 @@ class DumpTarget:
 
     def symbol(self, name: str, /) -> int | None:
         """``SYMBOL(name)``."""
-        return self.info.symbol(name)
+        return self.known.symbol(name)
 
     def offset(self, name: str, /) -> int | None:
         """``OFFSET(struct.member)``."""
-        return self.info.offset(name)
+        return self.known.offset(name)
 
     def size(self, name: str, /) -> int | None:
         """``SIZE(name)``."""
-        return self.info.size(name)
+        return self.known.size(name)
 
     def number(self, name: str, /) -> int | None:
         """``NUMBER(name)``."""
-        return self.info.number(name)
+        return self.known.number(name)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kdump_elftool.addr import MASK64
+from kdump_elftool.kernel.facts import Fact
 
 NOTE_NAME = b"VMCOREINFO"
 
@@ -68,6 +69,12 @@ class VmcoreInfo:
             return bytes.fromhex(self.values.get("BUILD-ID", "")) or None
         except ValueError:
             return None
+
+    def find(self, kind: str, name: str) -> Fact | None:
+        """``KIND(name)`` with its source (``kernel.facts.Source``)."""
+        key = f"{kind}({name})"
+        value = self._integer(key)
+        return None if value is None else Fact(key, value, self.source(key))
 
     def source(self, key: str) -> str:
         """Where the value of ``key`` came from."""
