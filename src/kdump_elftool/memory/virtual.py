@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Bools, Ranges
+from kdump_elftool.addr import U64, Bools, Ranges, u64
 from kdump_elftool.errors import FaultError
 from kdump_elftool.memory.extents import Extents, intersect
 from kdump_elftool.memory.physical import Bytes2D, PhysicalMemory
+
+_PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,20 @@ class VirtualMemory:
             view[done:] = bytes(len(view) - done)
             holes.append((done, len(view)))
         return holes
+
+    def scan(self, low: int, high: int, overlap: int) -> Iterator[tuple[int, bytes]]:
+        """All that is mapped from ``low`` to ``high``, in pieces of at most 4 MB and their addresses.
+
+        What is mapped but not there reads as zeros.  A piece begins with the last ``overlap`` bytes
+        of the one that lies right below it, so nothing shorter is cut in two.
+        """
+        window = intersect(self.mapped.ranges(), u64([low]), u64([high - low]))
+        for start, size in zip(window.start.tolist(), window.size.tolist(), strict=True):
+            for at in range(start, start + size, _PIECE):
+                begin = max(start, at - overlap)
+                buffer = bytearray(min(at + _PIECE, start + size) - begin)
+                self.read_present(begin, memoryview(buffer))
+                yield begin, bytes(buffer)
 
     def _mapped_ranges(self) -> Ranges:
         """Each mapping a range of its own: neighbours in vaddr may lie apart in paddr."""
