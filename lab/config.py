@@ -129,6 +129,7 @@ def _parse_guest(name: str, table: Mapping[str, Any], document: Mapping[str, Any
     defaults = document["defaults"]
     arch_table = document["arch"][table["arch"]]
     lists = {key: tuple(arch_table.get(key, ())) for key in ("machine", "cpu_options")}
+    lists["machine"] += tuple(table.get("machine", ()))
     arch = Arch(name=table["arch"], **{**arch_table, **lists})
     guest = Guest(
         name=name,

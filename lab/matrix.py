@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import crash_topelf
+from lab import crash_pages, crash_topelf
 from lab.collect import describe_files, disk_usage, install, write_json
 from lab.config import LAB_DIR, SETS, BootError, Config, LabError, Row, cache_dir, lab_lock, row_dir, say
 from lab.crash import run_scenario
@@ -25,6 +25,8 @@ from lab.resolve import KernelPackages, Resolution, Resolver
 from lab.truth import parse_truth
 
 TRIES = 3
+SPECIAL = {crash_pages.SCENARIO: crash_pages, crash_topelf.SCENARIO: crash_topelf}
+"""Scenarios with sources of their own."""
 SOURCES = ("init", "boot.py", "crash.py", "guest.py", "truth.py", "programs/*.c")
 SCRATCH = ("initrd.img", "truth.raw", "qemu.log", crash_topelf.FACTS)
 
@@ -76,7 +78,8 @@ def make_plans(config: Config, rows: list[Row], resolver: Resolver, resolution: 
     plans = []
     for row in rows:
         packages = resolver.kernel(resolution, row.guest)
-        sources = crash_topelf.sources_hash(common) if row.scenario == crash_topelf.SCENARIO else common
+        special = SPECIAL.get(row.scenario)
+        sources = special.sources_hash(common) if special else common
         plans.append(Plan(row, packages, row_key(row, packages, wanted_modules(config, row), sources)))
     return plans
 
@@ -84,9 +87,9 @@ def make_plans(config: Config, rows: list[Row], resolver: Resolver, resolution: 
 def make_row(config: Config, plan: Plan, files: GuestFiles) -> float:
     """Boots until it works, at most three times; returns the seconds the good try took."""
     work = row_dir(plan.row).with_name(f".{plan.row.name}.tmp")
-    with_topelf = plan.row.scenario == crash_topelf.SCENARIO
-    initrd = (crash_topelf.build_initrd if with_topelf else build_initrd)(config, plan.row, files)
-    run = crash_topelf.run_scenario if with_topelf else run_scenario
+    special = SPECIAL.get(plan.row.scenario)
+    initrd = (special.build_initrd if special else build_initrd)(config, plan.row, files)
+    run = special.run_scenario if special else run_scenario
     for number in range(1, TRIES + 1):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

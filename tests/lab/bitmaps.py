@@ -27,10 +27,14 @@ _COUNTS = {
 
 @dataclass(frozen=True)
 class Excluded:
-    """``kept`` by pfn, and the pages excluded by what they are used for."""
+    """``kept`` by pfn, and the pages excluded by what they are used for.
+
+    ``labels`` are the counts as makedumpfile names them, ``counts`` the same as we do.
+    """
 
     kept: npt.NDArray[np.bool_]
     counts: dict[str, int]
+    labels: dict[str, int]
 
 
 def makedumpfile(core: Path, dump_level: int, scratch: Path) -> Excluded:
@@ -48,12 +52,13 @@ def makedumpfile(core: Path, dump_level: int, scratch: Path) -> Excluded:
     assert done.returncode == 0 and "makedumpfile Completed." in text, text[-2000:]
     kept = second_bitmap(out)
     out.unlink()
-    counts = dict.fromkeys(_COUNTS.values(), 0)
+    counts, labels = dict.fromkeys(_COUNTS.values(), 0), {}
     for label, name in _COUNTS.items():
         shown = re.search(rf"^\s*{label}\s*: 0x([0-9a-f]+)$", text, re.M)
         assert shown, f"{label} is missing: {text[-2000:]}"
-        counts[name] += int(shown[1], 16)
-    return Excluded(kept, counts)
+        labels[label] = int(shown[1], 16)
+        counts[name] += labels[label]
+    return Excluded(kept, counts, labels)
 
 
 def second_bitmap(dump: Path) -> npt.NDArray[np.bool_]:

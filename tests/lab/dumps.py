@@ -15,10 +15,14 @@ from lab.config import Row, load_config, row_dir
 
 DUMP_FILES = {
     "kdump": ("vmcore",),
+    "pages": ("vmcore",),
     "panic": ("qemu.elf", "qemu-paging.elf"),
     "live": ("qemu.elf", "qemu-paging.elf"),
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
 }
+CUT_BY_QEMU = {("x64-61-numa.live", "qemu-paging.elf")}
+"""QEMU gives a mapping that goes over from one memory backend into the next the file size of its first
+part alone (dump/dump.c, get_offset_range()): two thirds of this dump are beyond its headers."""
 HERE = Path(__file__).parent
 GDB = os.environ.get("GDB", "gdb")
 
@@ -67,7 +71,10 @@ def selected_rows() -> list[Row]:
 def selected_dumps() -> list[LabDump]:
     """The dumps of the selected rows."""
     return [
-        LabDump(row.name, row.scenario, file) for row in selected_rows() for file in DUMP_FILES[row.scenario]
+        LabDump(row.name, row.scenario, file)
+        for row in selected_rows()
+        for file in DUMP_FILES[row.scenario]
+        if (row.name, file) not in CUT_BY_QEMU
     ]
 
 

@@ -216,9 +216,12 @@ def classify(
             view = memoryview(buffer)[: count * memmap.struct_size]
             vaddr = part.vaddr + (pfn - part.pfn) * memmap.struct_size
             known = _read_structs(virtual, vaddr, view, memmap.struct_size)
-            codes, nr_pages = _heads(view, count, memmap.struct_size, fields, drop, pfn)
+            codes, nr_pages, poison = _heads(view, count, memmap.struct_size, fields, drop, pfn)
             codes[~known] = 0
             carry_end, carry_code = _spread(codes, nr_pages, pfn, carry_end, carry_code)
+            if Category.POISON in drop:
+                # the mark is each page's own: a huge page that could not be split has it on a tail
+                codes[poison & known & (codes == 0)] = Category.POISON
             yield pfn, codes, known
             pfn += count
 
@@ -234,8 +237,8 @@ def _read_structs(virtual: VirtualMemory, vaddr: int, view: memoryview, size: in
 
 def _heads(
     view: memoryview, count: int, size: int, fields: PageFields, drop: frozenset[Category], pfn: int
-) -> tuple[Codes, Index]:
-    """Category of each page judged by itself, and how many pages go with it."""
+) -> tuple[Codes, Index, Bools]:
+    """Category of each page judged by itself, how many pages go with it, and which are poisoned."""
     flags = _column(view, count, size, fields.flags, fields.word)
     mapcount = None if fields.mapcount is None else _signed(view, count, size, fields.mapcount)
     slab = _bit(flags, fields.slab) | _is_type(mapcount, fields.slab_type, count)
@@ -247,11 +250,12 @@ def _heads(
         swapcache &= _bit(flags, fields.swapbacked)
     cache = (_bit(flags, fields.lru) | swapcache) & ~anon
     free, order = _free(view, count, size, fields, slab, mapcount, order)
+    poison = _bit(flags, fields.hwpoison)
     tests = {
         Category.FREE: free,
         Category.CACHE: cache,
         Category.USER: anon | hugetlb,
-        Category.POISON: _bit(flags, fields.hwpoison),
+        Category.POISON: poison,
         Category.OFFLINE: _is_type(mapcount, fields.offline_type, count) & ~slab,
     }
     codes = np.zeros(count, dtype=np.uint8)
@@ -260,7 +264,7 @@ def _heads(
     if fields.head is not None:
         # tails share their head's fate
         codes[_masked(_column(view, count, size, fields.head, fields.word), _TAIL)] = 0
-    return codes, np.where(codes > 0, np.left_shift(1, order), 1)
+    return codes, np.where(codes > 0, np.left_shift(1, order), 1), poison
 
 
 def _free(
