@@ -93,13 +93,13 @@ def generate(path: Path, spec: DumpSpec) -> int:
     random = np.random.Generator(np.random.SFC64(spec.seed))
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        _pwrite(fd, headers + notes, 0)
+        pwrite(fd, headers + notes, 0)
         for (start, end), offset in zip(spec.ram(), offsets[1:], strict=True):
             zero_pages = _zero_pages(random, (end - start) // SIZE_4K, spec)
             for paddr, data in _ram_pieces(random, start, end, zero_pages, tables):
-                _pwrite(fd, data, offset + paddr - start)
+                pwrite(fd, data, offset + paddr - start)
         image = os.pread(fd, IMAGE_SIZE, offsets[2] + TEXT_PADDR - spec.ram()[1][0])
-        _pwrite(fd, image, offsets[0])
+        pwrite(fd, image, offsets[0])
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -177,7 +177,7 @@ def _notes(spec: DumpSpec, stacks: list[int]) -> bytes:
         prstatus = bytearray(336)
         struct.pack_into("<i", prstatus, 32, 400 + cpu)
         struct.pack_into("<27Q", prstatus, 112, *registers)
-        parts.append(_note(b"CORE", 1, bytes(prstatus)))
+        parts.append(note(b"CORE", 1, bytes(prstatus)))
     swapper = TEXT_VADDR + SWAPPER_PADDR - TEXT_PADDR
     lines = {
         "OSRELEASE": "6.1.0-bench-amd64",
@@ -191,16 +191,18 @@ def _notes(spec: DumpSpec, stacks: list[int]) -> bytes:
         "NUMBER(sme_mask)": "0",
     }
     text = "".join(f"{key}={value}\n" for key, value in lines.items())
-    return b"".join(parts) + _note(b"VMCOREINFO", 0, text.encode())
+    return b"".join(parts) + note(b"VMCOREINFO", 0, text.encode())
 
 
-def _note(name: bytes, kind: int, desc: bytes) -> bytes:
+def note(name: bytes, kind: int, desc: bytes) -> bytes:
+    """One ELF note."""
     name += b"\0"
     head = struct.pack("<III", len(name), len(desc), kind)
     return head + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
 
 
-def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data``."""
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import rivals
+from bench.machine import MachineSpec, generate_machine
 from bench.report import Figure, spread
 from bench.rivals import BenchError, Cost
 from kdump_elftool.files import InputFile
@@ -21,6 +22,7 @@ from lab.roots import chroot_argv, ensure_root
 CLASSIFY_LIMIT_US = 0.7
 TOPELF_LIMIT = 3.0
 IN_PLACE_LIMIT_MS = 250.0
+PAGE_MEMORY_LIMIT = 4.0
 MB = 1_000_000
 
 
@@ -114,6 +116,29 @@ def measure_in_place(dumps: tuple[Path, ...], work: Path, slowness: float) -> It
         cpu = cost.cpu - start.cpu
         raw = {"cpu s here": round(cpu, 3), "wall s": round(cost.wall - start.wall, 3)}
         yield Figure("in-place", _subject(path), 1000 * cpu / slowness, "ms", IN_PLACE_LIMIT_MS, facts, raw)
+
+
+def measure_page_memory(work: Path) -> Iterator[Figure]:
+    """How much the peak memory of ``topelf -l kernel`` grows with each page of the machine."""
+    sizes, peaks, facts = (16, 64), [], {}
+    dump, pelf = work / "machine.elf", work / "machine.pelf"
+    for gigabytes in sizes:
+        spec = MachineSpec(gigabytes)
+        try:
+            generate_machine(dump, spec)
+            costs = [
+                rivals.run(rivals.tool("topelf", "-q", "-l", "kernel", "-i", str(dump), "-o", str(pelf)))
+                for _ in range(3)
+            ]
+        finally:
+            for path in (dump, pelf):
+                path.unlink(missing_ok=True)
+        peaks.append(max(cost.peak_bytes for cost in costs))
+        facts[f"peak MB at {gigabytes} GB"] = f"{peaks[-1] / MB:.1f}"
+    pages = (sizes[1] - sizes[0]) << 18
+    slope = (peaks[1] - peaks[0]) / pages
+    subject = f"generated, {sizes[0]} and {sizes[1]} GiB"
+    yield Figure("page-memory", subject, slope, "bytes/page", PAGE_MEMORY_LIMIT, {**facts})
 
 
 def _subject(path: Path) -> str:

@@ -91,11 +91,14 @@ class Ranges:
 def merge_ranges(start: U64, end: U64) -> Ranges:
     """Sort and merge overlapping or touching ranges; empty ones vanish."""
     keep = end > start
-    start, end = start[keep], end[keep]
+    if not keep.all():
+        start, end = start[keep], end[keep]
     if not len(start):
         return Ranges(start, end)
-    order = np.argsort(start, kind="stable")
-    start, reach = start[order], np.maximum.accumulate(end[order])
+    if np.any(start[1:] < start[:-1]):
+        order = np.argsort(start, kind="stable")
+        start, end = start[order], end[order]
+    reach = np.maximum.accumulate(end)
     first = np.ones(len(start), dtype=np.bool_)
     first[1:] = start[1:] > reach[:-1]
     last = np.append(np.flatnonzero(first)[1:] - 1, len(start) - 1)
@@ -106,8 +109,15 @@ def subtract_ranges(whole: Ranges, holes: Ranges) -> Ranges:
     """The parts of ``whole`` that no range of ``holes`` covers."""
     if not len(whole) or not len(holes):
         return whole
-    points = np.concatenate([whole.start, whole.end, holes.start, holes.end])
-    points = np.unique(points)
-    start, end = points[:-1], points[1:]
-    keep = whole.contains(start) & ~holes.contains(start)
-    return merge_ranges(start[keep], end[keep])
+    gap_start = np.concatenate([[np.uint64(0)], holes.end])
+    gap_end = np.concatenate([holes.start, [np.uint64(MASK64)]])
+    # which gaps each range meets: neighbours, since both are sorted and disjoint
+    low = np.searchsorted(gap_end, whole.start, side="right")
+    high = np.maximum(np.searchsorted(gap_start, whole.end, side="left"), low)
+    count = high - low
+    owner = np.repeat(np.arange(len(whole)), count)
+    gap = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count - low, count)
+    start = np.maximum(gap_start[gap], whole.start[owner])
+    end = np.minimum(gap_end[gap], whole.end[owner])
+    # adjacent ranges of ``whole`` come out as one, as they always did
+    return merge_ranges(start, end)

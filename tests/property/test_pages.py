@@ -158,6 +158,13 @@ def plain(found: list[Page], text: str, drop: frozenset[Category]) -> list[int]:
             index += count
         else:
             index += 1
+    poison = number("PG_hwpoison")
+    if poison is not None and Category.POISON in drop:
+        # each page has its own mark, tails too
+        result = [
+            Category.POISON if not code and page.flags >> poison & 1 else code
+            for code, page in zip(result, found, strict=True)
+        ]
     return result
 
 

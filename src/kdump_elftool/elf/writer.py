@@ -18,6 +18,7 @@ from kdump_elftool.files import FileSlice, Output
 from kdump_elftool.progress import Advance, silent
 
 CHUNK = 4 << 20
+_ROWS = 4096
 _WORDS = PAGE // 8
 _PROBES = (0, 1, _WORDS // 2, _WORDS - 1)
 
@@ -72,15 +73,17 @@ def write_notes(layout: CoreLayout, out: Writable) -> None:
 
 def _pieces(storage: Storage) -> Iterator[tuple[int, int, int]]:
     """(paddr, file offset, size) of at most CHUNK bytes, cut at page borders of the file."""
-    for paddr, size, offset in zip(
-        storage.paddr.tolist(), storage.size.tolist(), storage.file_offset.tolist(), strict=True
-    ):
-        done = 0
-        while done < size:
-            room = CHUNK - (offset + done) % PAGE
-            step = min(room, size - done)
-            yield paddr + done, offset + done, step
-            done += step
+    columns = (storage.paddr, storage.size, storage.file_offset)
+    for first in range(0, len(storage.paddr), _ROWS):
+        # a number of Python's takes four times the room of numpy's
+        rows = (column[first : first + _ROWS].tolist() for column in columns)
+        for paddr, size, offset in zip(*rows, strict=True):
+            done = 0
+            while done < size:
+                room = CHUNK - (offset + done) % PAGE
+                step = min(room, size - done)
+                yield paddr + done, offset + done, step
+                done += step
 
 
 def _read(memory: PhysicalReader, paddr: int, file_offset: int, view: memoryview) -> tuple[int, memoryview]:
