@@ -1,0 +1,346 @@
+"""BTF: the kernel's types as columns, and the answers they give about structs.
+
+A header, type records one behind the other, strings.  A record is three words (name, info, size or
+type) and what its kind adds; only by going from record to record can it be told where one begins.
+Members of anonymous structs and unions are looked for in the struct around them, as in C.
+
+References: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of v7.0 (kinds up to 19, ENUM64).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kdump_elftool.addr import Index
+from kdump_elftool.errors import FaultError
+from kdump_elftool.kernel.facts import Fact, Source
+from kdump_elftool.memory.virtual import VirtualMemory
+
+log = logging.getLogger(__name__)
+
+U32 = npt.NDArray[np.uint32]
+
+MAGIC = 0xEB9F
+HEADER_SIZE = 24
+MAX_SIZE = 64 << 20
+_DEEPEST = 32
+
+
+class Kind(IntEnum):
+    """BTF_KIND_*."""
+
+    INT = 1
+    PTR = 2
+    ARRAY = 3
+    STRUCT = 4
+    UNION = 5
+    ENUM = 6
+    FWD = 7
+    TYPEDEF = 8
+    VOLATILE = 9
+    CONST = 10
+    RESTRICT = 11
+    FUNC = 12
+    FUNC_PROTO = 13
+    VAR = 14
+    DATASEC = 15
+    FLOAT = 16
+    DECL_TAG = 17
+    TYPE_TAG = 18
+    ENUM64 = 19
+
+
+_WORDS = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
+"""Words behind a record's first three."""
+_WORDS_EACH = {
+    Kind.STRUCT: 3,
+    Kind.UNION: 3,
+    Kind.ENUM: 2,
+    Kind.FUNC_PROTO: 2,
+    Kind.DATASEC: 3,
+    Kind.ENUM64: 3,
+}
+"""The same for each of the record's elements."""
+_ALIASES = (Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG)
+_STRUCTS = (Kind.STRUCT, Kind.UNION)
+_SIZED = (Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.INT, Kind.FLOAT)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member within its outermost struct: bits from the start, width of a bit field or 0, type."""
+
+    bit_offset: int
+    bit_size: int
+    type_id: int
+
+
+@dataclass(frozen=True)
+class Btf:
+    """One BTF object.  Row i of the columns is type i + 1 (0 is void).
+
+    ``words`` are the type section, in which record i begins at ``start[i]``; ``size`` is the
+    record's third word, a size in bytes or a type, as its kind has it.
+    """
+
+    words: U32
+    strings: bytes
+    start: Index
+    name: U32
+    kind: npt.NDArray[np.uint8]
+    vlen: Index
+    kind_flag: npt.NDArray[np.bool_]
+    size: U32
+    word: int
+    label: str
+
+    @classmethod
+    def parse(cls, data: bytes, order: str, word: int, label: str) -> Btf | None:
+        """Read a BTF object; None, with the reason in the log, when it is none or damaged."""
+        sections = _sections(data, order)
+        if sections is None:
+            return None
+        types, strings = sections
+        words = np.frombuffer(types, dtype=f"{order}u4").astype(np.uint32)
+        start = _records(words)
+        if start is None:
+            log.info("BTF: a type record runs over the end")
+            return None
+        info = words[start + 1]
+        return cls(
+            words=words,
+            strings=strings,
+            start=start,
+            name=words[start],
+            kind=(info >> np.uint32(24) & np.uint32(31)).astype(np.uint8),
+            vlen=(info & np.uint32(0xFFFF)).astype(np.intp),
+            kind_flag=(info >> np.uint32(31)).astype(np.bool_),
+            size=words[start + 2],
+            word=word,
+            label=label,
+        )
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def find(self, kind: str, name: str, /) -> Fact | None:
+        """As :class:`kernel.facts.Source`."""
+        ask = {"OFFSET": self._offset, "SIZE": self._size, "LENGTH": self._length, "NUMBER": self._number}
+        value = ask[kind](name) if kind in ask else None
+        return None if value is None else Fact(f"{kind}({name})", value, self.label)
+
+    def ids(self, name: str, kinds: tuple[Kind, ...]) -> list[int]:
+        """The types of that name, in the order of the table."""
+        offset = self._string(name)
+        if offset is None:
+            return []
+        rows = np.flatnonzero((self.name == np.uint32(offset)) & np.isin(self.kind, kinds))
+        return [row + 1 for row in rows.tolist()]
+
+    def resolve(self, type_id: int) -> int | None:
+        """The type behind typedefs and qualifiers; None for void and for what leads nowhere."""
+        for _ in range(_DEEPEST):
+            if not 0 < type_id <= len(self):
+                return None
+            if self.kind[type_id - 1] not in _ALIASES:
+                return type_id
+            type_id = int(self.size[type_id - 1])
+        return None
+
+    def size_of(self, type_id: int) -> int | None:
+        """Bytes of a type."""
+        count = 1
+        for _ in range(_DEEPEST):
+            found = self.resolve(type_id)
+            if found is None:
+                return None
+            kind = self.kind[found - 1]
+            if kind in _SIZED:
+                return count * int(self.size[found - 1])
+            if kind == Kind.PTR:
+                return count * self.word
+            if kind != Kind.ARRAY:
+                return None
+            type_id, _, elements = self._extra(found, 3)
+            count *= elements
+        return None
+
+    def member(self, struct_id: int, path: str) -> Member | None:
+        """``a.b`` of a struct or union."""
+        bits, found = 0, struct_id
+        member = None
+        for name in path.split("."):
+            inner = self.resolve(found)
+            offset = self._string(name)
+            if inner is None or offset is None or not name:
+                return None
+            member = self._member(inner, offset, 0)
+            if member is None:
+                return None
+            bits, found = bits + member.bit_offset, member.type_id
+        return None if member is None else Member(bits, member.bit_size, member.type_id)
+
+    def _member(self, struct_id: int, name: int, depth: int) -> Member | None:
+        row = struct_id - 1
+        if depth > _DEEPEST or self.kind[row] not in _STRUCTS or not self.vlen[row]:
+            return None
+        first = int(self.start[row]) + 3
+        table = self.words[first : first + 3 * int(self.vlen[row])].reshape(-1, 3)
+        hits = np.flatnonzero(table[:, 0] == np.uint32(name))
+        if len(hits):
+            return self._read_member(row, table[hits[0]])
+        for entry in table[table[:, 0] == 0]:
+            outer = self._read_member(row, entry)
+            inner = self.resolve(outer.type_id)
+            found = None if inner is None else self._member(inner, name, depth + 1)
+            if found is not None:
+                return Member(outer.bit_offset + found.bit_offset, found.bit_size, found.type_id)
+        return None
+
+    def _read_member(self, row: int, entry: U32) -> Member:
+        offset = int(entry[2])
+        if self.kind_flag[row]:
+            return Member(offset & 0xFFFFFF, offset >> 24, int(entry[1]))
+        return Member(offset, 0, int(entry[1]))
+
+    def _path(self, name: str) -> Member | None:
+        """``struct.member``, of the first type of that name that has it."""
+        struct_name, _, path = name.partition(".")
+        kinds = (*_STRUCTS, Kind.TYPEDEF)
+        found = (self.member(type_id, path) for type_id in self.ids(struct_name, kinds))
+        return next((member for member in found if member is not None), None)
+
+    def _offset(self, name: str) -> int | None:
+        member = self._path(name)
+        return None if member is None or member.bit_offset % 8 else member.bit_offset // 8
+
+    def _size(self, name: str) -> int | None:
+        if "." in name:
+            member = self._path(name)
+            return None if member is None or member.bit_size else self.size_of(member.type_id)
+        sizes = (self.size_of(type_id) for type_id in self.ids(name, (*_SIZED, Kind.TYPEDEF)))
+        return next((size for size in sizes if size is not None), None)
+
+    def _length(self, name: str) -> int | None:
+        if "." in name:
+            member = self._path(name)
+            types = [] if member is None else [member.type_id]
+        else:
+            types = [int(self.size[type_id - 1]) for type_id in self.ids(name, (Kind.VAR,))]
+        for type_id in types:
+            found = self.resolve(type_id)
+            if found is not None and self.kind[found - 1] == Kind.ARRAY:
+                return self._extra(found, 3)[2]
+        return None
+
+    def _number(self, name: str) -> int | None:
+        """The value of an enumerator."""
+        offset = self._string(name)
+        if offset is None:
+            return None
+        for at in np.flatnonzero(self.words == np.uint32(offset)).tolist():
+            row = int(np.searchsorted(self.start, at, side="right")) - 1
+            kind, inside = self.kind[row], at - int(self.start[row]) - 3
+            each = _WORDS_EACH[Kind.ENUM64] if kind == Kind.ENUM64 else _WORDS_EACH[Kind.ENUM]
+            if kind not in (Kind.ENUM, Kind.ENUM64) or inside < 0 or inside % each:
+                continue
+            value, bits = int(self.words[at + 1]), 32
+            if kind == Kind.ENUM64:
+                value, bits = value | int(self.words[at + 2]) << 32, 64
+            return value - (1 << bits) if self.kind_flag[row] and value >> (bits - 1) else value
+        return None
+
+    def _extra(self, type_id: int, count: int) -> list[int]:
+        first = int(self.start[type_id - 1]) + 3
+        return [int(word) for word in self.words[first : first + count]]
+
+    def _string(self, name: str) -> int | None:
+        at = self.strings.find(b"\0" + name.encode() + b"\0")
+        return None if at < 0 else at + 1
+
+
+def _sections(data: bytes, order: str) -> tuple[bytes, bytes] | None:
+    """Type records and strings; None when the header makes no sense."""
+    if len(data) < HEADER_SIZE:
+        return None
+    byte_order = "little" if order == "<" else "big"
+    if data[2] != 1 or int.from_bytes(data[:2], byte_order) != MAGIC:  # type: ignore[arg-type]
+        return None
+    head = np.frombuffer(data, dtype=f"{order}u4", count=6)
+    hdr_len, type_off, type_len, str_off, str_len = (int(word) for word in head[1:])
+    types, strings = hdr_len + type_off, hdr_len + str_off
+    if hdr_len < HEADER_SIZE or type_len % 4 or max(types + type_len, strings + str_len) > len(data):
+        log.info("BTF: the header describes more than there is")
+        return None
+    text = data[strings : strings + str_len]
+    if not text.startswith(b"\0") or not text.endswith(b"\0"):
+        return None
+    return data[types : types + type_len], text
+
+
+def _records(words: U32) -> Index | None:
+    """Where each record begins; None when one runs over the end.
+
+    The length of the record that would begin at each word is computed for all words at once; what is
+    left is to go from one to the next.
+    """
+    if not len(words):
+        return np.zeros(0, dtype=np.intp)
+    fixed, each = np.full(32, 3, dtype=np.intp), np.zeros(32, dtype=np.intp)
+    for kind, count in _WORDS.items():
+        fixed[kind] += count
+    for kind, count in _WORDS_EACH.items():
+        each[kind] = count
+    known = np.zeros(32, dtype=np.bool_)
+    known[list(Kind)] = True
+    info = np.append(words[1:], np.uint32(0))
+    kind_of = (info >> np.uint32(24) & np.uint32(31)).astype(np.intp)
+    length = fixed[kind_of] + each[kind_of] * (info & np.uint32(0xFFFF)).astype(np.intp)
+    following = np.where(known[kind_of], np.arange(len(words)) + length, len(words) + 1).tolist()
+    starts, at, end = [], 0, len(words)
+    while at < end:
+        starts.append(at)
+        at = following[at]
+    return np.array(starts, dtype=np.intp) if at == end else None
+
+
+def open_btf(
+    memory: VirtualMemory, known: Source, window: tuple[int, int], order: str, word: int
+) -> Btf | None:
+    """The kernel's BTF in the dump: where its symbols say, else by its header; None when there is none."""
+    start, stop = (known.find("SYMBOL", f"__{name}_BTF") for name in ("start", "stop"))
+    if start is not None and stop is not None:
+        size = int(stop.value) - int(start.value)
+        return _open_at(memory, int(start.value), size, order, word)
+    byte_order = "little" if order == "<" else "big"
+    pattern = MAGIC.to_bytes(2, byte_order) + b"\1\0" + HEADER_SIZE.to_bytes(4, byte_order) + bytes(4)  # type: ignore[arg-type]
+    for vaddr, data in memory.scan(*window, HEADER_SIZE):
+        at = data.find(pattern)
+        while at >= 0:
+            head = np.frombuffer(data[at : at + HEADER_SIZE].ljust(HEADER_SIZE, b"\0"), dtype=f"{order}u4")
+            size = HEADER_SIZE + int(head[4]) + int(head[5])
+            found = _open_at(memory, vaddr + at, size, order, word)
+            if found is not None:
+                return found
+            at = data.find(pattern, at + 1)
+    log.info("BTF: none in the kernel image")
+    return None
+
+
+def _open_at(memory: VirtualMemory, vaddr: int, size: int, order: str, word: int) -> Btf | None:
+    if not HEADER_SIZE <= size <= MAX_SIZE:
+        return None
+    try:
+        data = memory.read(vaddr, size)
+    except FaultError as error:
+        log.info("BTF: %s", error)
+        return None
+    found = Btf.parse(data, order, word, "BTF in the dump")
+    if found is not None:
+        log.info("BTF: %d types", len(found))
+    return found
