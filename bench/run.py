@@ -31,6 +31,7 @@ from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import architecture
 from kdump_elftool.kernel.identity import KernelIdentity, dump_vmcoreinfo, identify
+from lab.config import CUT_BY_QEMU
 
 COPY_LIMIT = 1.3
 WALK_LIMIT_MS = 50.0
@@ -61,7 +62,8 @@ def lab_dumps(pattern: str) -> tuple[Path, ...]:
     """The lab's finished dumps (those with a row.json) whose row matches."""
     rows = sorted(path.parent for path in (lab_dir() / "dumps").glob("*/row.json"))
     rows = [row for row in rows if fnmatchcase(row.name, pattern)]
-    return tuple(dump for row in rows for name in DUMP_NAMES for dump in sorted(row.glob(name)))
+    found = (dump for row in rows for name in DUMP_NAMES for dump in sorted(row.glob(name)))
+    return tuple(dump for dump in found if (dump.parent.name, dump.name) not in CUT_BY_QEMU)
 
 
 def measure_tovelf(settings: Settings) -> Iterator[Figure]:

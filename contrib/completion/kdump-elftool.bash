@@ -10,7 +10,7 @@ _kdump_elftool() {
     done
     case $command in
         "")
-            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf makedyn info dmesg -h --help -v --version" -- "$word")
+            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf makedyn info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
             known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
@@ -25,7 +25,7 @@ _kdump_elftool() {
             esac
             ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd -l --level -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -59,6 +59,15 @@ _kdump_elftool() {
                 -P | --physpgd) return ;;
                 -l | --level) return ;;
                 -f | --facility) return ;;
+            esac
+            ;;
+        ps)
+            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -m | --vmlinux) return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
             esac
             ;;
     esac

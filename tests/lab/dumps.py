@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lab.config import Row, load_config, row_dir
+from lab.config import CUT_BY_QEMU, Row, load_config, row_dir
 
 DUMP_FILES = {
     "kdump": ("vmcore",),
@@ -20,9 +20,6 @@ DUMP_FILES = {
     "live": ("qemu.elf", "qemu-paging.elf"),
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
 }
-CUT_BY_QEMU = {("x64-61-numa.live", "qemu-paging.elf")}
-"""QEMU gives a mapping that goes over from one memory backend into the next the file size of its first
-part alone (dump/dump.c, get_offset_range()): two thirds of this dump are beyond its headers."""
 HERE = Path(__file__).parent
 GDB = os.environ.get("GDB", "gdb")
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.lab.dumps import CUT_BY_QEMU, LabDump, kdump_elftool, selected_rows
+from lab.config import CUT_BY_QEMU
+from tests.lab.dumps import LabDump, kdump_elftool, selected_rows
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -97,6 +97,35 @@ class PrStatusLayout:
         return self.regs_offset + self.word * self.registers.index(name)
 
 
+@dataclass(frozen=True)
+class SavedContext:
+    """Where the registers of a task that does not run are.
+
+    ``pointer`` is the offset in task_struct of its saved stack pointer.  ``registers`` lie at
+    offsets from where that points; those of ``derived`` are the pointer itself plus a number, those
+    of ``constants`` the same for every task.
+    """
+
+    pointer: int
+    registers: tuple[tuple[str, int], ...]
+    derived: tuple[tuple[str, int], ...]
+    constants: tuple[tuple[str, int], ...]
+
+
+class KernelFacts(Protocol):
+    """What an architecture asks about how a kernel saves registers (``Knowledge`` answers it)."""
+
+    def symbol(self, name: str, /) -> int | None: ...
+
+    def offset(self, name: str, /) -> int | None: ...
+
+    def size(self, name: str, /) -> int | None: ...
+
+
+Read = Callable[[int, int], bytes]
+"""Bytes of kernel memory by address and size.  Raises FaultError."""
+
+
 class KernelNumbers(Protocol):
     """What an architecture may ask about a kernel (``VmcoreInfo`` answers it)."""
 
@@ -112,7 +141,8 @@ class Architecture:
     ``byte_orders`` holds those that a dump's header may have, of ``<`` and ``>``.
     ``paging_forms`` gives the forms a kernel may use, most likely first.  ``image_paddr``
     translates an address of the kernel image without page tables (None: not known), which finds
-    the root.  ``image_window`` is where the image may be mapped; ``alias_ranges`` are mapped many
+    the root.  ``saved_context`` says how a kernel saves a task's registers (None: too little is
+    known).  ``image_window`` is where the image may be mapped; ``alias_ranges`` are mapped many
     times over and left out.
     """
 
@@ -129,3 +159,4 @@ class Architecture:
     alias_ranges: tuple[tuple[int, int], ...]
     paging_forms: Callable[[KernelNumbers], tuple[PagingForm, ...]]
     image_paddr: Callable[[KernelNumbers, int], int | None]
+    saved_context: Callable[[KernelFacts, Read], SavedContext | None]

@@ -14,12 +14,16 @@ from kdump_elftool.arch.base import (
     Architecture,
     Entries,
     Entry,
+    KernelFacts,
     KernelNumbers,
     Level,
     PagingForm,
     PrStatusLayout,
+    Read,
+    SavedContext,
 )
 from kdump_elftool.elf.constants import EM_X86_64
+from kdump_elftool.errors import FaultError
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
 """Where the kernel image is mapped; vaddr - this + phys_base = paddr (__START_KERNEL_map)."""
@@ -101,6 +105,66 @@ def _image_paddr(kernel: KernelNumbers, vaddr: int) -> int | None:
     return (vaddr - START_KERNEL_MAP + phys_base) & MASK64
 
 
+_KERNEL_CS, _KERNEL_DS = 0x10, 0x18
+_FRAME = {
+    "r15": "r15", "r14": "r14", "r13": "r13", "r12": "r12", "rbx": "bx", "rbp": "bp", "rip": "ret_addr",
+}  # fmt: skip
+_SCHEDULE_SIZE = 8192
+_PUSHED = 16
+"""Flags and rbp, which switch_to() pushed before v4.9."""
+
+
+def _saved_context(kernel: KernelFacts, read: Read) -> SavedContext | None:
+    """struct inactive_task_frame (v4.9 on, arch/x86/include/asm/switch_to.h), or what was before it."""
+    thread, sp = kernel.offset("task_struct.thread"), kernel.offset("thread_struct.sp")
+    if thread is None or sp is None:
+        return None
+    constants = (("cs", _KERNEL_CS), ("ss", _KERNEL_DS))
+    offsets = {name: kernel.offset(f"inactive_task_frame.{member}") for name, member in _FRAME.items()}
+    found = tuple((name, offset) for name, offset in offsets.items() if offset is not None)
+    ret_addr = offsets["rip"]
+    if ret_addr is not None:
+        return SavedContext(thread + sp, found, (("rsp", ret_addr + 8),), constants)
+    return _hand_made(kernel, thread + sp, constants) or _old_switch(kernel, read, thread + sp, constants)
+
+
+def _hand_made(
+    kernel: KernelFacts, pointer: int, constants: tuple[tuple[str, int], ...]
+) -> SavedContext | None:
+    """The original tool's values; its gdb macros print 0 and 1 for what the user has to fill in."""
+    point, frame = kernel.symbol("__thread_sleep_point"), kernel.size("context_switch_frame")
+    distance = kernel.size("__switch_rsp_rbp_offset")
+    if not point:
+        return None
+    constants = (*constants, ("rip", point))
+    if distance is not None and distance != 1:
+        return SavedContext(pointer, (("rbp", distance),), (("rsp", 0),), constants)
+    if frame is not None and frame != 1:
+        return SavedContext(pointer, (), (("rsp", 0), ("rbp", frame)), constants)
+    return SavedContext(pointer, (("rbp", 0),), (("rsp", _PUSHED),), constants)
+
+
+def _old_switch(
+    kernel: KernelFacts, read: Read, pointer: int, constants: tuple[tuple[str, int], ...]
+) -> SavedContext | None:
+    """Before v4.9 every sleeping task stands behind the one call of __switch_to in __schedule."""
+    schedule, switch_to = kernel.symbol("__schedule"), kernel.symbol("__switch_to")
+    if schedule is None or switch_to is None:
+        return None
+    try:
+        text = read(schedule, _SCHEDULE_SIZE)
+    except FaultError:
+        return None
+    at = text.find(b"\xe8")
+    while 0 <= at <= len(text) - 5:
+        behind = schedule + at + 5
+        distance = int.from_bytes(text[at + 1 : at + 5], "little", signed=True)
+        if (behind + distance) & MASK64 == switch_to:
+            return SavedContext(pointer, (("rbp", 0),), (("rsp", _PUSHED),), (*constants, ("rip", behind)))
+        at = text.find(b"\xe8", at + 1)
+    return None
+
+
 ARCH = Architecture(
     name="x86_64",
     e_machine=EM_X86_64,
@@ -117,4 +181,5 @@ ARCH = Architecture(
     alias_ranges=(ESPFIX,),
     paging_forms=_paging_forms,
     image_paddr=_image_paddr,
+    saved_context=_saved_context,
 )

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dump(parser, ("-i", "--infile"), vmlinux=True)
     selection = parser.add_argument_group("selection and output")
     add_level(selection)
+    selection.add_argument(
+        "-p",
+        "--procthreads",
+        action="store_true",
+        help="make every task a thread, not only what the CPUs were running (for gdb alone)",
+    )
     result = selection.add_mutually_exclusive_group()
     result.add_argument("-o", "--outfile", metavar="FILE", help="the core to write (default: stdout)")
     result.add_argument(
@@ -54,7 +60,12 @@ def run(args: argparse.Namespace) -> int:
         if args.in_place:
             return _in_place(args, stack)
         opened = open_input(args, stack)
-        velf = plan_velf(opened.dump, opened.request, level=args.level or DEFAULT_LEVEL)
+        velf = plan_velf(
+            opened.dump,
+            opened.request,
+            level=args.level or DEFAULT_LEVEL,
+            procthreads=args.procthreads,
+        )
         to_stdout = write_result(args, velf.layout, velf.warnings, opened)
     return _report(args, velf, to_stdout)
 
@@ -85,7 +96,7 @@ def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
         elif not args.quiet:
             print(f"{target.file.path} is converted in place already", file=sys.stderr)
         return 0
-    velf = convert_in_place(target, dump, request)
+    velf = convert_in_place(target, dump, request, procthreads=args.procthreads)
     for message in velf.warnings:
         warn(message, args)
     return _report(args, velf, to_stdout=False)
@@ -138,7 +149,7 @@ def _gdb_command(args: argparse.Namespace, velf: Velf) -> str:
 
 
 def _print_facts(velf: Velf) -> None:
-    facts = [*velf.identity.facts, *([velf.kaslr_offset] if velf.kaslr_offset else [])]
+    facts = [*velf.identity.facts, *([velf.kaslr_offset] if velf.kaslr_offset else []), *velf.facts]
     for fact in facts:
         print(f"{fact.name}: {fact.shown()} ({fact.source})", file=sys.stderr)
     for thread in velf.threads:
@@ -158,6 +169,7 @@ def _as_json(args: argparse.Namespace, velf: Velf) -> dict[str, object]:
         "pgt_root": f"{velf.identity.pgt_root:#x}",
         "kaslr_offset": f"{int(offset.value):#x}" if offset else None,
         "segments": velf.layout.nr_segments,
+        "nr_threads": velf.nr_threads,
         "threads": [{"cpu": thread.cpu, "lwp": thread.lwp} for thread in velf.threads],
         "level": "all" if args.in_place else args.level or DEFAULT_LEVEL,
         **pages_json(velf.pages),

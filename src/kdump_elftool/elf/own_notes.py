@@ -19,6 +19,7 @@ from kdump_elftool.elf.structs import ElfKind, Table, bind
 
 OWNER = b"kdump-elftool"
 TYPE_SUMMARY = 1
+TYPE_TASKS = 2
 TYPE_UNDO = 3
 _LARGER_THAN_ANY_PRSTATUS = 1024
 UNDO_NOTE_SIZE = 12 + 16 + _LARGER_THAN_ANY_PRSTATUS
@@ -55,6 +56,16 @@ def summary_note(summary: object) -> Note:
     """``summary`` as JSON in a note, padded with spaces."""
     text = json.dumps(summary, separators=(",", ":")).encode("ascii")
     return Note(OWNER, TYPE_SUMMARY, text.ljust(_LARGER_THAN_ANY_PRSTATUS))
+
+
+def task_note(tasks: object) -> Note:
+    """The table of tasks as JSON.
+
+    gdb takes any note of type 2 for the floating-point registers of the thread whose note came last, so
+    this one goes before all threads.
+    """
+    text = json.dumps(tasks, separators=(",", ":")).encode("ascii")
+    return Note(OWNER, TYPE_TASKS, text.ljust(_LARGER_THAN_ANY_PRSTATUS))
 
 
 def auxv_note(kind: ElfKind, entry: int) -> Note:

@@ -62,14 +62,16 @@ def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
     return dump
 
 
-def convert_in_place(target: ChangedFile, dump: Dump, request: KernelRequest) -> Velf:
+def convert_in_place(
+    target: ChangedFile, dump: Dump, request: KernelRequest, *, procthreads: bool = False
+) -> Velf:
     """Make a velf of the dump itself.  Raises what plan_velf raises, with nothing changed."""
     original = read_original(target.file)
 
     def lay_out(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
         return tail_layout(original, dump.e_flags, place(memory, dump.memory.extents), notes)
 
-    velf = plan_velf(dump, request, lay_out)
+    velf = plan_velf(dump, request, lay_out, procthreads=procthreads)
     append_and_switch(target, original, velf.layout)
     return velf
 

@@ -38,6 +38,7 @@ class Kernel:
     identity: KernelIdentity
     walked: Walk
     warnings: tuple[str, ...]
+    vmlinux: Vmlinux | None = None
 
     def virtual(self, dump: Dump) -> VirtualMemory:
         """The dump's memory by kernel virtual address."""
@@ -74,7 +75,7 @@ def open_kernel(dump: Dump, request: KernelRequest) -> Kernel:
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
     if not walked.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    return Kernel(arch, info, identity, walked, tuple(warnings))
+    return Kernel(arch, info, identity, walked, tuple(warnings), request.vmlinux)
 
 
 def architecture(dump: Dump) -> Architecture:

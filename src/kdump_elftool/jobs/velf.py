@@ -12,20 +12,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, Index, align_down
+from kdump_elftool.addr import MASK64, U64, Index, align_down, merge_ranges, u64
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.constants import NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
-from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, auxv_note, producer, summary_note
+from kdump_elftool.elf.own_notes import (
+    OWNER,
+    TYPE_SUMMARY,
+    TYPE_TASKS,
+    TYPE_UNDO,
+    auxv_note,
+    producer,
+    summary_note,
+    task_note,
+)
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
 from kdump_elftool.jobs.image import image_warning
-from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.pages import choose_pages
 from kdump_elftool.jobs.selection import Pages, select
-from kdump_elftool.kernel.cpus import CORE, CpuNotes, CpuThread, cpu_threads
+from kdump_elftool.jobs.tasks import task_table, task_threads
+from kdump_elftool.kernel.cpus import CORE, CpuNotes, CpuThread, cpu_threads, is_prstatus
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import (
     KernelIdentity,
@@ -39,12 +49,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Velf:
-    """A planned velf: everything known but the memory itself written."""
+    """A planned velf: everything known but the memory itself written.
+
+    ``threads`` are those on a CPU, of ``nr_threads`` in all.
+    """
 
     layout: CoreLayout
     identity: KernelIdentity
     kaslr_offset: Fact | None
     threads: tuple[CpuThread, ...]
+    nr_threads: int
+    facts: tuple[Fact, ...]
     pages: Pages
     coverage: Coverage
     warnings: tuple[str, ...]
@@ -60,21 +75,28 @@ def new_file(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
     )
 
 
-def plan_velf(dump: Dump, request: KernelRequest, lay_out: LayOut = new_file, *, level: str = "all") -> Velf:
+def plan_velf(
+    dump: Dump,
+    request: KernelRequest,
+    lay_out: LayOut = new_file,
+    *,
+    level: str = "all",
+    procthreads: bool = False,
+) -> Velf:
     """Plan the conversion; ``lay_out`` decides where everything comes to lie.
 
-    Raises IdentityError, UnsupportedError, OutputError.
+    With ``procthreads`` every task is a thread.  Raises IdentityError, UnsupportedError, OutputError.
     """
     kernel = open_kernel(dump, request)
     identity, walked = kernel.identity, kernel.walked
     kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
     choice, page_warnings = choose_pages(dump, kernel, level)
     chosen = select(dump.memory, walked, dump.lost, choice)
-    cpus = cpu_threads(dump.notes, kernel.arch, dump.kind)
+    cpus, stacks, facts, task_warnings = _threads(dump, kernel, procthreads)
     notes = _notes(cpus, dump, request.vmlinux, kaslr_offset)
-    notes.append(summary_note(_summary(identity, kaslr_offset, level, chosen.coverage)))
+    notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
     mapped = chosen.mapped
-    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel.arch, cpus.threads))
+    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel.arch, stacks))
     layout = lay_out(dump, memory, tuple(notes))
     log.info(
         "layout: %d segments, %d bytes, %d of them stored twice",
@@ -87,15 +109,38 @@ def plan_velf(dump: Dump, request: KernelRequest, lay_out: LayOut = new_file, *,
         identity=identity,
         kaslr_offset=kaslr_offset,
         threads=cpus.threads,
+        nr_threads=sum(map(is_prstatus, cpus.notes)),
         pages=chosen.pages,
         coverage=chosen.coverage,
-        warnings=(*kernel.warnings, *page_warnings, *image_warning(kernel.arch, chosen.missing, walked)),
+        facts=facts,
+        warnings=(
+            *kernel.warnings,
+            *page_warnings,
+            *task_warnings,
+            *image_warning(kernel.arch, chosen.missing, walked),
+        ),
     )
+
+
+def _threads(
+    dump: Dump, kernel: Kernel, procthreads: bool
+) -> tuple[CpuNotes, U64, tuple[Fact, ...], tuple[str, ...]]:
+    """Notes with their threads, where the threads' stacks are, facts that were used, warnings."""
+    if not procthreads:
+        cpus = cpu_threads(dump.notes, kernel.arch, dump.kind)
+        stacks = [align_down(thread.sp, kernel.arch.stack_size) for thread in cpus.threads]
+        return cpus, u64(stacks), (), ()
+    found = task_threads(dump, kernel)
+    others = [note for note in dump.notes if not is_prstatus(note)]
+    notes = (task_note(task_table(found.listed.tasks, found.table)), *found.notes, *others)
+    return CpuNotes(notes, found.cpus), found.stacks, found.listed.known.used, found.warnings
 
 
 def _notes(cpus: CpuNotes, dump: Dump, vmlinux: Vmlinux | None, kaslr_offset: Fact | None) -> list[Note]:
     """The dump's notes without those this tool writes anew: its own, and NT_AUXV given a vmlinux."""
     dropped = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
+    ours = [note for note in cpus.notes[:1] if (note.name, note.type) == (OWNER, TYPE_TASKS)]
+    dropped.add((OWNER, TYPE_TASKS))
     added = []
     if vmlinux is not None and kaslr_offset is not None:
         entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
@@ -103,11 +148,11 @@ def _notes(cpus: CpuNotes, dump: Dump, vmlinux: Vmlinux | None, kaslr_offset: Fa
         added.append(auxv_note(dump.kind, entry))
     kept = [note for note in cpus.notes if (note.name, note.type) not in dropped]
     first = next((note for note in kept if note.name == NOTE_NAME), None)
-    return [*(note for note in kept if note.name != NOTE_NAME or note is first), *added]
+    return [*ours, *(note for note in kept if note.name != NOTE_NAME or note is first), *added]
 
 
-def _rank(mapped: Mappings, arch: Architecture, threads: tuple[CpuThread, ...]) -> Index:
-    """0 the kernel image, 1 what the CPUs' stack pointers point into, 2 the direct map, 3 the rest.
+def _rank(mapped: Mappings, arch: Architecture, stacks: U64) -> Index:
+    """0 the kernel image, 1 the stacks of the threads, 2 the direct map, 3 the rest.
 
     The direct map is recognised as the distance between vaddr and paddr that maps most memory.
     """
@@ -116,20 +161,25 @@ def _rank(mapped: Mappings, arch: Architecture, threads: tuple[CpuThread, ...]) 
     if len(distance):
         weight = np.bincount(member, weights=mapped.size.astype(np.float64))
         rank[member == int(np.argmax(weight))] = 2
-    for thread in threads:
-        # a stack in vmalloc space is made of scattered pages
-        bottom = np.uint64(align_down(thread.sp, arch.stack_size))
-        top = bottom + np.uint64(arch.stack_size - 1)
-        rank[(mapped.vaddr <= top) & (mapped.vaddr + (mapped.size - np.uint64(1)) >= bottom)] = 1
+    # a stack in vmalloc space is made of scattered pages
+    bottom = stacks[stacks <= np.uint64(MASK64 - arch.stack_size)]
+    tops = merge_ranges(bottom, bottom + np.uint64(arch.stack_size))
+    last = mapped.vaddr + (mapped.size - np.uint64(1))
+    below = np.searchsorted(tops.end, mapped.vaddr, side="right")
+    rank[np.searchsorted(tops.start, last, side="right") > below] = 1
     low, high = arch.image_window
     rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
     return rank
 
 
 def _summary(
-    identity: KernelIdentity, kaslr_offset: Fact | None, level: str, coverage: Coverage
+    identity: KernelIdentity,
+    kaslr_offset: Fact | None,
+    used: tuple[Fact, ...],
+    level: str,
+    coverage: Coverage,
 ) -> dict[str, object]:
-    facts = [*identity.facts, *([kaslr_offset] if kaslr_offset else [])]
+    facts = [*identity.facts, *([kaslr_offset] if kaslr_offset else []), *used]
     return {
         "schema": "kdump-elftool/velf/1",
         "producer": producer(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 
-from kdump_elftool.arch.base import Architecture
+from kdump_elftool.arch.base import Architecture, PrStatusLayout
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.structs import ElfKind
@@ -63,6 +63,41 @@ def cpu_threads(notes: tuple[Note, ...], arch: Architecture, kind: ElfKind) -> C
         )
         threads.append(CpuThread(cpu, lwp, sp, ip))
     return CpuNotes(tuple(result), tuple(threads))
+
+
+def cpu_of_notes(
+    descs: list[bytes], qemu: bool, saved: list[bytes], running: list[int], layout: PrStatusLayout, order: str
+) -> list[int]:
+    """The index of the CPU that each register note belongs to, -1 where it can't be told.
+
+    ``saved`` is what each CPU has in its own crash_notes, ``running`` the tid of what its run queue says it
+    runs.  QEMU writes a note for each CPU, numbered from 1; a kernel's dump has none for a CPU that did not
+    answer, so that counting would give its registers to another one.
+    """
+    result = [-1] * len(descs)
+    free = set(range(len(saved)))
+
+    def give(index: int, cpu: int) -> None:
+        if result[index] < 0 and cpu in free:
+            result[index] = cpu
+            free.discard(cpu)
+
+    pids = [struct.unpack_from(order + "i", desc, layout.pid_offset)[0] for desc in descs]
+    if qemu:
+        for index, pid in enumerate(pids):
+            give(index, pid - 1)
+    for index, desc in enumerate(descs):
+        for cpu, own in enumerate(saved):
+            if own == desc[: layout.size]:
+                give(index, cpu)
+    for index, pid in enumerate(pids):
+        if pid > 0 and running.count(pid) == 1:
+            give(index, running.index(pid))
+    if len(free) == result.count(-1):
+        for index in range(len(descs)):
+            if free:
+                give(index, min(free))
+    return result
 
 
 def _register(desc: bytes, arch: Architecture, kind: ElfKind, name: str) -> int:

@@ -64,8 +64,8 @@ class Knowledge:
     sources: tuple[Source, ...]
     asked: dict[str, Fact | None] = field(default_factory=dict)
 
-    def look(self, kind: str, name: str) -> Fact | None:
-        """``KIND(name)`` with its source."""
+    def find(self, kind: str, name: str, /) -> Fact | None:
+        """``KIND(name)`` with its source; a :class:`Source` itself."""
         key = f"{kind}({name})"
         if key not in self.asked:
             answers = (source.find(kind, name) for source in self.sources)
@@ -99,8 +99,8 @@ class Knowledge:
 
     def missing(self, questions: Iterable[tuple[str, str]]) -> tuple[str, ...]:
         """Those of ``questions`` that no source answers, as ``KIND(name)``."""
-        return tuple(f"{kind}({name})" for kind, name in questions if self.look(kind, name) is None)
+        return tuple(f"{kind}({name})" for kind, name in questions if self.find(kind, name) is None)
 
     def _value(self, kind: str, name: str) -> int | None:
-        fact = self.look(kind, name)
+        fact = self.find(kind, name)
         return None if fact is None else int(fact.value)

@@ -49,8 +49,8 @@ def test_a_question_is_asked_once() -> None:
 def test_extra_lines_go_before_the_note() -> None:
     info = override(parse(b"OFFSET(a.b)=8\nSIZE(a)=16\n"), parse(b"OFFSET(a.b)=24\n", "-e file"))
     known = Knowledge((info,))
-    assert known.look("OFFSET", "a.b") == Fact("OFFSET(a.b)", 24, "-e file")
-    assert known.look("SIZE", "a") == Fact("SIZE(a)", 16, "VMCOREINFO")
+    assert known.find("OFFSET", "a.b") == Fact("OFFSET(a.b)", 24, "-e file")
+    assert known.find("SIZE", "a") == Fact("SIZE(a)", 16, "VMCOREINFO")
 
 
 def test_a_costly_source_is_opened_once_and_only_for_its_kinds() -> None:

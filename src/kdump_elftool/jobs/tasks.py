@@ -1,0 +1,246 @@
+"""Every task of a dump: who it is, and the registers with which a debugger finds its frames."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kdump_elftool.addr import U64, Index, u64
+from kdump_elftool.arch.base import PrStatusLayout, SavedContext
+from kdump_elftool.elf.constants import NT_PRSTATUS
+from kdump_elftool.elf.notes import Note
+from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.jobs.knowledge import knowledge
+from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, is_prstatus
+from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.percpu import PerCpu, find_percpu
+from kdump_elftool.kernel.tasks import RunQueues, TaskReader, Tasks, rows_of
+from kdump_elftool.memory.virtual import VirtualMemory
+from kdump_elftool.safe_text import printable
+
+log = logging.getLogger(__name__)
+
+_QEMU = b"QEMU"
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """All tasks, and where they were found."""
+
+    tasks: Tasks
+    percpu: PerCpu | None
+    queues: RunQueues | None
+    known: Knowledge
+    memory: VirtualMemory
+    warnings: tuple[str, ...]
+
+    @property
+    def running(self) -> list[int]:
+        """The row of what each CPU runs by its run queue, -1 where that is not known."""
+        return [] if self.queues is None else rows_of(self.tasks, self.queues.curr).tolist()
+
+
+@dataclass(frozen=True)
+class TaskThreads:
+    """Register notes of all tasks: those on a CPU by CPU number, then the others by thread number.
+
+    ``table`` are the rows of ``listed.tasks`` that became threads, in that order.
+    """
+
+    notes: tuple[Note, ...]
+    cpus: tuple[CpuThread, ...]
+    stacks: U64
+    listed: TaskList
+    table: Index
+    warnings: tuple[str, ...]
+
+
+def list_tasks(dump: Dump, kernel: Kernel) -> TaskList:
+    """Find all tasks.  Raises IdentityError naming what is not known of the kernel."""
+    known, memory = knowledge(dump, kernel), kernel.virtual(dump)
+    order, word = dump.kind.order, kernel.arch.prstatus.word
+    percpu = find_percpu(memory, known, order, word)
+    reader = TaskReader(memory, known, order, word)
+    queues = reader.run_queues(percpu) if percpu else None
+    warnings = []
+    if queues is None:
+        warnings.append("the run queues of the CPUs cannot be found: idle tasks but the first are missing")
+    tasks, more = reader.tasks(queues, percpu.cpu if percpu else (0,))
+    log.info("tasks: %d", len(tasks))
+    return TaskList(tasks, percpu, queues, known, memory, (*warnings, *more))
+
+
+def task_threads(dump: Dump, kernel: Kernel) -> TaskThreads:
+    """A register note for each task.  Raises IdentityError."""
+    listed = list_tasks(dump, kernel)
+    context = kernel.arch.saved_context(listed.known, listed.memory.read)
+    if context is None:
+        raise IdentityError(
+            "OFFSET(thread_struct.sp)",
+            "it is not known where this kernel saves the registers of sleeping tasks",
+            hint="give the kernel's vmlinux with -m, or the lines in a file with -e",
+        )
+    builder = _Builder(dump, kernel, listed, context)
+    return builder.build()
+
+
+def task_table(tasks: Tasks, rows: Index) -> dict[str, object]:
+    """The tasks of these rows for programs."""
+    listed = [
+        {
+            "pid": int(tasks.tgid[row]),
+            "tid": int(tasks.tid[row]),
+            "lwp": int(tasks.lwp[row]),
+            "ppid": int(tasks.ppid[row]),
+            "state": chr(tasks.state[row]),
+            "cpu": int(tasks.cpu[row]),
+            "on_cpu": bool(tasks.on_cpu[row]),
+            "task": f"{int(tasks.task[row]):#x}",
+            "comm": printable(tasks.comm[row]),
+        }
+        for row in rows.tolist()
+    ]
+    return {"schema": "kdump-elftool/tasks/1", "tasks": listed}
+
+
+@dataclass(frozen=True)
+class _Builder:
+    dump: Dump
+    kernel: Kernel
+    listed: TaskList
+    context: SavedContext
+
+    @property
+    def layout(self) -> PrStatusLayout:
+        return self.kernel.arch.prstatus
+
+    @property
+    def order(self) -> str:
+        return self.dump.kind.order
+
+    def build(self) -> TaskThreads:
+        tasks, warnings = self.listed.tasks, list(self.listed.warnings)
+        running = self.listed.running
+        on_cpu, cpu_notes, cpus = self._cpu_notes(running, warnings)
+        asleep = np.ones(len(tasks), dtype=np.bool_)
+        asleep[on_cpu] = False
+        rows = np.flatnonzero(asleep)
+        rows = rows[np.argsort(tasks.lwp[rows], kind="stable")]
+        descs, good = self._saved(rows)
+        lost = rows[~good]
+        if len(lost):
+            shown = ", ".join(str(tid) for tid in tasks.lwp[lost][:_SHOWN].tolist())
+            more = ", ..." if len(lost) > _SHOWN else ""
+            warnings.append(f"{len(lost)} tasks without readable registers are left out: {shown}{more}")
+        notes = [Note(CORE, NT_PRSTATUS, descs[index].tobytes()) for index in np.flatnonzero(good).tolist()]
+        table = np.concatenate([np.array(on_cpu, dtype=np.intp), rows[good]])
+        stacks = tasks.stack[table]
+        return TaskThreads((*cpu_notes, *notes), tuple(cpus), stacks, self.listed, table, tuple(warnings))
+
+    def _cpu_notes(
+        self, running: list[int], warnings: list[str]
+    ) -> tuple[list[int], list[Note], list[CpuThread]]:
+        """Rows on a CPU, their notes and threads, by CPU."""
+        tasks, layout = self.listed.tasks, self.layout
+        descs = [
+            note.desc
+            for note in self.dump.notes
+            if is_prstatus(note) and isinstance(note.desc, bytes) and note.size >= layout.size
+        ]
+        numbers = self.listed.percpu.cpu if self.listed.percpu else ()
+        tids = [int(tasks.tid[row]) if row >= 0 else -1 for row in running]
+        qemu = any(note.name == _QEMU for note in self.dump.notes)
+        cpu_of = cpu_of_notes(descs, qemu, self._crash_notes(), tids, layout, self.order)
+        rows, notes, threads = [], [], []
+        for index, number in enumerate(numbers):
+            row = running[index] if index < len(running) else -1
+            desc = next((descs[at] for at, cpu in enumerate(cpu_of) if cpu == index), None)
+            if desc is not None:
+                row = self._owner(desc, row, number)
+            if row < 0 or row in rows:
+                warnings.append(f"what CPU {number} was running cannot be told")
+                continue
+            if desc is None:
+                warnings.append(f"CPU {number} did not answer: its registers are not in the dump")
+                desc = bytes(layout.size)
+            rows.append(row)
+            lwp = int(tasks.lwp[row])
+            notes.append(Note(CORE, NT_PRSTATUS, self._with_pid(desc, lwp)))
+            sp, ip = (
+                self._register(desc, name)
+                for name in (self.kernel.arch.stack_pointer, self.kernel.arch.instruction_pointer)
+            )
+            threads.append(CpuThread(number, lwp, sp, ip))
+        for at, cpu in enumerate(cpu_of):
+            if cpu < 0:
+                warnings.append(f"register note {at} of the dump belongs to no CPU that is known: left out")
+        return rows, notes, threads
+
+    def _owner(self, desc: bytes, row: int, cpu: int) -> int:
+        """Whose stack the CPU stands on: in the middle of a switch the run queue is ahead of it."""
+        tasks = self.listed.tasks
+        sp = np.uint64(self._register(desc, self.kernel.arch.stack_pointer))
+        inside = (tasks.stack <= sp) & (sp - tasks.stack < np.uint64(self.kernel.arch.stack_size))
+        here = np.flatnonzero(inside & tasks.on_cpu & (tasks.cpu == cpu))
+        return int(here[0]) if len(here) == 1 else row
+
+    def _crash_notes(self) -> list[bytes]:
+        """What the kernel saved for each CPU when it died; empty where it saved nothing."""
+        percpu, memory, word = self.listed.percpu, self.listed.memory, self.layout.word
+        variable = self.listed.known.symbol("crash_notes")
+        if percpu is None:
+            return []
+        nothing = [b""] * len(percpu.cpu)
+        if variable is None:
+            return nothing
+        try:
+            pointer = int.from_bytes(memory.read(variable, word), "little" if self.order == "<" else "big")
+        except FaultError:
+            return nothing
+        # an ELF note: sizes of name and descriptor, type, "CORE" padded to eight bytes
+        blocks, readable = memory.gather(percpu.address(pointer), 20 + self.layout.size)
+        return [bytes(block[20:]) if there else b"" for block, there in zip(blocks, readable, strict=True)]
+
+    def _saved(self, rows: Index) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Register notes of tasks that do not run, and which of them could be made."""
+        tasks, layout, context = self.listed.tasks, self.layout, self.context
+        memory, word = self.listed.memory, layout.word
+        descs = np.zeros((len(rows), layout.size), dtype=np.uint8)
+        blocks, good = memory.gather(tasks.task[rows] + np.uint64(context.pointer), word)
+        sp = blocks.reshape(-1).view(f"{self.order}u{word}").astype(np.uint64)
+        stack = tasks.stack[rows]
+        # within the task's own stack, whole frames
+        end = np.uint64(self.kernel.arch.stack_size)
+        good &= (sp >= stack) & (sp - stack < end)
+        size = max([offset + word for _, offset in context.registers], default=0)
+        frame, readable = memory.gather(np.where(good, sp, stack), size) if size else (blocks, good)
+        good &= readable
+        for name, offset in context.registers:
+            at = layout.register_offset(name)
+            descs[:, at : at + word] = frame[:, offset : offset + word]
+        for name, number in context.derived:
+            self._put(descs, layout.register_offset(name), sp + np.uint64(number), word)
+        for name, number in context.constants:
+            self._put(descs, layout.register_offset(name), np.full(len(rows), number, dtype=np.uint64), word)
+        self._put(descs, layout.pid_offset, tasks.lwp[rows].astype(np.uint64), 4)
+        self._put(descs, layout.pid_offset + 4, tasks.ppid[rows].clip(0).astype(np.uint64), 4)
+        return descs, good
+
+    def _put(self, descs: npt.NDArray[np.uint8], at: int, values: U64, size: int) -> None:
+        column = values.astype(f"{self.order}u8" if size == 8 else f"{self.order}u4")
+        descs[:, at : at + size] = column.view(np.uint8).reshape(-1, size)
+
+    def _with_pid(self, desc: bytes, lwp: int) -> bytes:
+        row = np.frombuffer(desc, dtype=np.uint8).copy().reshape(1, -1)
+        self._put(row, self.layout.pid_offset, u64([lwp]), 4)
+        return row.tobytes()
+
+    def _register(self, desc: bytes, name: str) -> int:
+        at = self.layout.register_offset(name)
+        return int.from_bytes(desc[at : at + self.layout.word], "little" if self.order == "<" else "big")

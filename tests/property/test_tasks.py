@@ -1,0 +1,82 @@
+"""Task lists: the columns equal the plain reader, whole or damaged at random; damage never does harm."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.tasks import TaskReader, Tasks
+from kdump_elftool.plain.tasks import read_tasks
+from tests.builders.tasks import BASE, LAYOUTS, PlainTarget, TaskMemory, damage, make_tasks
+
+MACHINES = [("<", 8), (">", 8), ("<", 4), (">", 4)]
+processes = st.lists(st.integers(1, 9), max_size=12)
+
+
+def columns(memory: TaskMemory) -> tuple[Tasks, list[str]]:
+    reader = TaskReader(memory.virtual(), Knowledge((memory.info,)), memory.order, memory.word)
+    return reader.tasks(None, (0,))
+
+
+def listed(tasks: Tasks) -> list[tuple[int, int, int, bytes]]:
+    rows = zip(tasks.task.tolist(), tasks.tgid.tolist(), tasks.tid.tolist(), tasks.comm, strict=True)
+    return [row for row, idle in zip(rows, tasks.idle_cpu.tolist(), strict=True) if idle < 0]
+
+
+def plain(memory: TaskMemory) -> list[tuple[int, int, int, bytes]]:
+    target = PlainTarget(memory.virtual(), memory.info, memory.order, memory.word)
+    return [tuple(task) for task in read_tasks(target).tasks]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(counts=processes, machine=st.sampled_from([("<", 8), (">", 8)]), seed=st.integers(0, 99))
+def test_whole_lists(layout, counts, machine, seed):
+    order, word = machine
+    memory = make_tasks(layout, counts, order=order, word=word, seed=seed)
+    tasks, warnings = columns(memory)
+    assert warnings == []
+    assert listed(tasks) == memory.expected == plain(memory)
+    assert tasks.lwp.tolist()[0] == -1
+    assert tasks.task.tolist()[0] == BASE
+    assert len(set(tasks.lwp.tolist())) == len(tasks) == 1 + sum(counts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(counts=processes, seed=st.integers(0, 10_000), hits=st.integers(1, 40))
+def test_damaged_lists(layout, counts, seed, hits):
+    memory = make_tasks(layout, counts, seed=seed)
+    damage(memory, Random(seed), hits)
+    tasks, _ = columns(memory)
+    assert len(tasks) <= len(memory.data)
+    lwps = tasks.lwp.tolist()
+    assert len(set(lwps)) == len(lwps)
+    assert 0 not in lwps
+    ours = {row[0] for row in listed(tasks)}
+    # of two tasks with one id the columns keep one; the plain reader shows what it finds
+    found = {row[0]: row[2] for row in plain(memory)}
+    assert ours <= set(found)
+    assert {found[vaddr] for vaddr in ours} == {
+        tid for vaddr, tid in found.items() if vaddr != BASE and _has_stack(memory, vaddr)
+    }
+
+
+def _has_stack(memory: TaskMemory, vaddr: int) -> bool:
+    at = vaddr - BASE + 0x20
+    return at >= 0 and any(memory.data[at : at + memory.word])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(counts=st.lists(st.integers(1, 5), min_size=3, max_size=12), seed=st.integers(0, 999))
+def test_one_broken_link_loses_nobody(layout, counts, seed):
+    """A next pointer that is garbage: the rest is reached from the other end."""
+    memory = make_tasks(layout, counts, seed=seed)
+    victim = Random(seed).choice([row[0] for row in memory.expected if row[1] == row[2]])
+    memory.put(victim + 0x80, 8, 0xDEAD000000000100)
+    tasks, warnings = columns(memory)
+    assert listed(tasks) == memory.expected
+    assert len(warnings) == 1
+    assert "list of processes is damaged" in warnings[0]

@@ -1,0 +1,86 @@
+"""Per-CPU areas and which CPU a register note belongs to."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from kdump_elftool.arch.x86_64 import ARCH
+from kdump_elftool.kernel.cpus import cpu_of_notes
+from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.percpu import find_percpu
+from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
+
+LAYOUT = ARCH.prstatus
+
+
+def desc(pid: int, mark: int = 0) -> bytes:
+    data = bytearray(LAYOUT.size)
+    struct.pack_into("<i", data, LAYOUT.pid_offset, pid)
+    data[LAYOUT.regs_offset] = mark
+    return bytes(data)
+
+
+def found(space: KernelSpace, **keys: object):
+    return find_percpu(space.virtual(), Knowledge((info_of(**keys),)), "<", 8)
+
+
+def test_areas_of_the_cpus_that_are_there():
+    space = KernelSpace()
+    space.put(0x1000, "I", 8)
+    space.put(0x2000, "Q", 0b10110)
+    space.put(0x3000, "8Q", *(BASE + number * 0x10000 for number in range(8)))
+    keys = {
+        "SYMBOL_nr_cpu_ids": BASE + 0x1000,
+        "SYMBOL___cpu_present_mask": BASE + 0x2000,
+        "SYMBOL___per_cpu_offset": BASE + 0x3000,
+    }
+    percpu = found(space, **keys)
+    assert percpu is not None
+    assert percpu.cpu == (1, 2, 4)
+    assert percpu.address(0x31980).tolist() == [BASE + number * 0x10000 + 0x31980 for number in (1, 2, 4)]
+    # from v6.15 on symbols are addresses and the offsets distances: the sum wraps
+    space.put(0x3000, "8Q", *((BASE + number * 0x10000 - 0xFFFFFFFF9D000000) % 2**64 for number in range(8)))
+    percpu = found(space, **keys)
+    assert percpu is not None
+    assert percpu.address(0xFFFFFFFF9D031980).tolist() == [BASE + n * 0x10000 + 0x31980 for n in (1, 2, 4)]
+
+
+def test_one_cpu_without_areas():
+    percpu = found(KernelSpace())
+    assert percpu is not None
+    assert (percpu.cpu, percpu.address(BASE).tolist()) == ((0,), [BASE])
+
+
+def test_areas_that_cannot_be_found():
+    space = KernelSpace()
+    mask = {"SYMBOL_nr_cpu_ids": BASE + 0x1000, "SYMBOL___cpu_present_mask": BASE + 0x2000}
+    assert found(space, **mask) is None
+    assert found(space, **mask, SYMBOL___per_cpu_offset=BASE + 0x3000) is None  # no CPU in the mask
+    space.put(0x2000, "Q", 1)
+    assert found(space, **mask, SYMBOL___per_cpu_offset=0x1000) is None
+    space.put(0x1000, "I", 0xFFFFFFFF)
+    assert found(space, **mask, SYMBOL___per_cpu_offset=BASE + 0x3000) is not None
+
+
+@pytest.mark.parametrize(
+    ("descs", "qemu", "saved", "running", "expected"),
+    [
+        # CPU 1 did not answer: counting notes would give its place to CPU 2
+        ([desc(5, 1), desc(9, 2)], False, [desc(5, 1), b"", desc(9, 2)], [5, 7, 9], [0, 2]),
+        # nothing saved: by what the run queues say
+        ([desc(9), desc(5)], False, [b"", b""], [5, 9], [1, 0]),
+        # two idle CPUs: pid 0 tells nothing, as many notes as CPUs are taken in order
+        ([desc(0), desc(0)], False, [b"", b""], [0, 0], [0, 1]),
+        # one note, two CPUs, nothing known
+        ([desc(0)], False, [b"", b""], [0, 0], [-1]),
+        # QEMU counts from 1, whatever its guest runs
+        ([desc(1), desc(2)], True, [b"", b""], [2, 1], [0, 1]),
+        # more notes than CPUs
+        ([desc(5), desc(9)], False, [b""], [5], [0, -1]),
+        ([], False, [b""], [5], []),
+    ],
+)
+def test_notes_are_given_to_their_cpus(descs, qemu, saved, running, expected):
+    assert cpu_of_notes(descs, qemu, saved, running, LAYOUT, "<") == expected
