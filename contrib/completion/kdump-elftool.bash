@@ -10,7 +10,7 @@ _kdump_elftool() {
     done
     case $command in
         "")
-            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf makedyn info dmesg ps -h --help -v --version" -- "$word")
+            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
             known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
@@ -37,10 +37,52 @@ _kdump_elftool() {
                 -o | --outfile) return ;;
             esac
             ;;
+        addrandoff)
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -i | --infile) return ;;
+                -v | --vmcore) return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -m | --vmlinux) return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+            esac
+            ;;
         makedyn)
             known="-h --help -o --outfile --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -o | --outfile) return ;;
+            esac
+            ;;
+        dumpmem)
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -i | --infile) return ;;
+                -v | --vmcore) return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                -o | --outfile) return ;;
+            esac
+            ;;
+        virttophys)
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -i | --infile) return ;;
+                -v | --vmcore) return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+            esac
+            ;;
+        vminfo)
+            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -m | --vmlinux) return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                --keys) mapfile -t COMPREPLY < <(compgen -W "base qemu thread all" -- "$word"); return ;;
             esac
             ;;
         info)

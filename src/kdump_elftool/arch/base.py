@@ -142,8 +142,8 @@ class Architecture:
     ``paging_forms`` gives the forms a kernel may use, most likely first.  ``image_paddr``
     translates an address of the kernel image without page tables (None: not known), which finds
     the root.  ``saved_context`` says how a kernel saves a task's registers (None: too little is
-    known).  ``image_window`` is where the image may be mapped; ``alias_ranges`` are mapped many
-    times over and left out.
+    known), ``thread_keys`` what it asks for that.  ``image_window`` is where the image may be mapped;
+    ``alias_ranges`` are mapped many times over and left out.
     """
 
     name: str
@@ -160,3 +160,4 @@ class Architecture:
     paging_forms: Callable[[KernelNumbers], tuple[PagingForm, ...]]
     image_paddr: Callable[[KernelNumbers, int], int | None]
     saved_context: Callable[[KernelFacts, Read], SavedContext | None]
+    thread_keys: tuple[str, ...]

@@ -182,4 +182,8 @@ ARCH = Architecture(
     paging_forms=_paging_forms,
     image_paddr=_image_paddr,
     saved_context=_saved_context,
+    thread_keys=(
+        "OFFSET(thread_struct.sp)",
+        *(f"OFFSET(inactive_task_frame.{member})" for member in _FRAME.values()),
+    ),
 )

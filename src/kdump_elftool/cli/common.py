@@ -44,7 +44,7 @@ def add_level(group: argparse._ArgumentGroup) -> None:
         "--level",
         choices=tuple(LEVELS),
         help="which pages to keep: all; inuse drops free ones; user drops free and cache; cache drops free "
-        f"and user; kernel drops all three (default {DEFAULT_LEVEL})",
+        f"and user; kernel drops all three (default {DEFAULT_LEVEL}; user with another page table by -P)",
     )
 
 
@@ -80,6 +80,14 @@ def number(text: str) -> int:
         return parse_number(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number (0x for hexadecimal)") from None
+
+
+def hexadecimal(text: str) -> int:
+    """argparse type of an address that is hexadecimal with or without 0x."""
+    try:
+        return parse_number("0x" + text.strip().lower().removeprefix("0x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no hexadecimal number of 64 bits") from None
 
 
 def read_extra(file: InputFile) -> VmcoreInfo:

@@ -27,17 +27,28 @@ class Opened:
 
 
 def add_dump(
-    parser: argparse.ArgumentParser, infile: tuple[str, ...] = (), *, vmlinux: bool = False
+    parser: argparse.ArgumentParser,
+    infile: tuple[str, ...] = (),
+    *,
+    vmlinux: bool = False,
+    operands: bool = True,
 ) -> argparse._ArgumentGroup:
     """Options of input and kernel; ``infile`` are the seed's names for the dump, beside its position.
 
-    Returns the kernel group.
+    Without ``operands`` only they name it.  Returns the kernel group.
     """
     source = parser.add_argument_group("input")
-    source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read (default /proc/vmcore)")
+    if operands:
+        source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read (default /proc/vmcore)")
+    else:
+        parser.set_defaults(dump=[])
     if infile:
         source.add_argument(
-            *infile, dest="infile", action="append", metavar="FILE", help="the same (- is stdin)"
+            *infile,
+            dest="infile",
+            action="append",
+            metavar="FILE",
+            help=f"{'the same' if operands else 'the dump to read'} (- is stdin)",
         )
         source.add_argument(
             "-v",
@@ -68,7 +79,11 @@ def add_dump(
         "-e", "--extravminfo", metavar="FILE", help="VMCOREINFO lines that override the dump's"
     )
     kernel.add_argument(
-        "-P", "--physpgd", metavar="PGD", type=number, help="physical address of the top page table to use"
+        "-P",
+        "--physpgd",
+        metavar="PGD",
+        type=number,
+        help="physical address of the top page table to use, a process's for example",
     )
     return kernel
 

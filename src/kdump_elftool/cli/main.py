@@ -18,7 +18,18 @@ from kdump_elftool.files import remove_temporaries
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-COMMANDS = ("topelf", "tovelf", "makedyn", "info", "dmesg", "ps")
+COMMANDS = (
+    "topelf",
+    "tovelf",
+    "addrandoff",
+    "makedyn",
+    "dumpmem",
+    "virttophys",
+    "vminfo",
+    "info",
+    "dmesg",
+    "ps",
+)
 """Each is a module of this package; only the one that is asked for is imported."""
 PROG = "kdump-elftool"
 

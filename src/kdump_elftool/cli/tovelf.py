@@ -9,7 +9,6 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.cli.common import (
-    DEFAULT_LEVEL,
     add_common,
     add_level,
     one_input,
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         velf = plan_velf(
             opened.dump,
             opened.request,
-            level=args.level or DEFAULT_LEVEL,
+            level=args.level,
             procthreads=args.procthreads,
         )
         to_stdout = write_result(args, velf.layout, velf.warnings, opened)
@@ -171,7 +170,7 @@ def _as_json(args: argparse.Namespace, velf: Velf) -> dict[str, object]:
         "segments": velf.layout.nr_segments,
         "nr_threads": velf.nr_threads,
         "threads": [{"cpu": thread.cpu, "lwp": thread.lwp} for thread in velf.threads],
-        "level": "all" if args.in_place else args.level or DEFAULT_LEVEL,
+        "level": velf.level,
         **pages_json(velf.pages),
         "coverage": velf.coverage.as_json(),
         "warnings": list(velf.warnings),

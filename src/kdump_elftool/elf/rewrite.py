@@ -16,10 +16,9 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from kdump_elftool.elf import constants as c
-from kdump_elftool.elf.layout import CoreLayout
 from kdump_elftool.elf.own_notes import Undo
 from kdump_elftool.elf.reader import read_header
-from kdump_elftool.elf.tail import Original, tail_headers
+from kdump_elftool.elf.tail import Original, Tail
 from kdump_elftool.elf.writer import write_notes
 from kdump_elftool.errors import FormatError, KdumpError, OutputError, UsageError
 from kdump_elftool.files import STDIO, InputFile
@@ -120,11 +119,11 @@ class ChangedFile:
         self.file.size = length
 
 
-def append_and_switch(target: ChangedFile, original: Original, layout: CoreLayout) -> None:
+def append_and_switch(target: ChangedFile, original: Original, tail: Tail) -> None:
     """Put the tail behind the file and switch to it.  Raises OutputError, the file being as before."""
-    headers = tail_headers(original, layout)
+    headers = tail.headers
     try:
-        write_notes(layout, target)
+        write_notes(tail, target)
         target.write_at(headers.offset, headers.tables)
         os.fsync(target.fd)
         _switch_header(target.fd, headers.ehdr)
@@ -134,7 +133,7 @@ def append_and_switch(target: ChangedFile, original: Original, layout: CoreLayou
         if isinstance(error, OSError):
             raise _failed(target, error) from None
         raise
-    target.file.size = layout.file_size
+    target.file.size = tail.file_size
 
 
 def take_back(target: ChangedFile, undo: Undo) -> None:

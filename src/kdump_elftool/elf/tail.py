@@ -56,6 +56,16 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """What is put behind a file: notes (chunks) from ``notes_offset`` on, then the tables of ``headers``."""
+
+    notes: tuple[bytes | FileSlice, ...]
+    notes_offset: int
+    headers: Headers
+    file_size: int
+
+
+@dataclass(frozen=True)
 class Headers:
     """The new ELF header, and the tables that follow the notes at ``offset``."""
 
@@ -157,16 +167,49 @@ def tail_headers(original: Original, layout: CoreLayout) -> Headers:
     return Headers(ehdr.tobytes(), offset, programs + sections)
 
 
+def tail_of(original: Original, layout: CoreLayout) -> Tail:
+    """The tail of :func:`tail_layout`, ready to be written."""
+    return Tail(layout.notes, layout.notes_offset, tail_headers(original, layout), layout.file_size)
+
+
+def notes_tail(original: Original, elf: ElfFile, notes: tuple[Note, ...]) -> Tail:
+    """A tail that exchanges the notes alone: all other program headers stay what they are.
+
+    The first PT_NOTE leads to the new notes; further ones come to hold nothing.
+    """
+    kind, header = original.header.kind, original.header
+    table = np.frombuffer(
+        elf.file.read_at(header.e_phoff, header.phnum * kind.phdr.itemsize), dtype=kind.phdr
+    ).copy()
+    rows = np.flatnonzero(table["p_type"] == c.PT_NOTE)
+    if not len(rows):
+        raise OutputError(
+            f"{elf.file.path} has no program header for notes", hint="convert it with tovelf -m"
+        )
+    start = align_up(original.length, PAGE)
+    size = sum(map(chunk_size, _notes(original, notes, new_length=0)))
+    table["p_filesz"][rows] = 0
+    table["p_offset"][rows[0]], table["p_filesz"][rows[0]] = start, size
+    offset = align_up(start + size, 8)
+    file_size = offset + table.nbytes
+    if kind.bits == 32 and file_size >> 32:
+        raise OutputError("this 32-bit ELF file would become longer than the 4 GB it can address")
+    ehdr = np.frombuffer(original.ehdr, dtype=kind.ehdr).copy()
+    ehdr["e_phoff"] = offset
+    encoded = _notes(original, notes, new_length=file_size)
+    return Tail(encoded, start, Headers(ehdr.tobytes(), offset, table.tobytes()), file_size)
+
+
 def find_undo(file: InputFile) -> Undo | None:
     """The undo note of a file that was changed in place; None for any other ELF file.
 
     Raises CorruptDumpError for a note that cannot be true.
     """
     elf = ElfFile.read(file)
-    segments = elf.segments
-    if not len(segments) or int(segments.p_type[0]) != c.PT_NOTE:
+    noted = elf.segments.of_type(c.PT_NOTE)
+    if not len(noted):
         return None
-    offset = int(segments.p_offset[0])
+    offset = int(noted.p_offset[0])
     note = _first_note(file, elf.header.kind, offset)
     if note is None:
         return None

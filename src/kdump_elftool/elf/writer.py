@@ -55,10 +55,20 @@ def write_core(layout: CoreLayout, memory: PhysicalReader, out: Output, advance:
     return zero_bytes
 
 
-def write_notes(layout: CoreLayout, out: Writable) -> None:
+class Noted(Protocol):
+    """Something with notes at an offset: a whole layout, or a tail."""
+
+    @property
+    def notes(self) -> tuple[bytes | FileSlice, ...]: ...
+
+    @property
+    def notes_offset(self) -> int: ...
+
+
+def write_notes(noted: Noted, out: Writable) -> None:
     """Write the contents of the PT_NOTE, large descriptors in pieces."""
-    offset = layout.notes_offset
-    for chunk in layout.notes:
+    offset = noted.notes_offset
+    for chunk in noted.notes:
         if isinstance(chunk, FileSlice):
             buffer = memoryview(bytearray(min(CHUNK, chunk.size)))
             for done in range(0, chunk.size, CHUNK):

@@ -21,6 +21,7 @@ from kdump_elftool.elf.tail import (
     find_undo,
     read_original,
     tail_layout,
+    tail_of,
 )
 from kdump_elftool.errors import KdumpError, OutputError, UnsupportedError
 from kdump_elftool.formats import open_dump
@@ -71,8 +72,8 @@ def convert_in_place(
     def lay_out(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
         return tail_layout(original, dump.e_flags, place(memory, dump.memory.extents), notes)
 
-    velf = plan_velf(dump, request, lay_out, procthreads=procthreads)
-    append_and_switch(target, original, velf.layout)
+    velf = plan_velf(dump, request, lay_out, level="all", procthreads=procthreads)
+    append_and_switch(target, original, tail_of(original, velf.layout))
     return velf
 
 

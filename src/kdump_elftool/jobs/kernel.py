@@ -31,18 +31,34 @@ class KernelRequest:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A dump's kernel: identity, VMCOREINFO (``-e`` laid over it), mappings, things worth saying."""
+    """A dump's kernel: identity, VMCOREINFO (``-e`` laid over it), mappings, things worth saying.
+
+    ``walked`` are the kernel's own mappings, by which its structures are read; ``written`` those of
+    the table that the user asked for, which is another one if ``foreign``.
+    """
 
     arch: Architecture
     info: VmcoreInfo
     identity: KernelIdentity
     walked: Walk
+    written: Walk
+    written_root: int
     warnings: tuple[str, ...]
     vmlinux: Vmlinux | None = None
+
+    @property
+    def foreign(self) -> bool:
+        """True when another table than the kernel's own is to be written."""
+        return self.written_root != self.identity.pgt_root
 
     def virtual(self, dump: Dump) -> VirtualMemory:
         """The dump's memory by kernel virtual address."""
         found = self.walked.mappings
+        return VirtualMemory.of(dump.memory, found.vaddr, found.paddr, found.size)
+
+    def asked(self, dump: Dump) -> VirtualMemory:
+        """The dump's memory by the addresses of the table that was asked for."""
+        found = self.written.mappings
         return VirtualMemory.of(dump.memory, found.vaddr, found.paddr, found.size)
 
 
@@ -53,29 +69,28 @@ def open_kernel(dump: Dump, request: KernelRequest) -> Kernel:
     warnings = list(dump.warnings)
     if request.vmlinux is not None:
         warnings += _check_vmlinux(info, request.vmlinux, arch, request.force)
-    identity = identify(dump, arch, info, request.pgt_root)
+    identity = _identify(dump, arch, info, request.pgt_root)
     log.info("kernel: %s, %s, root %#x", identity.release, identity.form.name, identity.pgt_root)
-    walked = _walk(dump, identity, request.pgt_root is not None)
-    log.info(
-        "page tables: %d read, %d mappings, %d aliases left out",
-        walked.tables,
-        len(walked.mappings),
-        walked.aliases,
-    )
-    if not len(walked.mappings):
+    walked = written = _walk(dump, identity, identity.pgt_root, with_user_half=False)
+    root = identity.pgt_root
+    if request.pgt_root is not None:
+        root = request.pgt_root
+        written = _walk(dump, identity, root, with_user_half=True)
+        walked = written if root == identity.pgt_root else walked
+    if not len(written.mappings):
         raise IdentityError(
             "pgt_root",
-            f"the page tables at {identity.pgt_root:#x} map nothing"
-            + (", and tables below it are not in the dump" if walked.lost else ""),
+            f"the page tables at {root:#x} map nothing"
+            + (", and tables below it are not in the dump" if written.lost else ""),
             hint="the dump was cut short or filtered too much: take it again"
-            if walked.lost
+            if written.lost
             else "this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
         )
     if not identity.verified:
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
-    if not walked.complete:
+    if not written.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    return Kernel(arch, info, identity, walked, tuple(warnings), request.vmlinux)
+    return Kernel(arch, info, identity, walked, written, root, tuple(warnings), request.vmlinux)
 
 
 def architecture(dump: Dump) -> Architecture:
@@ -121,8 +136,26 @@ def _check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force
     )
 
 
-def _walk(dump: Dump, identity: KernelIdentity, with_user_half: bool) -> Walk:
+def _identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | None) -> KernelIdentity:
+    """The kernel by its own root where that is found, else by the user's."""
+    if pgt_root is None:
+        return identify(dump, arch, info, None)
+    try:
+        found = identify(dump, arch, info, None)
+    except IdentityError:
+        return identify(dump, arch, info, pgt_root)
+    return found if found.verified else identify(dump, arch, info, pgt_root)
+
+
+def _walk(dump: Dump, identity: KernelIdentity, root: int, *, with_user_half: bool) -> Walk:
     form = identity.form
     low, high = form.user_half[0] if with_user_half else form.kernel_half[0], form.kernel_half[1]
     aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
-    return walk(dump.memory, form, identity.pgt_root, Window(low, high, aliases))
+    walked = walk(dump.memory, form, root, Window(low, high, aliases))
+    log.info(
+        "page tables: %d read, %d mappings, %d aliases left out",
+        walked.tables,
+        len(walked.mappings),
+        walked.aliases,
+    )
+    return walked

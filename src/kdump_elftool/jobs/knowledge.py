@@ -6,6 +6,7 @@ recognised by its content.
 
 from __future__ import annotations
 
+from kdump_elftool.arch.base import Architecture
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.kernel.btf import open_btf
@@ -13,6 +14,7 @@ from kdump_elftool.kernel.content import ContentSource
 from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
+from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols, vmlinux_btf
 
 TYPES = ("OFFSET", "SIZE", "LENGTH", "NUMBER")
@@ -27,6 +29,13 @@ def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
     sources: list[Source] = [kernel.info, symbols, types, *_vmlinux(kernel)]
     sources.append(ContentSource(memory, Knowledge(tuple(sources)), window, order, word))
     return Knowledge(tuple(sources))
+
+
+def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture) -> Knowledge:
+    """What a vmlinux alone tells: its link-time addresses and its types."""
+    word = arch.prstatus.word
+    types = Later(TYPES, lambda: vmlinux_btf(vmlinux, word))
+    return Knowledge((VmlinuxSymbols(vmlinux, 0, arch.image_window[0]), types))
 
 
 def _vmlinux(kernel: Kernel) -> list[Source]:

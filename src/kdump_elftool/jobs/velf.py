@@ -56,6 +56,7 @@ class Velf:
 
     layout: CoreLayout
     identity: KernelIdentity
+    level: str
     kaslr_offset: Fact | None
     threads: tuple[CpuThread, ...]
     nr_threads: int
@@ -80,15 +81,17 @@ def plan_velf(
     request: KernelRequest,
     lay_out: LayOut = new_file,
     *,
-    level: str = "all",
+    level: str | None = None,
     procthreads: bool = False,
 ) -> Velf:
     """Plan the conversion; ``lay_out`` decides where everything comes to lie.
 
+    Without ``level``: user for another page table than the kernel's own, else kernel.
     With ``procthreads`` every task is a thread.  Raises IdentityError, UnsupportedError, OutputError.
     """
     kernel = open_kernel(dump, request)
-    identity, walked = kernel.identity, kernel.walked
+    identity, walked = kernel.identity, kernel.written
+    level = level or ("user" if kernel.foreign else "kernel")
     kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
     choice, page_warnings = choose_pages(dump, kernel, level)
     chosen = select(dump.memory, walked, dump.lost, choice)
@@ -107,6 +110,7 @@ def plan_velf(
     return Velf(
         layout=layout,
         identity=identity,
+        level=level,
         kaslr_offset=kaslr_offset,
         threads=cpus.threads,
         nr_threads=sum(map(is_prstatus, cpus.notes)),
@@ -117,7 +121,7 @@ def plan_velf(
             *kernel.warnings,
             *page_warnings,
             *task_warnings,
-            *image_warning(kernel.arch, chosen.missing, walked),
+            *image_warning(kernel.arch, chosen.missing, kernel.walked),
         ),
     )
 
