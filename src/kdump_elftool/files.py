@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
 from kdump_elftool.safe_text import printable
@@ -40,6 +40,25 @@ def _writeback_starter() -> Callable[[int, int, int, int], object]:
         return lambda _fd, _offset, _size, _flags: None
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     return call
+
+
+class ByteSource(Protocol):
+    """Bytes by offset: a file, or what a layer around it (compression, flattening) holds.
+
+    ``path`` is fit to be printed.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read_at(self, offset: int, size: int, /) -> bytes:
+        """Up to ``size`` bytes; shorter only at the end."""
+
+    def read_into(self, offset: int, view: memoryview, /) -> None:
+        """Fill ``view``.  Raises CorruptDumpError where the bytes cannot be had."""
 
 
 class InputFile:
@@ -125,7 +144,7 @@ class InputFile:
 class FileSlice:
     """A piece of a file that is copied later instead of being held in memory."""
 
-    file: InputFile
+    file: ByteSource
     offset: int
     size: int
 

@@ -102,18 +102,22 @@ def read_extra(file: InputFile) -> VmcoreInfo:
     return info
 
 
-def one_input(args: argparse.Namespace) -> str:
-    """The single dump named by ``-i``, ``-v`` or position; /proc/vmcore when none is."""
+def all_inputs(args: argparse.Namespace) -> list[str]:
+    """The files named by ``-i``, ``-v`` or position; /proc/vmcore when none is."""
     named = [*(args.infile or []), *(args.dump or [])]
     if args.vmcore is not None:
         named.append(args.vmcore)
-    if len(named) > 1:
-        raise UsageError(
-            f"one dump is read at a time, not {len(named)}", hint="split sets are not supported yet"
-        )
-    if named and named[0] == STDIO and sys.stdin.isatty():
+    if STDIO in named and sys.stdin.isatty():
         raise UsageError("the dump cannot come from a terminal", hint="name the dump file")
-    return named[0] if named else DEFAULT_VMCORE
+    return named or [DEFAULT_VMCORE]
+
+
+def one_input(args: argparse.Namespace) -> str:
+    """As :func:`all_inputs`, where a set of files makes no sense."""
+    named = all_inputs(args)
+    if len(named) > 1:
+        raise UsageError(f"one file is read here, not {len(named)}")
+    return named[0]
 
 
 def warn(message: str, args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from kdump_elftool.cli.common import number, one_input, read_extra, warn
+from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.layout import CoreLayout
 from kdump_elftool.elf.writer import write_core
 from kdump_elftool.files import InputFile, open_output
@@ -39,7 +39,12 @@ def add_dump(
     """
     source = parser.add_argument_group("input")
     if operands:
-        source.add_argument("dump", nargs="*", metavar="DUMP", help="the dump to read (default /proc/vmcore)")
+        source.add_argument(
+            "dump",
+            nargs="*",
+            metavar="DUMP",
+            help="the dump to read, or the parts of a split one (default /proc/vmcore)",
+        )
     else:
         parser.set_defaults(dump=[])
     if infile:
@@ -90,10 +95,11 @@ def add_dump(
 
 def open_input(args: argparse.Namespace, stack: ExitStack) -> Opened:
     """Open what :func:`add_dump` named; ``stack`` closes it."""
-    file = stack.enter_context(InputFile.open(one_input(args)))
+    first, *more = (stack.enter_context(InputFile.open(path)) for path in all_inputs(args))
     request, files = kernel_request(args, stack)
-    dump = open_dump(file, args.intype, OpenOptions(zero_excluded=args.zero_excluded))
-    return Opened(dump, request, (file, *files))
+    options = OpenOptions(zero_excluded=args.zero_excluded)
+    dump = open_dump(first, args.intype, options, tuple(more))
+    return Opened(dump, request, (first, *more, *files))
 
 
 def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRequest, tuple[InputFile, ...]]:

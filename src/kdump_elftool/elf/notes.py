@@ -13,7 +13,7 @@ import numpy as np
 
 from kdump_elftool.addr import align_up
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.files import FileSlice, InputFile
+from kdump_elftool.files import ByteSource, FileSlice
 
 HELD_IN_MEMORY = 1 << 20
 MAX_NOTES = 1 << 18
@@ -43,7 +43,7 @@ class NoteRange:
     bad_offset: int | None
 
 
-def read_notes(file: InputFile, kind: ElfKind, offset: int, size: int, align: int = 4) -> NoteRange:
+def read_notes(file: ByteSource, kind: ElfKind, offset: int, size: int, align: int = 4) -> NoteRange:
     """Notes in ``file[offset:offset+size]``; stops at the first impossible header."""
     notes: list[Note] = []
     position, end = offset, min(offset + size, file.size)

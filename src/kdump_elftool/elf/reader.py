@@ -17,7 +17,7 @@ from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import Note, read_notes
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import CorruptDumpError, FormatError
-from kdump_elftool.files import InputFile
+from kdump_elftool.files import ByteSource
 
 MAX_HEADERS = 1 << 21  # 117 MB of Elf64_Phdr; a 512 GB machine was seen with half a million
 _MAX_SECTIONS = 1 << 20
@@ -67,13 +67,13 @@ _SEGMENT_FIELDS = ("p_type", "p_flags", "p_offset", "p_vaddr", "p_paddr", "p_fil
 class ElfFile:
     """An open ELF file.  ``missing_headers`` program headers lie beyond the end of the file."""
 
-    file: InputFile
+    file: ByteSource
     header: ElfHeader
     segments: Segments
     missing_headers: int
 
     @classmethod
-    def read(cls, file: InputFile) -> ElfFile:
+    def read(cls, file: ByteSource) -> ElfFile:
         """Read header and program headers.  Raises FormatError, CorruptDumpError."""
         header = read_header(file)
         segments, missing = _read_segments(file, header)
@@ -101,7 +101,7 @@ class ElfFile:
         return np.frombuffer(raw[: len(raw) - len(raw) % dtype.itemsize], dtype=dtype)
 
 
-def read_header(file: InputFile) -> ElfHeader:
+def read_header(file: ByteSource) -> ElfHeader:
     """The ELF header.  Raises FormatError when this is no ELF file."""
     ident = file.read_at(0, c.EI_NIDENT)
     if ident[:4] != c.ELFMAG:
@@ -154,7 +154,7 @@ def read_header(file: InputFile) -> ElfHeader:
 TRUNCATED = "the file was cut short: copy it again, or check that the disk was not full"
 
 
-def _kind(file: InputFile, ident: bytes) -> ElfKind:
+def _kind(file: ByteSource, ident: bytes) -> ElfKind:
     bits = {c.ELFCLASS32: 32, c.ELFCLASS64: 64}.get(ident[c.EI_CLASS] if len(ident) > c.EI_CLASS else 0)
     order = {c.ELFDATA2LSB: "<", c.ELFDATA2MSB: ">"}.get(ident[c.EI_DATA] if len(ident) > c.EI_DATA else 0)
     if bits is None or order is None:
@@ -164,7 +164,7 @@ def _kind(file: InputFile, ident: bytes) -> ElfKind:
     return ElfKind(bits, order)
 
 
-def _section0(file: InputFile, kind: ElfKind, e_shoff: int) -> np.void | None:
+def _section0(file: ByteSource, kind: ElfKind, e_shoff: int) -> np.void | None:
     if not e_shoff:
         return None
     raw = file.read_at(e_shoff, kind.shdr.itemsize)
@@ -174,7 +174,7 @@ def _section0(file: InputFile, kind: ElfKind, e_shoff: int) -> np.void | None:
     return entry
 
 
-def _read_segments(file: InputFile, header: ElfHeader) -> tuple[Segments, int]:
+def _read_segments(file: ByteSource, header: ElfHeader) -> tuple[Segments, int]:
     dtype = header.kind.phdr
     room = max(file.size - header.e_phoff, 0) // dtype.itemsize
     count = min(header.phnum, room, MAX_HEADERS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdump_elftool.addr import U64, Ranges
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.files import InputFile
+from kdump_elftool.files import ByteSource
 from kdump_elftool.memory.physical import PhysicalMemory
 
 
@@ -39,7 +39,7 @@ class Dump:
     """An open dump.  ``warnings`` are things worth saying that lost no memory."""
 
     format: str
-    file: InputFile
+    file: ByteSource
     kind: ElfKind
     e_machine: int
     e_flags: int
@@ -59,8 +59,21 @@ class OpenOptions:
 
 @dataclass(frozen=True)
 class Format:
-    """One dump format.  ``probe`` answers whether a file begins like one; ``open`` reads it."""
+    """One dump format.  ``probe`` answers whether a file begins like one; ``open`` reads it.
+
+    ``open`` gets more than one file only from a format of which a set makes one dump (``sets``).
+    """
 
     name: str
     probe: Callable[[bytes], bool]
-    open: Callable[[InputFile, OpenOptions], Dump]
+    open: Callable[[tuple[ByteSource, ...], OpenOptions], Dump]
+    sets: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Something around a dump that is taken off first: compression, makedumpfile's flattening."""
+
+    name: str
+    probe: Callable[[bytes], bool]
+    open: Callable[[ByteSource], ByteSource]

@@ -13,7 +13,7 @@ from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import TRUNCATED, ElfFile, Segments
 from kdump_elftool.errors import CorruptDumpError, FormatError
-from kdump_elftool.files import InputFile
+from kdump_elftool.files import ByteSource
 from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions
 from kdump_elftool.memory.extents import ZERO_FILL, Extents, normalise
 from kdump_elftool.memory.physical import PhysicalMemory
@@ -27,8 +27,9 @@ def probe(head: bytes) -> bool:
     return head.startswith(c.ELFMAG)
 
 
-def open_elfcore(file: InputFile, options: OpenOptions) -> Dump:
+def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     """Open an ELF core.  Raises FormatError, CorruptDumpError."""
+    (file,) = files
     elf = ElfFile.read(file)
     header = elf.header
     if header.e_type != c.ET_CORE:
@@ -73,7 +74,9 @@ def _possible(loads: Segments) -> Segments:
     return Segments(*(getattr(loads, name)[keep] for name in Segments.__dataclass_fields__))
 
 
-def _memory(file: InputFile, loads: Segments, zero_excluded: bool) -> tuple[PhysicalMemory, tuple[Lost, ...]]:
+def _memory(
+    file: ByteSource, loads: Segments, zero_excluded: bool
+) -> tuple[PhysicalMemory, tuple[Lost, ...]]:
     size = np.uint64(file.size)
     in_file = np.where(loads.p_offset < size, np.minimum(loads.p_filesz, size - loads.p_offset), 0)
     in_file = in_file.astype(np.uint64)

@@ -16,7 +16,7 @@ from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import read_notes
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.errors import FormatError
-from kdump_elftool.files import InputFile
+from kdump_elftool.files import ByteSource
 
 _MAX_TABLE = 1 << 29
 _BANNER = re.compile(rb"Linux version (\S{1,200}) ")
@@ -36,7 +36,7 @@ class Vmlinux:
     symbols: dict[str, int]
 
 
-def read_vmlinux(file: InputFile) -> Vmlinux:
+def read_vmlinux(file: ByteSource) -> Vmlinux:
     """Read a vmlinux.  Raises FormatError when it is none."""
     elf = ElfFile.read(file)
     header = elf.header
@@ -88,7 +88,7 @@ def _occurrences(strings: bytes, name: bytes) -> list[int]:
     return offsets
 
 
-def _section_data(file: InputFile, section: np.void) -> bytes:
+def _section_data(file: ByteSource, section: np.void) -> bytes:
     size = int(section["sh_size"])
     if size > _MAX_TABLE:
         raise FormatError(file.path, f"a symbol or string table of {size:#x} bytes")

@@ -15,7 +15,7 @@ from kdump_elftool.addr import MASK64
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.errors import FormatError
-from kdump_elftool.files import InputFile
+from kdump_elftool.files import ByteSource, InputFile
 from kdump_elftool.kernel.btf import MAX_SIZE, Btf
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.vmlinux import Vmlinux, find_symbols
@@ -66,7 +66,7 @@ def section_data(elf: ElfFile, name: bytes) -> bytes | None:
     return None
 
 
-def _data(file: InputFile, section: np.void) -> bytes:
+def _data(file: ByteSource, section: np.void) -> bytes:
     size = int(section["sh_size"])
     if size > MAX_SIZE:
         raise FormatError(file.path, f"a section of {size:#x} bytes")
