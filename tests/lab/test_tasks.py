@@ -12,6 +12,18 @@ from typing import Any
 
 import pytest
 
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.tasks import task_threads, tasks_by, threads_of
+from kdump_elftool.kernel.btf import open_btf
+from kdump_elftool.kernel.content import ContentSource
+from kdump_elftool.kernel.facts import Fact, Knowledge
+from kdump_elftool.kernel.identity import kaslr_offset_by
+from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols, vmlinux_btf
 from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -109,3 +121,63 @@ def test_ps_lists_them(converted: Converted) -> None:
     shown = kdump_elftool("ps", converted.dump.path).stdout.splitlines()
     assert shown[0].split() == ["PID", "TID", "PPID", "ST", "CPU", "TASK", "COMM"]
     assert len(shown) == len(listed) + 1
+
+
+@dataclass(frozen=True)
+class FunctionsOnly:
+    """A kernel's symbols as they are without CONFIG_KALLSYMS_ALL: those of its text."""
+
+    symbols: Kallsyms
+    start: int
+    end: int
+
+    def find(self, kind: str, name: str, /) -> Fact | None:
+        fact = self.symbols.find(kind, name)
+        return fact if fact is not None and self.start <= int(fact.value) < self.end else None
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.id)
+def test_a_kernel_that_lists_functions_alone(dump: LabDump) -> None:
+    """init_task, types and run queues by their content: the same threads with the same registers."""
+    dump.check()
+    with InputFile.open(str(dump.path)) as file:
+        opened = open_dump(file)
+        kernel = open_kernel(opened, KernelRequest())
+        memory, window = kernel.virtual(opened), kernel.arch.image_window
+        kallsyms = open_kallsyms(memory, kernel.info, window, "<", 8)
+        assert kallsyms is not None
+        start, end = (kallsyms.symbol(name) or 0 for name in ("_stext", "_etext"))
+        functions = FunctionsOnly(kallsyms, start, end)
+        assert functions.find("SYMBOL", "__schedule") is not None
+        hidden = ("init_task", "runqueues", "__start_BTF")
+        assert all(functions.find("SYMBOL", name) is None for name in hidden)
+        btf = open_btf(memory, functions, window, "<", 8)
+        assert btf is not None
+        sources = (kernel.info, functions, btf)
+        content = ContentSource(memory, Knowledge(sources), window, "<", 8)
+        poor = threads_of(tasks_by(Knowledge((*sources, content)), opened, kernel), opened, kernel)
+        rich = task_threads(opened, kernel)
+    assert poor.listed.tasks.lwp.tolist() == rich.listed.tasks.lwp.tolist()
+    assert poor.listed.tasks.task.tolist() == rich.listed.tasks.task.tolist()
+    assert poor.warnings == ()
+    assert [note.desc for note in poor.notes] == [note.desc for note in rich.notes]
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.id)
+def test_vmlinux_changes_nothing(dump: LabDump) -> None:
+    """Thread ids and registers with the dump's own tables are those with the debug kernel's."""
+    dump.check()
+    with InputFile.open(str(dump.path)) as file, InputFile.open(str(dump.vmlinux)) as linked:
+        opened = open_dump(file)
+        kernel = open_kernel(opened, KernelRequest(vmlinux=read_vmlinux(linked)))
+        assert kernel.vmlinux is not None
+        offset = kaslr_offset_by(kernel.identity, kernel.vmlinux)
+        assert offset is not None
+        symbols = VmlinuxSymbols(kernel.vmlinux, int(offset.value), kernel.arch.image_window[0])
+        types = vmlinux_btf(kernel.vmlinux, 8)
+        assert types is not None
+        known = Knowledge((kernel.info, symbols, types))
+        with_vmlinux = threads_of(tasks_by(known, opened, kernel), opened, kernel)
+        without = task_threads(opened, open_kernel(opened, KernelRequest()))
+    assert {"vmlinux symbols", "vmlinux BTF"} <= {fact.source for fact in with_vmlinux.listed.known.used}
+    assert without.notes == with_vmlinux.notes

@@ -19,7 +19,9 @@ processes = st.lists(st.integers(1, 9), max_size=12)
 
 def columns(memory: TaskMemory) -> tuple[Tasks, list[str]]:
     reader = TaskReader(memory.virtual(), Knowledge((memory.info,)), memory.order, memory.word)
-    return reader.tasks(None, (0,))
+    listed, warnings = reader.listed()
+    tasks, more = reader.tasks(listed, None)
+    return tasks, warnings + more
 
 
 def listed(tasks: Tasks) -> list[tuple[int, int, int, bytes]]:

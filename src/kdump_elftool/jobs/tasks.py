@@ -19,7 +19,8 @@ from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, is_prstatus
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.percpu import PerCpu, find_percpu
-from kdump_elftool.kernel.tasks import RunQueues, TaskReader, Tasks, rows_of
+from kdump_elftool.kernel.runqueues import RunQueueReader, RunQueues
+from kdump_elftool.kernel.tasks import TaskReader, Tasks, rows_of
 from kdump_elftool.memory.virtual import VirtualMemory
 from kdump_elftool.safe_text import printable
 
@@ -63,22 +64,33 @@ class TaskThreads:
 
 def list_tasks(dump: Dump, kernel: Kernel) -> TaskList:
     """Find all tasks.  Raises IdentityError naming what is not known of the kernel."""
-    known, memory = knowledge(dump, kernel), kernel.virtual(dump)
-    order, word = dump.kind.order, kernel.arch.prstatus.word
-    percpu = find_percpu(memory, known, order, word)
+    return tasks_by(knowledge(dump, kernel), dump, kernel)
+
+
+def tasks_by(known: Knowledge, dump: Dump, kernel: Kernel) -> TaskList:
+    """As :func:`list_tasks`, by what ``known`` tells."""
+    memory, order, word = kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word
     reader = TaskReader(memory, known, order, word)
-    queues = reader.run_queues(percpu) if percpu else None
-    warnings = []
+    listed, warnings = reader.listed()
+    percpu = find_percpu(memory, known, order, word)
+    run_queues = RunQueueReader(memory, known, order, word)
+    queues = run_queues.by_percpu(percpu) if percpu else None
+    if queues is None or not queues.idle.any():
+        queues = run_queues.by_tasks(np.append(listed, u64([known.symbol("init_task") or 0])))
     if queues is None:
         warnings.append("the run queues of the CPUs cannot be found: idle tasks but the first are missing")
-    tasks, more = reader.tasks(queues, percpu.cpu if percpu else (0,))
+    tasks, more = reader.tasks(listed, queues)
     log.info("tasks: %d", len(tasks))
     return TaskList(tasks, percpu, queues, known, memory, (*warnings, *more))
 
 
 def task_threads(dump: Dump, kernel: Kernel) -> TaskThreads:
     """A register note for each task.  Raises IdentityError."""
-    listed = list_tasks(dump, kernel)
+    return threads_of(list_tasks(dump, kernel), dump, kernel)
+
+
+def threads_of(listed: TaskList, dump: Dump, kernel: Kernel) -> TaskThreads:
+    """A register note for each task of the list.  Raises IdentityError."""
     context = kernel.arch.saved_context(listed.known, listed.memory.read)
     if context is None:
         raise IdentityError(
@@ -153,10 +165,10 @@ class _Builder:
             for note in self.dump.notes
             if is_prstatus(note) and isinstance(note.desc, bytes) and note.size >= layout.size
         ]
-        numbers = self.listed.percpu.cpu if self.listed.percpu else ()
+        numbers = self.listed.queues.cpu if self.listed.queues else ()
         tids = [int(tasks.tid[row]) if row >= 0 else -1 for row in running]
         qemu = any(note.name == _QEMU for note in self.dump.notes)
-        cpu_of = cpu_of_notes(descs, qemu, self._crash_notes(), tids, layout, self.order)
+        cpu_of = cpu_of_notes(descs, qemu, numbers, self._crash_notes(numbers), tids, layout, self.order)
         rows, notes, threads = [], [], []
         for index, number in enumerate(numbers):
             row = running[index] if index < len(running) else -1
@@ -190,14 +202,12 @@ class _Builder:
         here = np.flatnonzero(inside & tasks.on_cpu & (tasks.cpu == cpu))
         return int(here[0]) if len(here) == 1 else row
 
-    def _crash_notes(self) -> list[bytes]:
-        """What the kernel saved for each CPU when it died; empty where it saved nothing."""
+    def _crash_notes(self, numbers: tuple[int, ...]) -> list[bytes]:
+        """What the kernel saved for each of these CPUs when it died; empty where it saved nothing."""
         percpu, memory, word = self.listed.percpu, self.listed.memory, self.layout.word
         variable = self.listed.known.symbol("crash_notes")
-        if percpu is None:
-            return []
-        nothing = [b""] * len(percpu.cpu)
-        if variable is None:
+        nothing = [b""] * len(numbers)
+        if percpu is None or variable is None:
             return nothing
         try:
             pointer = int.from_bytes(memory.read(variable, word), "little" if self.order == "<" else "big")
@@ -205,7 +215,12 @@ class _Builder:
             return nothing
         # an ELF note: sizes of name and descriptor, type, "CORE" padded to eight bytes
         blocks, readable = memory.gather(percpu.address(pointer), 20 + self.layout.size)
-        return [bytes(block[20:]) if there else b"" for block, there in zip(blocks, readable, strict=True)]
+        saved = {
+            cpu: bytes(block[20:])
+            for cpu, block, there in zip(percpu.cpu, blocks, readable, strict=True)
+            if there
+        }
+        return [saved.get(cpu, b"") for cpu in numbers]
 
     def _saved(self, rows: Index) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         """Register notes of tasks that do not run, and which of them could be made."""

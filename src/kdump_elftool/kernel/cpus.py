@@ -66,9 +66,15 @@ def cpu_threads(notes: tuple[Note, ...], arch: Architecture, kind: ElfKind) -> C
 
 
 def cpu_of_notes(
-    descs: list[bytes], qemu: bool, saved: list[bytes], running: list[int], layout: PrStatusLayout, order: str
+    descs: list[bytes],
+    qemu: bool,
+    numbers: tuple[int, ...],
+    saved: list[bytes],
+    running: list[int],
+    layout: PrStatusLayout,
+    order: str,
 ) -> list[int]:
-    """The index of the CPU that each register note belongs to, -1 where it can't be told.
+    """The index in ``numbers``, the CPUs, that each register note belongs to, -1 where it can't be told.
 
     ``saved`` is what each CPU has in its own crash_notes, ``running`` the tid of what its run queue says it
     runs.  QEMU writes a note for each CPU, numbered from 1; a kernel's dump has none for a CPU that did not
@@ -85,7 +91,8 @@ def cpu_of_notes(
     pids = [struct.unpack_from(order + "i", desc, layout.pid_offset)[0] for desc in descs]
     if qemu:
         for index, pid in enumerate(pids):
-            give(index, pid - 1)
+            if pid - 1 in numbers:
+                give(index, numbers.index(pid - 1))
     for index, desc in enumerate(descs):
         for cpu, own in enumerate(saved):
             if own == desc[: layout.size]:

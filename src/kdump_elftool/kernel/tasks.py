@@ -15,14 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import U64, Bools, Index, u64
+from kdump_elftool.addr import I64, U64, Bools, Index, u64
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.lists import ListReader
-from kdump_elftool.kernel.percpu import PerCpu
+from kdump_elftool.kernel.runqueues import RunQueues
 from kdump_elftool.memory.virtual import VirtualMemory
-
-I64 = npt.NDArray[np.int64]
 
 COMM_SIZE = 16
 """TASK_COMM_LEN."""
@@ -73,14 +71,6 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class RunQueues:
-    """What each CPU of ``percpu.cpu`` runs, and its idle task (0: not known)."""
-
-    curr: U64
-    idle: U64
-
-
-@dataclass(frozen=True)
 class TaskReader:
     """Reads tasks with what is known of their layout."""
 
@@ -89,25 +79,17 @@ class TaskReader:
     order: str
     word: int
 
-    def run_queues(self, percpu: PerCpu) -> RunQueues | None:
-        """None when the run queues cannot be found."""
-        symbol, curr, idle = (
-            self.known.symbol("runqueues"),
-            self.known.offset("rq.curr"),
-            self.known.offset("rq.idle"),
-        )
-        if symbol is None or curr is None or idle is None:
-            return None
-        base = percpu.address(symbol)
-        return RunQueues(*(self._pointers(base + np.uint64(offset)) for offset in (curr, idle)))
-
-    def tasks(self, queues: RunQueues | None, cpus: tuple[int, ...]) -> tuple[Tasks, list[str]]:
-        """Every task that can be reached, and what is worth a warning.  Raises IdentityError."""
+    def listed(self) -> tuple[U64, list[str]]:
+        """Addresses of all tasks that are on a list, and what is worth a warning.  Raises IdentityError."""
         self._require()
         warnings: list[str] = []
-        listed = self._listed(warnings)
+        return self._listed(warnings), warnings
+
+    def tasks(self, listed: U64, queues: RunQueues | None) -> tuple[Tasks, list[str]]:
+        """The idle tasks and those ``listed`` that make sense, and what is worth a warning."""
+        warnings: list[str] = []
         idle = queues.idle if queues else u64([self.known.symbol("init_task") or 0])
-        idle_cpu = np.array(cpus if queues else (0,), dtype=np.int64)
+        idle_cpu = np.array(queues.cpu if queues else (0,), dtype=np.int64)
         there = idle != 0
         task = np.concatenate([idle[there], listed])
         idle_of = np.concatenate([idle_cpu[there], np.full(len(listed), -1, dtype=np.int64)])

@@ -83,4 +83,11 @@ def test_areas_that_cannot_be_found():
     ],
 )
 def test_notes_are_given_to_their_cpus(descs, qemu, saved, running, expected):
-    assert cpu_of_notes(descs, qemu, saved, running, LAYOUT, "<") == expected
+    numbers = tuple(range(len(saved)))
+    assert cpu_of_notes(descs, qemu, numbers, saved, running, LAYOUT, "<") == expected
+
+
+def test_qemu_numbers_are_those_of_cpus():
+    """CPU 1 was never plugged in."""
+    descs = [desc(3), desc(1)]
+    assert cpu_of_notes(descs, True, (0, 2), [b"", b""], [5, 9], LAYOUT, "<") == [1, 0]
