@@ -62,12 +62,13 @@ class TaskMemory:
     layout: str
     order: str
     word: int
+    base: int = BASE
     expected: list[tuple[int, int, int, bytes]] = field(default_factory=list)
 
     @property
     def info(self) -> VmcoreInfo:
         """The layout as lines of an ``-e`` file."""
-        lines = [f"SYMBOL(init_task)={BASE:x}"]
+        lines = [f"SYMBOL(init_task)={self.base:x}"]
         lines += [f"OFFSET({name})={at}" for name, at in OFFSETS.items() if name not in LAYOUTS[self.layout]]
         return parse("\n".join(lines).encode(), "-e")
 
@@ -76,11 +77,11 @@ class TaskMemory:
         size = u64([len(self.data)])
         extents = Extents(u64([0]), size, u64([0]))
         physical = PhysicalMemory(Bytes(self.data), extents, extents.ranges())
-        return VirtualMemory.of(physical, u64([BASE]), u64([0]), size)
+        return VirtualMemory.of(physical, u64([self.base]), u64([0]), size)
 
     def put(self, vaddr: int, size: int, value: int) -> None:
         """Write a number."""
-        at = vaddr - BASE
+        at = vaddr - self.base
         order = "little" if self.order == "<" else "big"
         self.data[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, order)
 
@@ -92,20 +93,20 @@ class TaskMemory:
 
 
 def make_tasks(
-    layout: str, processes: list[int], *, order: str = "<", word: int = 8, seed: int = 1
+    layout: str, processes: list[int], *, order: str = "<", word: int = 8, seed: int = 1, base: int = BASE
 ) -> TaskMemory:
-    """``processes``: how many threads each has; init_task lies at BASE."""
+    """``processes``: how many threads each has; init_task lies at ``base``."""
     random = Random(seed)
     total = 1 + sum(processes)
-    places = [BASE + TASK_SIZE * number for number in range(1, total)]
+    places = [base + TASK_SIZE * number for number in range(1, total)]
     random.shuffle(places)
-    signals = BASE + TASK_SIZE * total
+    signals = base + TASK_SIZE * total
     memory = TaskMemory(
-        bytearray(TASK_SIZE * total + SIGNAL_SIZE * (len(processes) + 1)), layout, order, word
+        bytearray(TASK_SIZE * total + SIGNAL_SIZE * (len(processes) + 1)), layout, order, word, base
     )
     lacks = LAYOUTS[layout]
-    leaders, tid = [BASE], 0
-    _put_task(memory, BASE, 0, 0, b"swapper/0", signals)
+    leaders, tid = [base], 0
+    put_task(memory, base, 0, 0, b"swapper/0", signals)
     for number, threads in enumerate(processes):
         signal = signals + SIGNAL_SIZE * (number + 1)
         members = [places.pop() for _ in range(threads)]
@@ -113,7 +114,7 @@ def make_tasks(
         for vaddr in members:
             tid += 1
             comm = b"task %d" % tid
-            _put_task(memory, vaddr, tgid, tid, comm, signal)
+            put_task(memory, vaddr, tgid, tid, comm, signal)
             memory.expected.append((vaddr, tgid, tid, comm))
         leaders.append(members[0])
         if "task_struct.thread_group" not in lacks:
@@ -125,18 +126,20 @@ def make_tasks(
     return memory
 
 
-def _put_task(memory: TaskMemory, vaddr: int, tgid: int, tid: int, comm: bytes, signal: int) -> None:
+def put_task(memory: TaskMemory, vaddr: int, tgid: int, tid: int, comm: bytes, signal: int) -> None:
+    """Write one task; its stack lies at a place of its own behind the tasks."""
+
     def put(name: str, size: int, value: int) -> None:
         memory.put(vaddr + OFFSETS[f"task_struct.{name}"], size, value)
 
     put("__state", 4, 1)
-    put("stack", memory.word, BASE + 0x10000 * (tid + 1))
+    put("stack", memory.word, memory.base + 0x10000 * (tid + 1))
     put("cpu", 4, tid % 2)
     put("pid", 4, tid)
     put("tgid", 4, tgid)
-    put("real_parent", memory.word, BASE)
+    put("real_parent", memory.word, memory.base)
     put("signal", memory.word, signal)
-    at = vaddr - BASE + OFFSETS["task_struct.comm"]
+    at = vaddr - memory.base + OFFSETS["task_struct.comm"]
     memory.data[at : at + 16] = comm.ljust(16, b"\0")
 
 

@@ -10,9 +10,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from kdump_elftool.cli.common import add_common, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input
+from kdump_elftool.cli.dump_input import Opened, add_dump, open_input
+from kdump_elftool.elf.task_table import TaskRow, as_json, noted_tasks
 from kdump_elftool.jobs.kernel import open_kernel
-from kdump_elftool.jobs.tasks import TaskList, list_tasks, task_table
+from kdump_elftool.jobs.tasks import list_tasks, task_table
+from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.safe_text import printable
 
 NAME = "ps"
@@ -29,35 +31,39 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     with ExitStack() as stack:
         opened = open_input(args, stack)
-        kernel = open_kernel(opened.dump, opened.request)
-        listed = list_tasks(opened.dump, kernel)
-        digits = 2 * kernel.arch.prstatus.word
-    warnings = [*kernel.warnings, *listed.warnings]
+        rows, warnings, facts = _tasks(opened)
     for message in warnings:
         warn(message, args)
     if args.verbose:
-        for fact in listed.known.used:
+        for fact in facts:
             print(f"{fact.name}: {fact.shown()} ({fact.source})", file=sys.stderr)
-    tasks = listed.tasks
-    rows = np.lexsort((tasks.idle_cpu, tasks.tid, tasks.tgid))
+    rows.sort(key=lambda row: (row.pid, row.tid, -row.lwp))
     if args.json:
-        document = {**task_table(tasks, rows), "schema": "kdump-elftool/ps/1"}
+        document = as_json(rows, "kdump-elftool/ps/1")
         print(json.dumps({**document, "warnings": [printable(message) for message in warnings]}))
     else:
-        _print(listed, rows.tolist(), digits)
+        _print(rows)
     sys.stdout.flush()
     return 1 if args.strict and warnings else 0
 
 
-def _print(listed: TaskList, rows: list[int], digits: int) -> None:
-    tasks = listed.tasks
-    running = set(listed.running)
-    print(f"{'PID':>7} {'TID':>7} {'PPID':>7} ST {'CPU':>3} {'TASK':<{digits + 2}} COMM")
+def _tasks(opened: Opened) -> tuple[list[TaskRow], list[str], tuple[Fact, ...]]:
+    """The tasks, warnings, and the facts they rest on; a core with a table of its own is believed."""
+    noted = noted_tasks(opened.dump.notes)
+    if noted is not None:
+        return noted, [], (Fact("tasks", len(noted), "the core's own table"),)
+    kernel = open_kernel(opened.dump, opened.request)
+    listed = list_tasks(opened.dump, kernel)
+    rows = task_table(listed, np.arange(len(listed.tasks)))
+    return rows, [*kernel.warnings, *listed.warnings], listed.known.used
+
+
+def _print(rows: list[TaskRow]) -> None:
+    width = max((len(row.task) for row in rows), default=0)
+    print(f"{'PID':>7} {'TID':>7} {'PPID':>7} ST {'CPU':>3} {'TASK':<{width}} COMM")
     for row in rows:
-        ppid, cpu = (str(value) if value >= 0 else "-" for value in (tasks.ppid[row], tasks.cpu[row]))
+        ppid, cpu = (str(value) if value >= 0 else "-" for value in (row.ppid, row.cpu))
         # the task a CPU is running is marked as in crash
-        mark = ">" if row in running else " "
-        print(
-            f"{mark}{tasks.tgid[row]:>6} {tasks.tid[row]:>7} {ppid:>7} {chr(tasks.state[row]):>2} {cpu:>3} "
-            f"0x{int(tasks.task[row]):0{digits}x} {printable(tasks.comm[row])}"
-        )
+        mark = ">" if row.on_cpu else " "
+        print(f"{mark}{row.pid:>6} {row.tid:>7} {ppid:>7}", end=" ")
+        print(f"{row.state:>2} {cpu:>3} {row.task:<{width}} {row.comm}")

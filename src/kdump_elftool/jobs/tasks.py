@@ -12,6 +12,7 @@ from kdump_elftool.addr import U64, Index, u64
 from kdump_elftool.arch.base import PrStatusLayout, SavedContext
 from kdump_elftool.elf.constants import NT_PRSTATUS
 from kdump_elftool.elf.notes import Note
+from kdump_elftool.elf.task_table import TaskRow
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _QEMU = b"QEMU"
 _SHOWN = 5
+_LARGEST_STACK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -102,23 +104,23 @@ def threads_of(listed: TaskList, dump: Dump, kernel: Kernel) -> TaskThreads:
     return builder.build()
 
 
-def task_table(tasks: Tasks, rows: Index) -> dict[str, object]:
-    """The tasks of these rows for programs."""
-    listed = [
-        {
-            "pid": int(tasks.tgid[row]),
-            "tid": int(tasks.tid[row]),
-            "lwp": int(tasks.lwp[row]),
-            "ppid": int(tasks.ppid[row]),
-            "state": chr(tasks.state[row]),
-            "cpu": int(tasks.cpu[row]),
-            "on_cpu": bool(tasks.on_cpu[row]),
-            "task": f"{int(tasks.task[row]):#x}",
-            "comm": printable(tasks.comm[row]),
-        }
+def task_table(listed: TaskList, rows: Index) -> list[TaskRow]:
+    """The tasks of these rows."""
+    tasks, running = listed.tasks, set(listed.running)
+    return [
+        TaskRow(
+            pid=int(tasks.tgid[row]),
+            tid=int(tasks.tid[row]),
+            lwp=int(tasks.lwp[row]),
+            ppid=int(tasks.ppid[row]),
+            state=chr(tasks.state[row]),
+            cpu=int(tasks.cpu[row]),
+            on_cpu=bool(tasks.on_cpu[row]) or row in running,
+            task=f"{int(tasks.task[row]):#x}",
+            comm=printable(tasks.comm[row]),
+        )
         for row in rows.tolist()
     ]
-    return {"schema": "kdump-elftool/tasks/1", "tasks": listed}
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ class _Builder:
     @property
     def order(self) -> str:
         return self.dump.kind.order
+
+    @property
+    def stack_size(self) -> int:
+        """THREAD_SIZE: KASAN doubles it (include/linux/sched.h, union thread_union)."""
+        told = self.listed.known.size("thread_union") or 0
+        fits = self.kernel.arch.page_size <= told <= _LARGEST_STACK and told & (told - 1) == 0
+        return told if fits else self.kernel.arch.stack_size
 
     def build(self) -> TaskThreads:
         tasks, warnings = self.listed.tasks, list(self.listed.warnings)
@@ -198,7 +207,7 @@ class _Builder:
         """Whose stack the CPU stands on: in the middle of a switch the run queue is ahead of it."""
         tasks = self.listed.tasks
         sp = np.uint64(self._register(desc, self.kernel.arch.stack_pointer))
-        inside = (tasks.stack <= sp) & (sp - tasks.stack < np.uint64(self.kernel.arch.stack_size))
+        inside = (tasks.stack <= sp) & (sp - tasks.stack < np.uint64(self.stack_size))
         here = np.flatnonzero(inside & tasks.on_cpu & (tasks.cpu == cpu))
         return int(here[0]) if len(here) == 1 else row
 
@@ -231,10 +240,9 @@ class _Builder:
         sp = blocks.reshape(-1).view(f"{self.order}u{word}").astype(np.uint64)
         stack = tasks.stack[rows]
         # within the task's own stack, whole frames
-        end = np.uint64(self.kernel.arch.stack_size)
-        good &= (sp >= stack) & (sp - stack < end)
-        size = max([offset + word for _, offset in context.registers], default=0)
-        frame, readable = memory.gather(np.where(good, sp, stack), size) if size else (blocks, good)
+        size = max([offset + word for _, offset in context.registers], default=word)
+        good &= (sp >= stack) & (sp - stack <= np.uint64(self.stack_size - size))
+        frame, readable = memory.gather(np.where(good, sp, stack), size)
         good &= readable
         for name, offset in context.registers:
             at = layout.register_offset(name)

@@ -28,6 +28,7 @@ from kdump_elftool.elf.own_notes import (
     summary_note,
     task_note,
 )
+from kdump_elftool.elf.task_table import as_json
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
 from kdump_elftool.jobs.image import image_warning
@@ -136,7 +137,7 @@ def _threads(
         return cpus, u64(stacks), (), ()
     found = task_threads(dump, kernel)
     others = [note for note in dump.notes if not is_prstatus(note)]
-    notes = (task_note(task_table(found.listed.tasks, found.table)), *found.notes, *others)
+    notes = (task_note(as_json(task_table(found.listed, found.table))), *found.notes, *others)
     return CpuNotes(notes, found.cpus), found.stacks, found.listed.known.used, found.warnings
 
 

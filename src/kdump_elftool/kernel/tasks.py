@@ -24,6 +24,7 @@ from kdump_elftool.memory.virtual import VirtualMemory
 
 COMM_SIZE = 16
 """TASK_COMM_LEN."""
+_WIDTHS = (1, 2, 4)
 STATES = "RSDTtXZPI"
 _REPORT = 0x7F
 _UNINTERRUPTIBLE = 0x2
@@ -213,10 +214,12 @@ class TaskReader:
         return self.memory.gather(task + np.uint64(self.known.offset(f"task_struct.{name}") or 0), size)
 
     def _field(self, task: U64, name: str, size: int, default: int) -> I64:
+        """A member of ``size`` bytes, unless the kernel's types say otherwise: on_cpu is one byte in v7."""
         offset = self.known.offset(f"task_struct.{name}")
         if offset is None:
             return np.full(len(task), default, dtype=np.int64)
-        return self._numbers(task + np.uint64(offset), size, default)
+        told = self.known.size(f"task_struct.{name}")
+        return self._numbers(task + np.uint64(offset), told if told in _WIDTHS else size, default)
 
     def _numbers(self, vaddr: U64, size: int, default: int) -> I64:
         blocks, readable = self.memory.gather(vaddr, size)
