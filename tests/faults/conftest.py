@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.builders.kernel import MIB, make_kernel
@@ -23,3 +25,10 @@ def velf_bytes(dump):
     run = run_command("tovelf", "-l", "all", "-i", str(dump))
     assert run.returncode == 0
     return run.stdout
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A background job of a shell ignores SIGINT, and so would its children; a handler is not inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

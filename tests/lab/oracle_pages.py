@@ -115,17 +115,16 @@ class Judge:
         except drgn.FaultError:
             return "UNKNOWN"
         head = compound_head(page) if tail else page
-        if PageHWPoison(page):
-            return "POISON"
-        if self.is_type(head, "PGTY_offline", "offline"):
-            return "OFFLINE"
         slab = self.is_slab(head)
         anon = bool(head.mapping.value_() & 1) and not slab
+        if not anon and (PageLRU(head) or self.is_swapcache(head)):
+            return "CACHE"
         if anon or self.is_hugetlb(head):
             return "USER"
-        if PageLRU(head) or self.is_swapcache(head):
-            return "CACHE"
-        return "KEPT"
+        # a poisoned page that still belongs to a process counts there, as in makedumpfile
+        if PageHWPoison(page):
+            return "POISON"
+        return "OFFLINE" if self.is_type(head, "PGTY_offline", "offline") else "KEPT"
 
     def bit(self, page: drgn.Object, number: int | None) -> bool:
         if number is None:

@@ -16,6 +16,7 @@ from kdump_elftool.arch.walker import translate
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.selection import cut
 from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -42,17 +43,18 @@ def ask_drgn(dump: LabDump, scratch: Path, **request: object) -> dict:
 
 
 def mapped_addresses(dump: LabDump) -> list[int]:
-    """Random ones of every mapping alike, large or small, of memory that is in the dump."""
+    """Random ones of every mapping alike, large or small, of memory that is in the dump.
+
+    Memory of devices is mapped, too, and in no dump.
+    """
     with InputFile.open(str(dump.path)) as file:
         opened = open_dump(file)
         found = open_kernel(opened, KernelRequest()).walked.mappings
-        chance = random.Random(SEED)
-        addresses = []
-        vaddr, size = found.vaddr.tolist(), found.size.tolist()
-        while len(addresses) < ADDRESSES:
-            row = chance.randrange(len(vaddr))
-            addresses.append(vaddr[row] + chance.randrange(size[row]) & ~0xF)
-    return addresses
+        found = cut(found, opened.memory.present())
+    chance = random.Random(SEED)
+    vaddr, size = found.vaddr.tolist(), found.size.tolist()
+    rows = [chance.randrange(len(vaddr)) for _ in range(ADDRESSES)]
+    return [vaddr[row] + chance.randrange(size[row]) & ~0xF for row in rows]
 
 
 @pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.id)
@@ -68,10 +70,10 @@ def test_addresses_and_memory_are_drgns(dump: LabDump, tmp_path: Path) -> None:
         blocks, there = kernel.asked(opened).gather(np.array(addresses, dtype=np.uint64), 16)
     assert paddrs == judged["paddrs"]
     ours = [bytes(block).hex() if present else None for block, present in zip(blocks, there, strict=True)]
-    # memory of devices is mapped, too, and in no dump
     known = [index for index, value in enumerate(judged["bytes"]) if value is not None]
     assert [ours[index] for index in known] == [judged["bytes"][index] for index in known]
-    assert len(known) > 0.9 * ADDRESSES
+    # drgn goes by the program headers, which in a kdump leave out nothing but the crash kernel
+    assert len(known) > 0.98 * ADDRESSES
 
     chance = random.Random(SEED)
     chosen = sorted(chance.sample(known, SAMPLE))
