@@ -21,6 +21,7 @@ from pathlib import Path
 from bench import rivals
 from bench.calibrate import loop_seconds, slowness
 from bench.generate import GIB, DumpSpec, generate
+from bench.knowledge import measure_knowledge, measure_tasks
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
 from bench.rivals import BenchError, Cost
@@ -231,6 +232,8 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "classify": lambda settings: measure_classify(settings.dumps, settings.slowness),
     "topelf": lambda settings: measure_topelf(settings.dumps, settings.work),
     "page-memory": lambda settings: measure_page_memory(settings.work),
+    "knowledge": lambda settings: measure_knowledge(settings.dumps, settings.slowness),
+    "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.own_notes import OWNER, TYPE_TASKS
@@ -40,7 +40,7 @@ class TaskRow:
 
 def as_json(rows: Iterable[TaskRow], schema: str = SCHEMA) -> dict[str, object]:
     """The table for programs."""
-    return {"schema": schema, "tasks": [asdict(row) for row in rows]}
+    return {"schema": schema, "tasks": [vars(row) for row in rows]}
 
 
 def noted_tasks(notes: Iterable[Note]) -> list[TaskRow] | None:
