@@ -48,9 +48,9 @@ def qemu_cpu(cr3: int, registers: Mapping[str, int] | None = None, cr4: int = 0x
     order = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags".split()
     desc = struct.pack("<II", 1, QEMU_NOTE_SIZE)
     desc += b"".join(struct.pack("<Q", values.get(name, 0)) for name in order)
-    desc += bytes(24 * 10)
+    desc += bytes(24 * 4) + struct.pack("<IIIIQ", 0, 0, 0, 0, values.get("gs_base", 0)) + bytes(24 * 5)
     desc += struct.pack("<5Q", 0x80050033, 0, 0, cr3, cr4)
-    desc += struct.pack("<Q", values.get("gs_base", 0))
+    desc += struct.pack("<Q", values.get("kernel_gs_base", 0))
     return NoteSpec("QEMU", 0, desc.ljust(QEMU_NOTE_SIZE, b"\0"))
 
 

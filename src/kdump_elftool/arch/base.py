@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,7 +143,9 @@ class Architecture:
     translates an address of the kernel image without page tables (None: not known), which finds
     the root.  ``saved_context`` says how a kernel saves a task's registers (None: too little is
     known), ``thread_keys`` what it asks for that.  ``image_window`` is where the image may be mapped;
-    ``alias_ranges`` are mapped many times over and left out.
+    ``alias_ranges`` are mapped many times over and left out.  ``running_tables`` are the top tables
+    that a CPU with these registers may be using, and their form; ``percpu_registers`` hold the base
+    of a CPU's per-CPU area, or something else.
     """
 
     name: str
@@ -161,3 +163,5 @@ class Architecture:
     image_paddr: Callable[[KernelNumbers, int], int | None]
     saved_context: Callable[[KernelFacts, Read], SavedContext | None]
     thread_keys: tuple[str, ...]
+    running_tables: Callable[[KernelNumbers, Mapping[str, int]], tuple[tuple[int, PagingForm], ...]]
+    percpu_registers: tuple[str, ...]

@@ -7,6 +7,8 @@ include/linux/elfcore.h (struct elf_prstatus).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from kdump_elftool.addr import MASK64, U64
@@ -105,6 +107,28 @@ def _image_paddr(kernel: KernelNumbers, vaddr: int) -> int | None:
     return (vaddr - START_KERNEL_MAP + phys_base) & MASK64
 
 
+_CR0_PG, _CR4_PAE, _CR4_LA57 = 1 << 31, 1 << 5, 1 << 12
+_USER_TABLES = 1 << 12
+"""With page-table isolation a CPU in user mode uses the page behind the kernel's table
+(PTI_USER_PGTABLE_BIT, arch/x86/entry/calling.h)."""
+
+
+def _running_tables(
+    kernel: KernelNumbers, registers: Mapping[str, int]
+) -> tuple[tuple[int, PagingForm], ...]:
+    """CR3 without PCID and encryption bit: the kernel's table if isolation is on, then as it stands."""
+    if not registers.get("cr0", _CR0_PG) & _CR0_PG or "cr3" not in registers:
+        return ()
+    cr4 = registers.get("cr4", _CR4_PAE)
+    if not cr4 & _CR4_PAE:
+        return ()
+    sme_mask = (kernel.number("sme_mask") or 0) & MASK64
+    form = paging_form(5 if cr4 & _CR4_LA57 else 4, sme_mask)
+    table = registers["cr3"] & _ADDRESS & ~sme_mask
+    tables = dict.fromkeys((table & ~_USER_TABLES, table))
+    return tuple((root, form) for root in tables)
+
+
 _KERNEL_CS, _KERNEL_DS = 0x10, 0x18
 _FRAME = {
     "r15": "r15", "r14": "r14", "r13": "r13", "r12": "r12", "rbx": "bx", "rbp": "bp", "rip": "ret_addr",
@@ -186,4 +210,6 @@ ARCH = Architecture(
         "OFFSET(thread_struct.sp)",
         *(f"OFFSET(inactive_task_frame.{member})" for member in _FRAME.values()),
     ),
+    running_tables=_running_tables,
+    percpu_registers=("gs_base", "kernel_gs_base"),
 )

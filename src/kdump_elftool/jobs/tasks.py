@@ -17,9 +17,10 @@ from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
-from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, is_prstatus
+from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, cpus_by_base, is_prstatus
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.percpu import PerCpu, find_percpu
+from kdump_elftool.kernel.qemu_notes import QEMU, qemu_cpus
 from kdump_elftool.kernel.runqueues import RunQueueReader, RunQueues
 from kdump_elftool.kernel.tasks import TaskReader, Tasks, rows_of
 from kdump_elftool.memory.virtual import VirtualMemory
@@ -27,7 +28,6 @@ from kdump_elftool.safe_text import printable
 
 log = logging.getLogger(__name__)
 
-_QEMU = b"QEMU"
 _SHOWN = 5
 _LARGEST_STACK = 1 << 18
 
@@ -176,8 +176,9 @@ class _Builder:
         ]
         numbers = self.listed.queues.cpu if self.listed.queues else ()
         tids = [int(tasks.tid[row]) if row >= 0 else -1 for row in running]
-        qemu = any(note.name == _QEMU for note in self.dump.notes)
-        cpu_of = cpu_of_notes(descs, qemu, numbers, self._crash_notes(numbers), tids, layout, self.order)
+        qemu = any(note.name == QEMU for note in self.dump.notes)
+        saved, by_base = self._crash_notes(numbers), self._by_base(numbers)
+        cpu_of = cpu_of_notes(descs, qemu, numbers, saved, tids, layout, self.order, by_base)
         rows, notes, threads = [], [], []
         for index, number in enumerate(numbers):
             row = running[index] if index < len(running) else -1
@@ -210,6 +211,17 @@ class _Builder:
         inside = (tasks.stack <= sp) & (sp - tasks.stack < np.uint64(self.stack_size))
         here = np.flatnonzero(inside & tasks.on_cpu & (tasks.cpu == cpu))
         return int(here[0]) if len(here) == 1 else row
+
+    def _by_base(self, numbers: tuple[int, ...]) -> list[int]:
+        """The index in ``numbers`` of each of QEMU's notes, which are in the order of the register notes."""
+        percpu = self.listed.percpu
+        if percpu is None:
+            return []
+        places = {number: index for index, number in enumerate(numbers)}
+        areas = dict(
+            zip(percpu.address(0).tolist(), (places.get(cpu, -1) for cpu in percpu.cpu), strict=True)
+        )
+        return cpus_by_base(qemu_cpus(self.dump.notes), self.kernel.arch.percpu_registers, areas)
 
     def _crash_notes(self, numbers: tuple[int, ...]) -> list[bytes]:
         """What the kernel saved for each of these CPUs when it died; empty where it saved nothing."""

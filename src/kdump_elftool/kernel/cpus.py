@@ -8,6 +8,7 @@ number + 1 in pr_pid and keep it, because drgn looks CPUs up by it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kdump_elftool.arch.base import Architecture, PrStatusLayout
@@ -65,6 +66,21 @@ def cpu_threads(notes: tuple[Note, ...], arch: Architecture, kind: ElfKind) -> C
     return CpuNotes(tuple(result), tuple(threads))
 
 
+def cpus_by_base(
+    states: Sequence[Mapping[str, int]], registers: tuple[str, ...], areas: Mapping[int, int]
+) -> list[int]:
+    """The CPU whose per-CPU area each state's registers point at, -1 where none is or several are.
+
+    ``areas`` has the CPU by the base of its area.  In user mode the kernel's base waits in another
+    register than in kernel mode, so all are looked at.
+    """
+    result = []
+    for values in states:
+        at = {areas[values[name]] for name in registers if values.get(name) in areas}
+        result.append(at.pop() if len(at) == 1 else -1)
+    return result
+
+
 def cpu_of_notes(
     descs: list[bytes],
     qemu: bool,
@@ -73,12 +89,14 @@ def cpu_of_notes(
     running: list[int],
     layout: PrStatusLayout,
     order: str,
+    by_base: Sequence[int] = (),
 ) -> list[int]:
     """The index in ``numbers``, the CPUs, that each register note belongs to, -1 where it can't be told.
 
     ``saved`` is what each CPU has in its own crash_notes, ``running`` the tid of what its run queue says it
-    runs.  QEMU writes a note for each CPU, numbered from 1; a kernel's dump has none for a CPU that did not
-    answer, so that counting would give its registers to another one.
+    runs, ``by_base`` the CPU whose per-CPU area each note's registers point at (or -1).  QEMU writes a note
+    for each CPU, numbered from 1, which is not always the kernel's number; a kernel's dump has none for a
+    CPU that did not answer, so that counting would give its registers to another one.
     """
     result = [-1] * len(descs)
     free = set(range(len(saved)))
@@ -88,6 +106,9 @@ def cpu_of_notes(
             result[index] = cpu
             free.discard(cpu)
 
+    if len(by_base) == len(descs):
+        for index, cpu in enumerate(by_base):
+            give(index, cpu)
     pids = [struct.unpack_from(order + "i", desc, layout.pid_offset)[0] for desc in descs]
     if qemu:
         for index, pid in enumerate(pids):

@@ -8,6 +8,7 @@ version number is never asked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,9 +20,30 @@ from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.qemu_notes import qemu_cpus
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, parse
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.safe_text import printable
+
+_MOST_TABLES = 64
+"""Of those that CPUs were using; one that maps the kernel is enough."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """A possible top table, and the forms it may have, most likely first.
+
+    One that was only ``met`` is believed if a known address confirms it, but not for lack of a better one.
+    """
+
+    fact: Fact
+    forms: tuple[PagingForm, ...]
+    met: bool = False
+
+    @property
+    def paddr(self) -> int:
+        """Where it lies."""
+        return int(self.fact.value)
 
 
 @dataclass(frozen=True)
@@ -59,15 +81,13 @@ def identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | N
     Raises IdentityError when no root is known or none of the possible ones can be read.
     """
     stext = info.symbol("_stext")
-    roots = [Fact("pgt_root", pgt_root, "-P")] if pgt_root is not None else list(_roots(dump, arch, info))
-    if not roots:
-        raise IdentityError(
-            "SYMBOL(swapper_pg_dir)",
-            "the page-table root is not known: VMCOREINFO lacks SYMBOL(swapper_pg_dir) or phys_base",
-            hint="give its physical address with -P, or the missing lines in a file with -e",
-        )
     forms = arch.paging_forms(info)
-    root, form, verified = _choose(dump, arch, info, roots, forms)
+    roots = (
+        [Root(Fact("pgt_root", pgt_root, "-P"), forms)]
+        if pgt_root is not None
+        else list(_roots(dump, arch, info, forms))
+    )
+    root, form, verified = _choose(dump, arch, info, roots)
     facts = [
         root,
         Fact("paging", form.name, "a kernel address translates" if verified else "assumed"),
@@ -111,40 +131,68 @@ def check_same_kernel(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture) ->
     return None
 
 
-def _roots(dump: Dump, arch: Architecture, info: VmcoreInfo) -> Iterator[Fact]:
+def _roots(dump: Dump, arch: Architecture, info: VmcoreInfo, forms: tuple[PagingForm, ...]) -> Iterator[Root]:
     """Possible roots, best first."""
+
+    def root(paddr: int, source: str) -> Root:
+        return Root(Fact("pgt_root", paddr, source), forms)
+
     patched = info.address("phys_pgd_ptr")
     if patched is not None:
-        yield Fact("pgt_root", patched, "ADDRESS(phys_pgd_ptr)")
+        yield root(patched, "ADDRESS(phys_pgd_ptr)")
     symbol = info.symbol("swapper_pg_dir")
+    by_base = None if symbol is None else arch.image_paddr(info, symbol)
+    if by_base is not None:
+        yield root(by_base, "SYMBOL(swapper_pg_dir) and NUMBER(phys_base)")
+    yield from _running(dump, arch, info, symbol)
     if symbol is None:
         return
-    by_base = arch.image_paddr(info, symbol)
-    if by_base is not None:
-        yield Fact("pgt_root", by_base, "SYMBOL(swapper_pg_dir) and NUMBER(phys_base)")
     claimed = dump.claimed
     inside = (claimed.vaddr <= np.uint64(symbol)) & (np.uint64(symbol) - claimed.vaddr < claimed.size)
     for at in np.flatnonzero(inside).tolist():
         paddr = int(claimed.paddr[at]) + symbol - int(claimed.vaddr[at])
-        yield Fact("pgt_root", paddr, "SYMBOL(swapper_pg_dir) and the dump's PT_LOADs")
+        yield root(paddr, "SYMBOL(swapper_pg_dir) and the dump's PT_LOADs")
+
+
+def _running(dump: Dump, arch: Architecture, info: VmcoreInfo, symbol: int | None) -> Iterator[Root]:
+    """The tables that the CPUs were using: the kernel's own by way of a process's, else that itself."""
+    tables: dict[int, PagingForm] = {}
+    for registers in qemu_cpus(dump.notes):
+        tables |= arch.running_tables(info, registers)
+    for table, form in itertools.islice(tables.items(), _MOST_TABLES):
+        paddr, source = table, "CR3"
+        if symbol is not None:
+            try:
+                paddr = translate(dump.memory, form, table, symbol).paddr
+            except FaultError:
+                continue
+            source = "SYMBOL(swapper_pg_dir) by way of CR3"
+        yield Root(Fact("pgt_root", paddr, f"{source} in QEMU's note"), (form,), met=True)
 
 
 def _choose(
-    dump: Dump, arch: Architecture, info: VmcoreInfo, roots: list[Fact], forms: tuple[PagingForm, ...]
+    dump: Dump, arch: Architecture, info: VmcoreInfo, roots: list[Root]
 ) -> tuple[Fact, PagingForm, bool]:
     for root in roots:
-        for form in forms:
-            if _confirms(dump, arch, info, int(root.value), form):
-                return root, form, True
-    readable = [root for root in roots if _readable(dump, int(root.value), forms[0])]
+        for form in root.forms:
+            if _confirms(dump, arch, info, root.paddr, form):
+                return root.fact, form, True
+    roots = [root for root in roots if not root.met]
+    if not roots:
+        raise IdentityError(
+            "SYMBOL(swapper_pg_dir)",
+            "the page-table root is not known: VMCOREINFO lacks SYMBOL(swapper_pg_dir) or phys_base",
+            hint="give its physical address with -P, or the missing lines in a file with -e",
+        )
+    readable = [root for root in roots if _readable(dump, root.paddr, root.forms[0])]
     if not readable:
-        tried = ", ".join(f"{root.shown()} by {root.source}" for root in roots)
+        tried = ", ".join(f"{root.fact.shown()} by {root.fact.source}" for root in roots)
         raise IdentityError(
             "pgt_root",
             f"the top page table cannot be read ({tried}): its page is not in the dump",
             hint="give its physical address with -P if you know a better one",
         )
-    return readable[0], forms[0], False
+    return readable[0].fact, readable[0].forms[0], False
 
 
 def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form: PagingForm) -> bool:

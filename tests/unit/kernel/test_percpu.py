@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from kdump_elftool.arch.x86_64 import ARCH
-from kdump_elftool.kernel.cpus import cpu_of_notes
+from kdump_elftool.kernel.cpus import cpu_of_notes, cpus_by_base
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.percpu import find_percpu
 from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
@@ -91,3 +91,37 @@ def test_qemu_numbers_are_those_of_cpus():
     """CPU 1 was never plugged in."""
     descs = [desc(3), desc(1)]
     assert cpu_of_notes(descs, True, (0, 2), [b"", b""], [5, 9], LAYOUT, "<") == [1, 0]
+
+
+AREAS = [0xFFFF888000A00000, 0xFFFF888000A20000, 0xFFFF888000A40000]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        # kernel mode has the base in the segment, user mode where swapgs will fetch it
+        ([{"gs_base": AREAS[1]}, {"gs_base": 0x7F0000001000, "kernel_gs_base": AREAS[0]}], [1, 0]),
+        # inside the entry code both may be set, and to the same
+        ([{"gs_base": AREAS[2], "kernel_gs_base": AREAS[2]}], [2]),
+        ([{"gs_base": AREAS[2], "kernel_gs_base": AREAS[1]}, {"gs_base": 5}, {}], [-1, -1, -1]),
+    ],
+)
+def test_cpus_by_their_registers(states, expected):
+    by_area = {area: cpu for cpu, area in enumerate(AREAS)}
+    assert cpus_by_base(states, ("gs_base", "kernel_gs_base"), by_area) == expected
+
+
+@pytest.mark.parametrize(
+    ("by_base", "expected"),
+    [
+        ([1, 0], [1, 0]),  # the registers know better than QEMU's numbers
+        ([1, -1], [1, 0]),
+        ([1, 1], [1, 0]),  # two at the same area: the first has it
+        ([-1, -1], [0, 1]),
+        ([1], [0, 1]),  # not a state for each note: worth nothing
+        ([7, -1], [0, 1]),
+    ],
+)
+def test_registers_before_numbers(by_base, expected):
+    descs = [desc(1), desc(2)]
+    assert cpu_of_notes(descs, True, (0, 1), [b"", b""], [], LAYOUT, "<", by_base) == expected
