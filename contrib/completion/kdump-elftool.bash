@@ -13,19 +13,20 @@ _kdump_elftool() {
             mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
-            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
                 -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
                 -o | --outfile) return ;;
             esac
             ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -33,12 +34,13 @@ _kdump_elftool() {
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
                 -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
                 -o | --outfile) return ;;
             esac
             ;;
         addrandoff)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -46,6 +48,7 @@ _kdump_elftool() {
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
             esac
             ;;
         makedyn)
@@ -55,61 +58,67 @@ _kdump_elftool() {
             esac
             ;;
         dumpmem)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
                 -o | --outfile) return ;;
             esac
             ;;
         virttophys)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
             esac
             ;;
         vminfo)
-            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
                 --keys) mapfile -t COMPREPLY < <(compgen -W "base qemu thread all" -- "$word"); return ;;
             esac
             ;;
         info)
-            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
             esac
             ;;
         dmesg)
-            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
                 -l | --level) return ;;
                 -f | --facility) return ;;
             esac
             ;;
         ps)
-            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
+                --kernel) return ;;
             esac
             ;;
     esac

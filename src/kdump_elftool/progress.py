@@ -9,14 +9,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 Advance = Callable[[int], None]
 """Called with the number of bytes (or other units) done since the last call."""
 
 
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Opens the display of one piece of work: its label, and how many bytes it has."""
+
+
 def silent(_amount: int) -> None:
     """An :data:`Advance` that shows nothing."""
+
+
+def no_progress(_label: str, _total: int) -> AbstractContextManager[Advance]:
+    """A :data:`Progress` that shows nothing."""
+    return nullcontext(silent)
 
 
 @contextmanager

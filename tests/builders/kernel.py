@@ -39,6 +39,7 @@ SWAPPER_AT = 0x210000  # of swapper_pg_dir within the image
 IMAGE_POOL = 0x220000  # table pages within the image, as the kernel's level2_kernel_pgt etc.
 LINKED_SIZE = 0x2000  # of .text in the vmlinux
 BUILD_ID = bytes(range(0x10, 0x24))
+RELEASE = "6.1.0-test-amd64"
 BASES = {
     4: {"page_offset": 0xFFFF888000000000, "vmalloc": 0xFFFFC90000000000, "vmemmap": 0xFFFFEA0000000000},
     5: {"page_offset": 0xFF11000000000000, "vmalloc": 0xFFA0000000000000, "vmemmap": 0xFFD4000000000000},
@@ -97,6 +98,9 @@ class KernelSpec:
     zero_ranges: tuple[tuple[int, int], ...] = ((0xE00000, 0xE40000),)
     absent: tuple[tuple[int, int], ...] = ()  # RAM that the dump leaves out
     vmcoreinfo: Mapping[str, str | None] = field(default_factory=dict)  # overrides; None removes
+    noted: bool = True  # the dump has the VMCOREINFO note
+    pool: int = 0x800000  # where page tables are taken from
+    scattered: int = 0xB00000  # where pages of vmalloc and modules are taken from
     seed: int = 1
 
 
@@ -124,7 +128,7 @@ class SyntheticKernel:
     def vmcoreinfo_text(self) -> str:
         """VMCOREINFO in the order of the kernel, with the spec's overrides applied."""
         keys: dict[str, str | None] = {
-            "OSRELEASE": "6.1.0-test-amd64",
+            "OSRELEASE": RELEASE,
             "BUILD-ID": BUILD_ID.hex(),
             "PAGESIZE": "4096",
             "SYMBOL(init_uts_ns)": f"{self.symbol('init_uts_ns'):x}",
@@ -143,6 +147,17 @@ class SyntheticKernel:
         }
         keys |= self.spec.vmcoreinfo
         return "".join(f"{key}={value}\n" for key, value in keys.items() if value is not None)
+
+    def put_vmcoreinfo(self, paddr: int, text: str | None = None, *, header: bool = True) -> int:
+        """VMCOREINFO in memory, as vmcoreinfo_note or (without header) vmcoreinfo_data have it.
+
+        Returns where the text begins.
+        """
+        blob = (self.vmcoreinfo_text() if text is None else text).encode("latin-1")
+        if header:
+            blob = note_builders.vmcoreinfo_note(blob.decode("latin-1")).encode("<")
+        self.ram.write(paddr, blob + bytes(-len(blob) % SIZE_4K))
+        return paddr + (24 if header else 0)
 
     def leaves(self) -> Iterator[Leaf]:
         """The truth: every leaf of the tables, by the plain walker."""
@@ -171,8 +186,9 @@ class SyntheticKernel:
         """CPU notes and VMCOREINFO."""
         out = [note_builders.x86_64_prstatus(self.cpu_pid(cpu), self.registers(cpu)) for cpu in self.cpus]
         if self.spec.style == "qemu":
-            out += [note_builders.qemu_cpu(self.tables.root, self.registers(cpu)) for cpu in self.cpus]
-        if self.vmcoreinfo_text():
+            cr4 = 0x20 | (0x1000 if self.spec.levels == 5 else 0)
+            out += [note_builders.qemu_cpu(self.tables.root, self.registers(cpu), cr4) for cpu in self.cpus]
+        if self.spec.noted and self.vmcoreinfo_text():
             out.append(note_builders.vmcoreinfo_note(self.vmcoreinfo_text()))
         return out
 
@@ -229,6 +245,18 @@ SMALL = KernelSpec(
 )
 """5.5 MB instead of 16: for tests that run hundreds of damaged copies."""
 
+ABOVE = KernelSpec(
+    kaslr_offset=0x2A000000,
+    text_paddr=0x2000000,
+    ram=((0x2000000, 0x2400000), (0x2500000, 0x2580000), (0x2600000, 0x2640000)),
+    zero_ranges=(),
+    vmalloc_pages=24,
+    pool=0x2500000,
+    scattered=0x2600000,
+    vmcoreinfo={"OSRELEASE": "6.1.0-crash-amd64", "BUILD-ID": "ab" * 20},
+)
+"""A smaller kernel in memory of its own, above SMALL's: as a crash kernel in its reserve."""
+
 
 def make_kernel(spec: KernelSpec | None = None, **changes: object) -> SyntheticKernel:
     """Build the kernel described; ``changes`` replace fields of the default description."""
@@ -246,13 +274,17 @@ def make_kernel(spec: KernelSpec | None = None, **changes: object) -> SyntheticK
     _map_corners(kernel)
     banner = b"Linux version 6.1.0-test-amd64 (builder@test) #1 SMP\n\0"
     ram.write(spec.text_paddr + SYMBOLS["linux_banner"], banner)
+    release = spec.vmcoreinfo.get("OSRELEASE", RELEASE) or RELEASE
+    names = ("Linux", "test", release, "#1 SMP", "x86_64", "(none)")
+    uts = b"".join(name.encode("latin-1").ljust(65, b"\0") for name in names)
+    ram.write(spec.text_paddr + SYMBOLS["init_uts_ns"], uts)
     return kernel
 
 
 def _frames(spec: KernelSpec) -> Iterator[int]:
     """Frames for page tables: the root inside the image like swapper_pg_dir, then a pool in RAM."""
     yield spec.text_paddr + SWAPPER_AT
-    yield from range(0x800000, 0xA00000, SIZE_4K)
+    yield from range(spec.pool, spec.pool + 0x200000, SIZE_4K)
 
 
 def _map_image(kernel: SyntheticKernel) -> None:
@@ -280,7 +312,7 @@ def _map_scattered(kernel: SyntheticKernel) -> None:
     frames = [
         frame
         for start, end in spec.ram
-        for frame in range(max(start, 0xB00000), min(end, 1 << 32), SIZE_4K)
+        for frame in range(max(start, spec.scattered), min(end, 1 << 32), SIZE_4K)
         if not 0xE00000 <= frame < 0x1000000
     ]
     random.shuffle(frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.layout import CoreLayout
@@ -90,6 +91,12 @@ def add_dump(
         type=number,
         help="physical address of the top page table to use, a process's for example",
     )
+    kernel.add_argument(
+        "--kernel",
+        metavar="N",
+        type=int,
+        help="which kernel, if memory holds several: info lists them with --kernel 1",
+    )
     return kernel
 
 
@@ -113,7 +120,9 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
         vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
         extra=read_extra(extra) if extra else None,
         pgt_root=args.physpgd,
+        kernel=args.kernel,
         force=args.force,
+        progress=partial(progress, enabled=not (args.no_progress or args.quiet)),
     )
     return request, tuple(file for file in (extra, vmlinux) if file)
 

@@ -16,20 +16,19 @@ from kdump_elftool.elf.rewrite import ChangedFile, append_and_switch, take_back
 from kdump_elftool.elf.tail import find_remains, notes_tail, read_original
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.description import describe
 from kdump_elftool.jobs.kernel import KernelRequest, architecture
 from kdump_elftool.kernel.cpus import CORE
-from kdump_elftool.kernel.identity import check_same_kernel, dump_vmcoreinfo
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.kernel.identity import check_same_kernel
 
 
 def kernel_offset(dump: Dump, request: KernelRequest) -> tuple[int, list[str]]:
     """How far the dump's kernel lies above its link address, and warnings.  Raises IdentityError."""
-    info = dump_vmcoreinfo(dump) or VmcoreInfo({})
-    info = override(info, request.extra) if request.extra else info
-    vmlinux = request.vmlinux
+    description = describe(dump, architecture(dump), request)
+    info, vmlinux = description.info, request.vmlinux
     linked = vmlinux.symbols.get("_stext") if vmlinux else None
     moved = info.symbol("_stext")
-    warnings = []
+    warnings = list(description.warnings)
     if vmlinux is not None:
         why = check_same_kernel(info, vmlinux, architecture(dump))
         if why and not request.force:

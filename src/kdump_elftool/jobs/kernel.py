@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.arch.base import Architecture
@@ -11,22 +11,31 @@ from kdump_elftool.arch.walker import Walk, Window, walk
 from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
-from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, dump_vmcoreinfo, identify
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.jobs.description import Description, describe
+from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, identify
+from kdump_elftool.kernel.qemu_notes import qemu_cpus
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.memory.virtual import VirtualMemory
+from kdump_elftool.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class KernelRequest:
-    """What the user said about the kernel: vmlinux, ``-e`` lines, ``-P`` root, ``--force``."""
+    """What the user said about the kernel: vmlinux, ``-e`` lines, ``-P`` root, ``--kernel``, ``--force``.
+
+    ``kernel`` counts from 1; ``progress`` shows the search for kernels in memory.
+    """
 
     vmlinux: Vmlinux | None = None
     extra: VmcoreInfo | None = None
     pgt_root: int | None = None
+    kernel: int | None = None
     force: bool = False
+    progress: Progress = no_progress
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Kernel:
     written: Walk
     written_root: int
     warnings: tuple[str, ...]
+    description: Description
     vmlinux: Vmlinux | None = None
 
     @property
@@ -62,11 +72,17 @@ class Kernel:
         return VirtualMemory.of(dump.memory, found.vaddr, found.paddr, found.size)
 
 
-def open_kernel(dump: Dump, request: KernelRequest) -> Kernel:
-    """Identify the kernel and walk its page tables.  Raises IdentityError, UnsupportedError."""
+def open_kernel(dump: Dump, request: KernelRequest, description: Description | None = None) -> Kernel:
+    """Identify the kernel and walk its page tables.
+
+    ``description`` is what describe() returned, if that was called already.
+    Raises IdentityError, UnsupportedError, UsageError.
+    """
     arch = architecture(dump)
-    info = _vmcoreinfo(dump, request)
-    warnings = list(dump.warnings)
+    description = description or describe(dump, arch, request)
+    info = description.info
+    warnings = [*dump.warnings, *description.warnings]
+    warnings += _check_known(dump, arch, description, request)
     if request.vmlinux is not None:
         warnings += _check_vmlinux(info, request.vmlinux, arch, request.force)
     identity = _identify(dump, arch, info, request.pgt_root)
@@ -90,7 +106,10 @@ def open_kernel(dump: Dump, request: KernelRequest) -> Kernel:
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
     if not written.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    return Kernel(arch, info, identity, walked, written, root, tuple(warnings), request.vmlinux)
+    if description.paddr is not None:
+        found = Fact("vmcoreinfo", description.paddr, "found in memory")
+        identity = replace(identity, facts=(*identity.facts, found))
+    return Kernel(arch, info, identity, walked, written, root, tuple(warnings), description, request.vmlinux)
 
 
 def architecture(dump: Dump) -> Architecture:
@@ -112,16 +131,23 @@ def architecture(dump: Dump) -> Architecture:
     return arch
 
 
-def _vmcoreinfo(dump: Dump, request: KernelRequest) -> VmcoreInfo:
-    info = dump_vmcoreinfo(dump)
-    if info is None and request.extra is None and request.pgt_root is None:
-        raise IdentityError(
-            "VMCOREINFO",
-            f"{dump.file.path}: no VMCOREINFO note, which says where the page tables are",
-            hint="give its text in a file with -e, or the page-table root with -P",
-        )
-    info = info or VmcoreInfo({})
-    return override(info, request.extra) if request.extra else info
+def _check_known(
+    dump: Dump, arch: Architecture, description: Description, request: KernelRequest
+) -> list[str]:
+    """Warnings when nothing describes the kernel, but its tables may be known.  Raises IdentityError."""
+    if description.is_known or request.pgt_root is not None:
+        return []
+    doubtful = "; ".join(kernel.shown() for kernel in description.kernels)
+    lack = "no VMCOREINFO note, and none in memory that is to be believed"
+    if any(arch.running_tables(description.info, registers) for registers in qemu_cpus(dump.notes)):
+        return [f"{lack}: the page tables are those that a CPU was using, and little else is known"]
+    hint = "give its text in a file with -e, or the page-table root with -P"
+    raise IdentityError(
+        "VMCOREINFO",
+        f"{dump.file.path}: {lack}, which would say where the page tables are"
+        + (f" (found: {doubtful})" if doubtful else ""),
+        hint=f"{hint}; --kernel N takes what was found" if doubtful else hint,
+    )
 
 
 def _check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force: bool) -> list[str]:

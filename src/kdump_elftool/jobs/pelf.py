@@ -20,10 +20,11 @@ from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import ClaimedMappings, Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
+from kdump_elftool.jobs.description import Description
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, architecture, open_kernel
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import Pages, count_pages
-from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.memory.extents import intersect
 from kdump_elftool.memory.virtual import VirtualMemory
 
@@ -103,9 +104,8 @@ def _agreed(vaddr: U64, paddr: U64, size: U64, virtual: VirtualMemory | None) ->
 def _notes(dump: Dump, kernel: Kernel | None, level: str, coverage: Coverage) -> tuple[Note, ...]:
     """The dump's notes as they are, VMCOREINFO once, and ours."""
     own = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
-    kept = [note for note in dump.notes if (note.name, note.type) not in own]
-    first = next((note for note in kept if note.name == NOTE_NAME), None)
-    kept = [note for note in kept if note.name != NOTE_NAME or note is first]
+    kept = tuple(note for note in dump.notes if (note.name, note.type) not in own)
+    kept = (kernel.description if kernel else Description(VmcoreInfo({}), "none")).notes(kept)
     facts = kernel.identity.facts if kernel else ()
     summary = {
         "schema": "kdump-elftool/pelf/1",

@@ -16,15 +16,15 @@ from kdump_elftool.errors import IdentityError, KdumpError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
 from kdump_elftool.jobs.crash_log import CrashLog, read_crash
+from kdump_elftool.jobs.description import Description, describe
 from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log, last_stamp
 from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import select
 from kdump_elftool.kernel.cpus import is_prstatus
-from kdump_elftool.kernel.identity import dump_vmcoreinfo
 from kdump_elftool.kernel.pages import Category
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.plain.printk import Line, lines
 from kdump_elftool.safe_text import log_text, printable
 
@@ -69,12 +69,16 @@ class _Found:
     """What could be opened: None where the dump did not allow it."""
 
     dump: Dump
-    info: VmcoreInfo
-    info_source: str
+    described: Description
     kernel: Kernel | None
     log: DumpLog | None
     crash: CrashLog
     warnings: list[str]
+
+    @property
+    def info(self) -> VmcoreInfo:
+        """What the kernel says about itself."""
+        return self.described.info
 
 
 def summarise(dump: Dump, request: KernelRequest) -> Summary:
@@ -94,7 +98,7 @@ def summarise(dump: Dump, request: KernelRequest) -> Summary:
         *_panic_items(found),
         *memory_lines(dump, found.kernel),
         *_paging_items(found),
-        Item("vmcoreinfo", found.info_source, "the dump's notes", "vmcoreinfo", found.info_source),
+        *_kernel_items(found.described),
     )
     last = tuple(lines(found.log.log)[-LAST_LINES:]) if found.log else ()
     return Summary(items, coverage, last, tuple(warnings))
@@ -122,26 +126,23 @@ def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
 
 
 def _find(dump: Dump, request: KernelRequest) -> _Found:
-    noted = dump_vmcoreinfo(dump)
-    source = "ELF note" if noted else "none"
-    info = noted or VmcoreInfo({})
-    if request.extra:
-        info, source = override(info, request.extra), f"{source} and -e" if noted else "-e"
+    described = describe(dump, ARCHITECTURES.get(dump.e_machine), request)
     warnings: list[str] = []
     kernel = log = None
     try:
-        kernel = open_kernel(dump, request)
+        kernel = open_kernel(dump, request, described)
         warnings += kernel.warnings
     except (IdentityError, UnsupportedError) as error:
-        warnings += [*dump.warnings, _warning("the kernel's memory cannot be read", error)]
+        warnings += [*dump.warnings, *described.warnings]
+        warnings.append(_warning("the kernel's memory cannot be read", error))
     if kernel is not None:
         try:
             log = dump_log(dump, kernel)
             warnings += filter(None, [log.warning()])
         except KdumpError as error:
             warnings.append(_warning("the log cannot be read", error))
-    crash = read_crash(log.log, crashed=crash_time(info) is not None) if log else CrashLog()
-    return _Found(dump, info, source, kernel, log, crash, warnings)
+    crash = read_crash(log.log, crashed=crash_time(described.info) is not None) if log else CrashLog()
+    return _Found(dump, described, kernel, log, crash, warnings)
 
 
 def _warning(what: str, error: KdumpError) -> str:
@@ -166,6 +167,30 @@ def _release_items(found: _Found) -> Iterator[Item]:
     arch = ARCHITECTURES.get(machine)
     name = arch.name if arch else EM_NAMES.get(machine, f"ELF machine {machine}")
     yield Item("arch", name, "the ELF header", "arch", name)
+
+
+def _kernel_items(described: Description) -> Iterator[Item]:
+    """Where VMCOREINFO is; after a search of memory, every kernel that was found, if there are several."""
+    searched = bool(described.kernels)
+    source = "a search of memory" if searched else "the dump's notes"
+    yield Item("vmcoreinfo", described.source, source, "vmcoreinfo", described.source)
+    rows: list[dict[str, object]] = []
+    for kernel in described.kernels:
+        build_id = kernel.info.build_id
+        rows.append(
+            {
+                "release": printable(kernel.info.text("OSRELEASE") or ""),
+                "build_id": build_id.hex() if build_id else None,
+                "vmcoreinfo": kernel.where,
+                "verified": kernel.verified,
+                "chosen": len(rows) == described.chosen,
+            }
+        )
+    many = sum(kernel.verified for kernel in described.kernels) > 1
+    for number, kernel in enumerate(described.kernels, 1):
+        mark = " (taken)" if number - 1 == described.chosen else ""
+        detail = not (many and kernel.verified)
+        yield Item(f"kernel {number}", kernel.shown() + mark, source, "kernels", rows, detail=detail)
 
 
 def _time_items(found: _Found) -> Iterator[Item]:

@@ -42,8 +42,6 @@ from kdump_elftool.kernel.identity import (
     KernelIdentity,
     kaslr_offset_by,
 )
-from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
-from kdump_elftool.kernel.vmlinux import Vmlinux
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +95,7 @@ def plan_velf(
     choice, page_warnings = choose_pages(dump, kernel, level)
     chosen = select(dump.memory, walked, dump.lost, choice)
     cpus, stacks, facts, task_warnings = _threads(dump, kernel, procthreads)
-    notes = _notes(cpus, dump, request.vmlinux, kaslr_offset)
+    notes = _notes(cpus, dump, kernel, kaslr_offset)
     notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
     mapped = chosen.mapped
     memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel.arch, stacks))
@@ -141,19 +139,19 @@ def _threads(
     return CpuNotes(notes, found.cpus), found.stacks, found.listed.known.used, found.warnings
 
 
-def _notes(cpus: CpuNotes, dump: Dump, vmlinux: Vmlinux | None, kaslr_offset: Fact | None) -> list[Note]:
+def _notes(cpus: CpuNotes, dump: Dump, kernel: Kernel, kaslr_offset: Fact | None) -> list[Note]:
     """The dump's notes without those this tool writes anew: its own, and NT_AUXV given a vmlinux."""
     dropped = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
     ours = [note for note in cpus.notes[:1] if (note.name, note.type) == (OWNER, TYPE_TASKS)]
     dropped.add((OWNER, TYPE_TASKS))
     added = []
+    vmlinux = kernel.vmlinux
     if vmlinux is not None and kaslr_offset is not None:
         entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
         dropped.add((CORE, NT_AUXV))
         added.append(auxv_note(dump.kind, entry))
-    kept = [note for note in cpus.notes if (note.name, note.type) not in dropped]
-    first = next((note for note in kept if note.name == NOTE_NAME), None)
-    return [*ours, *(note for note in kept if note.name != NOTE_NAME or note is first), *added]
+    kept = tuple(note for note in cpus.notes if (note.name, note.type) not in dropped)
+    return [*ours, *kernel.description.notes(kept), *added]
 
 
 def _rank(mapped: Mappings, arch: Architecture, stacks: U64) -> Index:

@@ -1,0 +1,115 @@
+"""The text by which a dump's kernel is known: the dump's VMCOREINFO note, or one found in memory.
+
+Memory is searched only when there is no note, or when the user asks for another kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdump_elftool.arch.base import Architecture
+from kdump_elftool.elf.notes import Note
+from kdump_elftool.errors import UsageError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.identity import dump_vmcoreinfo
+from kdump_elftool.kernel.kernels import FoundKernel, Kernels, KernelSearch
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override
+
+if TYPE_CHECKING:
+    from kdump_elftool.jobs.kernel import KernelRequest
+
+log = logging.getLogger(__name__)
+
+SEARCHING = "searching memory for a kernel"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a kernel says about itself, ``-e`` laid over it; ``info`` is empty where nothing does.
+
+    ``source`` is for people.  ``paddr`` is where the text lies if it was found in memory, and then
+    ``note`` is what a core made of the dump needs in place of the dump's own.  ``kernels`` are all
+    that were found, of which ``chosen`` is the index.
+    """
+
+    info: VmcoreInfo
+    source: str
+    paddr: int | None = None
+    note: Note | None = None
+    kernels: tuple[FoundKernel, ...] = ()
+    chosen: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything describes the kernel."""
+        return bool(self.info.values)
+
+    def notes(self, notes: tuple[Note, ...]) -> tuple[Note, ...]:
+        """Notes for a core: those of the dump, VMCOREINFO once, the one found in memory if it is that."""
+        first = next((note for note in notes if note.name == NOTE_NAME), None)
+        if self.note is None:
+            return tuple(note for note in notes if note.name != NOTE_NAME or note is first)
+        return (*(note for note in notes if note.name != NOTE_NAME), self.note)
+
+
+def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> Description:
+    """Find the description.  Without ``arch`` memory is not searched.  Raises UsageError for ``--kernel``."""
+    noted = dump_vmcoreinfo(dump)
+    described = noted is not None or _describes(request.extra)
+    if arch is None or (described and request.kernel is None):
+        return _laid_over(Description(noted or VmcoreInfo({}), "ELF note" if noted else "none"), request)
+    search = KernelSearch(dump, arch, request.extra, request.pgt_root)
+    text = next((note.desc for note in dump.notes if note.name == NOTE_NAME and noted is not None), None)
+    with request.progress(SEARCHING, dump.memory.present().total) as advance:
+        kernels = search.run(text if isinstance(text, bytes) else None, advance)
+    for number, kernel in enumerate(kernels.found, 1):
+        log.info("kernel %d: %s", number, kernel.shown())
+    return _laid_over(_choose(kernels, request.kernel), request)
+
+
+def _describes(extra: VmcoreInfo | None) -> bool:
+    """Whether the ``-e`` file is a whole description rather than a few lines of one."""
+    return extra is not None and (
+        extra.symbol("swapper_pg_dir") is not None or extra.address("phys_pgd_ptr") is not None
+    )
+
+
+def _choose(kernels: Kernels, wanted: int | None) -> Description:
+    found = kernels.found
+    warnings = []
+    if not kernels.complete:
+        warnings.append("memory is full of texts that look like VMCOREINFO: not all were looked at")
+    if wanted is not None and not 1 <= wanted <= len(found):
+        raise UsageError(
+            f"--kernel {wanted}: there is no such kernel in the dump",
+            hint=f"there are {_listed(found)}" if found else "no kernel was found in its memory",
+        )
+    chosen = kernels.default if wanted is None else wanted - 1
+    if chosen is None:
+        return Description(VmcoreInfo({}), "none", kernels=found, warnings=tuple(warnings))
+    kernel = found[chosen]
+    others = [index for index, other in enumerate(found) if other.verified and index != chosen]
+    if wanted is None and others:
+        warnings.append(
+            f"more than one kernel is in memory: taken is {chosen + 1}, as {kernels.why}; "
+            f"--kernel N takes another: {_listed(found)}"
+        )
+    if not kernel.verified:
+        warnings.append(f"--kernel {chosen + 1}: {kernel.shown()}")
+    note = None if kernel.paddr is None else kernel.note
+    return Description(kernel.info, kernel.where, kernel.paddr, note, found, chosen, tuple(warnings))
+
+
+def _listed(found: tuple[FoundKernel, ...]) -> str:
+    return "; ".join(f"{number}: {kernel.shown()}" for number, kernel in enumerate(found, 1))
+
+
+def _laid_over(description: Description, request: KernelRequest) -> Description:
+    """With the ``-e`` file."""
+    if request.extra is None:
+        return description
+    source = f"{description.source} and -e" if description.is_known else "-e"
+    return replace(description, info=override(description.info, request.extra), source=source)

@@ -1,0 +1,269 @@
+"""Which kernels a dump holds: copies of VMCOREINFO judged by the memory they talk about.
+
+A copy is believed when its page tables are there, translate the kernel's text to where the copy
+says it is, and hold the release it names.  Copies with the same top table are of one kernel; among
+those that differ, the one decides that the kernel itself points at, then the form.  More than one
+kernel is what a failed kdump leaves behind: the crashed one, and the crash kernel in its reserve.
+
+References: kernel/vmcore_info.c (vmcoreinfo_note, vmcoreinfo_data), include/uapi/linux/utsname.h.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from kdump_elftool.addr import MASK64
+from kdump_elftool.arch.base import Architecture, PagingForm
+from kdump_elftool.arch.walker import Window, translate, walk
+from kdump_elftool.elf.notes import Note
+from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.cpus import is_prstatus
+from kdump_elftool.kernel.find import Text, find_texts, text_at
+from kdump_elftool.kernel.identity import KernelIdentity, identify
+from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
+from kdump_elftool.kernel.qemu_notes import qemu_cpus
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override, parse
+from kdump_elftool.memory.virtual import VirtualMemory
+from kdump_elftool.progress import Advance
+from kdump_elftool.safe_text import printable
+
+log = logging.getLogger(__name__)
+
+_UTSNAME = 6 * 65 + 16
+"""struct new_utsname, and what may stand before it in struct uts_namespace."""
+_MOST_UNVERIFIED = 8
+_PAGE = 4096
+_MOST_CPUS = 256
+
+
+@dataclass(frozen=True)
+class FoundKernel:
+    """A kernel by its VMCOREINFO; ``paddr`` is where that lies, None for the dump's own note.
+
+    ``verified`` means that its page tables and its name are where the text says.
+    """
+
+    info: VmcoreInfo
+    data: bytes
+    paddr: int | None
+    identity: KernelIdentity | None
+    verified: bool
+
+    @property
+    def note(self) -> Note:
+        """The note to write into a core."""
+        return Note(NOTE_NAME, 0, self.data)
+
+    @property
+    def where(self) -> str:
+        """Where its VMCOREINFO is."""
+        return "ELF note" if self.paddr is None else f"found in memory at {self.paddr:#x}"
+
+    def shown(self) -> str:
+        """One line about it."""
+        build_id = self.info.build_id
+        parts = [
+            printable(self.info.text("OSRELEASE") or "unknown release"),
+            f"build id {build_id.hex()}" if build_id else "no build id",
+            f"VMCOREINFO {self.where}",
+            "verified" if self.verified else "its page tables or its name are not where it says",
+        ]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Verified ones first, by address (that of the dump's note at the top); then some that are not.
+
+    ``default`` is the index of the one to take, None when none is verified; ``why`` says by what.
+    """
+
+    found: tuple[FoundKernel, ...]
+    default: int | None
+    why: str
+    complete: bool
+
+
+@dataclass(frozen=True)
+class KernelSearch:
+    """Finds the kernels of one dump.  ``extra`` are the ``-e`` lines, ``pgt_root`` is ``-P``."""
+
+    dump: Dump
+    arch: Architecture
+    extra: VmcoreInfo | None
+    pgt_root: int | None
+
+    def run(self, noted: bytes | None, advance: Advance) -> Kernels:
+        """Read all of memory.  ``noted`` is the text of the dump's own note, which stays the first."""
+        texts = find_texts(self.dump.memory, self.dump.kind.order, advance)
+        groups: dict[int, list[tuple[Text, FoundKernel]]] = {}
+        unverified: list[FoundKernel] = []
+        for text in texts.found:
+            kernel = self._judge(text.data, text.paddr)
+            if kernel.verified and kernel.identity is not None:
+                groups.setdefault(kernel.identity.pgt_root, []).append((text, kernel))
+            elif len(unverified) < _MOST_UNVERIFIED:
+                unverified.append(kernel)
+        verified = {root: self._best(group) for root, group in groups.items()}
+        own = None if noted is None else self._judge(noted, None)
+        if own is not None and own.identity is not None:
+            verified.pop(own.identity.pgt_root, None)
+        ranked = sorted(verified.values(), key=lambda kernel: kernel.paddr or 0)
+        found = ([own] if own is not None else []) + ranked
+        default, why = self._default(tuple(found)) if own is None else (0, "the dump's note")
+        return Kernels((*found, *unverified), default, why, texts.complete)
+
+    def _judge(self, data: bytes, paddr: int | None) -> FoundKernel:
+        source = "VMCOREINFO" if paddr is None else f"VMCOREINFO found in memory at paddr {paddr:#x}"
+        info = parse(data, source)
+        asked = override(info, self.extra) if self.extra else info
+        identity = None
+        if paddr is None or _is_plausible(info):
+            for root in dict.fromkeys((None, self.pgt_root)):
+                try:
+                    identity = identify(self.dump, self.arch, asked, root)
+                except IdentityError:
+                    continue
+                if identity.verified:
+                    break
+        verified = identity is not None and identity.verified and self._has_its_name(asked, identity)
+        return FoundKernel(info, data, paddr, identity, verified)
+
+    def _has_its_name(self, info: VmcoreInfo, identity: KernelIdentity) -> bool:
+        """Whether init_uts_ns holds the release; true as well when it is not in the dump."""
+        vaddr, release = info.symbol("init_uts_ns"), info.text("OSRELEASE")
+        if vaddr is None or release is None:
+            return True
+        try:
+            data = self._read(identity, vaddr, _UTSNAME)
+        except FaultError:
+            return True
+        return b"\0" + release.encode("latin-1") + b"\0" in data
+
+    def _read(self, identity: KernelIdentity, vaddr: int, size: int) -> bytes:
+        """Memory of a kernel, page by page: far less than a walk of its tables.  Raises FaultError."""
+        memory, data = self.dump.memory, b""
+        while len(data) < size:
+            at = vaddr + len(data)
+            part = min(size - len(data), _PAGE - at % _PAGE)
+            data += memory.read(self._paddr(identity, at), part)
+        return data
+
+    def _paddr(self, identity: KernelIdentity, vaddr: int) -> int:
+        """Where an address is by the kernel's own tables.  Raises FaultError."""
+        return translate(self.dump.memory, identity.form, identity.pgt_root, vaddr & MASK64).paddr
+
+    def _best(self, group: list[tuple[Text, FoundKernel]]) -> FoundKernel:
+        """The copy to believe, of one kernel's."""
+        _, kernel = min(group, key=lambda pair: (pair[0].form, -len(pair[0].data), pair[0].paddr))
+        if len({text.data for text, _ in group}) == 1:
+            return kernel
+        assert kernel.identity is not None
+        pointed = self._pointed_at(kernel.identity, [kernel.info for _, kernel in group])
+        if pointed is None:
+            return kernel
+        chosen = self._judge(pointed.data, pointed.paddr)
+        same = chosen.identity is not None and chosen.identity.pgt_root == kernel.identity.pgt_root
+        return chosen if chosen.verified and same else kernel
+
+    def _pointed_at(self, identity: KernelIdentity, infos: list[VmcoreInfo]) -> Text | None:
+        """What vmcoreinfo_note points at, else vmcoreinfo_data; both were arrays until v4.12."""
+        agreed = {
+            key: value
+            for key, value in infos[0].values.items()
+            if all(info.values.get(key) == value for info in infos)
+        }
+        order, word = self.dump.kind.order, self.arch.prstatus.word
+        low, high = (identity.form.raw(edge) for edge in self.arch.image_window)
+        found = walk(self.dump.memory, identity.form, identity.pgt_root, Window(low, high)).mappings
+        memory = VirtualMemory.of(self.dump.memory, found.vaddr, found.paddr, found.size)
+        symbols = open_kallsyms(memory, VmcoreInfo(agreed), self.arch.image_window, order, word)
+        for name in ("vmcoreinfo_note", "vmcoreinfo_data"):
+            symbol = symbols.find("SYMBOL", name) if symbols else None
+            text = self._text_by(identity, int(symbol.value)) if symbol else None
+            if text is not None:
+                log.info("%s leads to the VMCOREINFO at paddr %#x", name, text.paddr)
+                return text
+        return None
+
+    def _text_by(self, identity: KernelIdentity, symbol: int) -> Text | None:
+        """The text at the pointer that a symbol names, or at the symbol itself."""
+        order, word = self.dump.kind.order, self.arch.prstatus.word
+        try:
+            data = self._read(identity, symbol, word)
+        except FaultError:
+            return None
+        for vaddr in (int.from_bytes(data, "little" if order == "<" else "big"), symbol):
+            try:
+                text = text_at(self.dump.memory, order, self._paddr(identity, vaddr))
+            except FaultError:
+                continue
+            if text is not None:
+                return text
+        return None
+
+    def _default(self, kernels: tuple[FoundKernel, ...]) -> tuple[int | None, str]:
+        """The kernel most CPUs were in; then the one that maps more memory, as a crash kernel is small."""
+        if len(kernels) < 2:
+            return (0, "the only one") if kernels else (None, "none is verified")
+        votes = [self._cpus_in(kernel) for kernel in kernels]
+        most = [index for index, count in enumerate(votes) if count == max(votes)]
+        if len(most) == 1:
+            return most[0], "most CPUs were in it"
+        sizes = {index: self._mapped(kernels[index]) for index in most}
+        return max(most, key=lambda index: sizes[index]), "it maps most memory"
+
+    def _mapped(self, kernel: FoundKernel) -> int:
+        assert kernel.identity is not None
+        form = kernel.identity.form
+        mapped = walk(self.dump.memory, form, kernel.identity.pgt_root, Window(*form.kernel_half)).mappings
+        return int(mapped.size.sum())
+
+    def _cpus_in(self, kernel: FoundKernel) -> int:
+        """How many CPUs used tables that map this kernel's text; by their registers, where they stood."""
+        identity = kernel.identity
+        assert identity is not None
+        states = qemu_cpus(self.dump.notes)[:_MOST_CPUS]
+        if not states:
+            return sum(self._stood_in(identity, note) for note in self._cpu_notes())
+        stext = kernel.info.symbol("_stext") or 0
+        count = 0
+        for registers in states:
+            tables = self.arch.running_tables(kernel.info, registers)
+            count += any(self._maps_alike(identity, stext, *table) for table in tables)
+        return count
+
+    def _maps_alike(self, identity: KernelIdentity, vaddr: int, root: int, form: PagingForm) -> bool:
+        try:
+            return translate(self.dump.memory, form, root, vaddr).paddr == self._paddr(identity, vaddr)
+        except FaultError:
+            return False
+
+    def _cpu_notes(self) -> list[bytes]:
+        return [
+            note.desc
+            for note in self.dump.notes
+            if is_prstatus(note) and isinstance(note.desc, bytes) and note.size >= self.arch.prstatus.size
+        ][:_MOST_CPUS]
+
+    def _stood_in(self, identity: KernelIdentity, desc: bytes) -> bool:
+        """Whether instruction and stack pointer are kernel addresses that are mapped."""
+        layout, little = self.arch.prstatus, self.dump.kind.order == "<"
+        for name in (self.arch.instruction_pointer, self.arch.stack_pointer):
+            at = layout.register_offset(name)
+            vaddr = int.from_bytes(desc[at : at + layout.word], "little" if little else "big")
+            if identity.form.raw(vaddr) < identity.form.kernel_half[0]:
+                return False
+            try:
+                self._paddr(identity, vaddr)
+            except FaultError:
+                return False
+        return True
+
+
+def _is_plausible(info: VmcoreInfo) -> bool:
+    """What every kernel says; without it the page tables could not be checked."""
+    root = info.symbol("swapper_pg_dir") or info.address("phys_pgd_ptr")
+    return root is not None and info.symbol("_stext") is not None
