@@ -1,9 +1,10 @@
 """drgn as the judge of tasks: who they are and their frames, from the original dump, as JSON.
 
-usage: oracle_tasks.py CORE VMLINUX ANSWER
+usage: oracle_tasks.py CORE VMLINUX ANSWER [running]
 
 ``tasks``: by tid [tgid, comm, on a CPU, address], ``stacks``: return addresses by tid, idle tasks as
--(cpu + 1); inlined frames have no return address of their own.
+-(cpu + 1); inlined frames have no return address of their own.  With ``running`` that is all instead: the
+frames of what each CPU runs.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ def frames(prog: drgn.Program, task: drgn.Object) -> list[int] | None:
 
 
 def main() -> None:
-    core, vmlinux, answer = sys.argv[1:]
+    core, vmlinux, answer, *running_only = sys.argv[1:]
     prog = drgn.Program()
     prog.set_core_dump(core)
     prog.load_debug_info([vmlinux])
+    if running_only:
+        found = {cpu: frames(prog, cpu_curr(prog, cpu)) for cpu in for_each_present_cpu(prog)}
+        Path(answer).write_text(json.dumps({"running": found}))
+        return
     running = {int(cpu_curr(prog, cpu)) for cpu in for_each_present_cpu(prog)}
     tasks, stacks = {}, {}
     listed = [(int(task.pid), task) for task in for_each_task(prog)]

@@ -70,7 +70,7 @@ class CoreLayout:
     storage: Storage
     file_size: int
     copied_bytes: int
-    p_align: int = PAGE
+    p_align: int = 0
 
     @property
     def nr_segments(self) -> int:
@@ -172,7 +172,8 @@ def program_headers(layout: CoreLayout) -> np.ndarray[tuple[int], np.dtype[np.vo
     loads["p_paddr"] = layout.p_paddr if layout.kind.bits == 64 else layout.p_paddr & np.uint64(0xFFFFFFFF)
     loads["p_filesz"] = layout.p_filesz
     loads["p_memsz"] = layout.p_filesz
-    # the gABI wants offset and address to be congruent modulo p_align, unless that is 0 or 1
+    # 0 as in /proc/vmcore: crash takes a file with any other value for a netdump and ignores KERNELOFFSET;
+    # else the gABI wants offset and address to be congruent modulo p_align, unless that is 0 or 1
     congruent = (layout.p_offset - layout.p_vaddr) % np.uint64(PAGE) == 0
     loads["p_align"] = np.where(congruent, layout.p_align, 1) if layout.p_align else 0
     return phdr

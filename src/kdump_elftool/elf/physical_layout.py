@@ -49,8 +49,6 @@ def build_physical_layout(
         storage=Storage(stored.start, stored_size, stored_offset),
         file_size=int(stored_offset[-1] + stored_size[-1]) if len(stored) else data_offset,
         copied_bytes=0,
-        # as in /proc/vmcore: crash takes any other value for a netdump file and ignores KERNELOFFSET
-        p_align=0,
     )
     check_class(layout)
     return layout

@@ -132,6 +132,7 @@ def tail_layout(original: Original, e_flags: int, placed: Placed, notes: tuple[N
         storage=Storage(nothing, nothing, nothing),
         file_size=0,
         copied_bytes=0,
+        p_align=PAGE,
     )
     size = _tables_offset(layout) + _tables_size(layout, original)
     layout = replace(layout, notes=_notes(original, notes, new_length=size), file_size=size)

@@ -58,7 +58,7 @@ def test_one_piece():
         BASE,
         0x5000,
         0x3000,
-        4096,
+        0,
     )
     assert load["p_offset"] % 4096 == 0
     assert columns(layout.storage.paddr, layout.storage.size, layout.storage.file_offset) == [
