@@ -6,16 +6,20 @@ import argparse
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
-from kdump_elftool.elf.layout import CoreLayout
-from kdump_elftool.elf.writer import write_core
-from kdump_elftool.files import InputFile, open_output
+from kdump_elftool.elf.writer import Written, write_core, write_headers
+from kdump_elftool.errors import KdumpError, PageAbsentError
+from kdump_elftool.files import InputFile, Output, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
+
+if TYPE_CHECKING:
+    from kdump_elftool.jobs.unreadable import Plan
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,36 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
     return request, tuple(file for file in (extra, vmlinux) if file)
 
 
-def write_result(
-    args: argparse.Namespace, layout: CoreLayout, warnings: tuple[str, ...], opened: Opened
-) -> bool:
-    """Say the warnings, write the core to ``-o``; returns whether it went to stdout."""
-    for message in warnings:
+def write_result(args: argparse.Namespace, plan: Plan, opened: Opened) -> tuple[Plan, bool]:
+    """Say the warnings and write the core to ``-o``.
+
+    Returns what was written in the end, without what could not be read, and whether it went to stdout.
+    """
+    for message in plan.warnings:
         warn(message, args)
     with open_output(args.outfile, opened.files) as out:
         shown = not (args.no_progress or args.quiet)
-        with progress("writing", layout.file_size, enabled=shown) as advance:
-            write_core(layout, opened.dump.memory, out, advance)
+        try:
+            with progress("writing", plan.layout.file_size, enabled=shown) as advance:
+                written = write_core(plan.layout, opened.dump.memory, out, advance)
+        except PageAbsentError as error:
+            hint = "with -o FILE such pages are left out of the result"
+            raise KdumpError(error.message, hint=hint) from None
+        if len(written.size):
+            plan = _mended(args, plan, opened, written, out)
         to_stdout = not out.is_file and out.is_stdout()
         out.commit()
-    return to_stdout
+    return plan, to_stdout
+
+
+def _mended(args: argparse.Namespace, plan: Plan, opened: Opened, written: Written, out: Output) -> Plan:
+    """Headers that leave out what could not be read."""
+    # only a damaged dump comes here: topelf in a crash kernel need not load it
+    from kdump_elftool.jobs.unreadable import without_unreadable
+
+    result = without_unreadable(plan, opened.dump, written)
+    for message in result.warnings[len(plan.warnings) :]:
+        warn(message, args)
+    write_headers(result.layout, out)
+    out.finish(result.layout.file_size)
+    return result

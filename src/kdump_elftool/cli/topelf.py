@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         opened = open_input(args, stack)
         pelf = plan_pelf(opened.dump, opened.request, args.level or DEFAULT_LEVEL)
-        to_stdout = write_result(args, pelf.layout, pelf.warnings, opened)
+        pelf, to_stdout = write_result(args, pelf, opened)
     return _report(args, pelf, to_stdout)
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             level=args.level,
             procthreads=args.procthreads,
         )
-        to_stdout = write_result(args, velf.layout, velf.warnings, opened)
+        velf, to_stdout = write_result(args, velf, opened)
     return _report(args, velf, to_stdout)
 
 

@@ -7,7 +7,7 @@ that save most segments per byte are stored a second time, in virtual order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,6 +71,8 @@ class CoreLayout:
     file_size: int
     copied_bytes: int
     p_align: int = 0
+    tables_offset: int | None = None
+    """Where section 0 and program headers stand; None: right behind the ELF header."""
 
     @property
     def nr_segments(self) -> int:
@@ -94,8 +96,7 @@ def build_layout(
     segment_of, first = _segments(run, copied)
     phnum = len(first) + 1
     note_size = sum(map(chunk_size, notes))
-    headers = kind.ehdr.itemsize + (kind.shdr.itemsize if phnum > MAX_COUNTED else 0)
-    notes_offset = headers + phnum * kind.phdr.itemsize
+    notes_offset = headers_size(kind, phnum)
     data_offset = align_up(notes_offset + note_size, PAGE)
     stored_offset = place(stored.start, stored_size, data_offset)
     end = int(stored_offset[-1] + stored_size[-1]) if len(stored) else data_offset
@@ -128,12 +129,12 @@ def build_layout(
     return layout
 
 
-def encode_headers(layout: CoreLayout) -> bytes:
-    """ELF header, section 0 when needed, and program headers, as they stand at offset 0."""
+def encode_headers(layout: CoreLayout) -> tuple[tuple[int, bytes], ...]:
+    """ELF header, and section 0 (when needed) with the program headers: offset and bytes of each."""
     kind = layout.kind
     phnum = layout.nr_segments + 1
     extended = phnum > MAX_COUNTED
-    e_phoff = kind.ehdr.itemsize + (kind.shdr.itemsize if extended else 0)
+    tables_offset = kind.ehdr.itemsize if layout.tables_offset is None else layout.tables_offset
     ident = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT, c.ELFOSABI_GNU])
     ehdr = np.zeros(1, dtype=kind.ehdr)
     ehdr["e_ident"] = ident
@@ -141,8 +142,8 @@ def encode_headers(layout: CoreLayout) -> bytes:
         "e_type": c.ET_CORE,
         "e_machine": layout.e_machine,
         "e_version": c.EV_CURRENT,
-        "e_phoff": e_phoff,
-        "e_shoff": kind.ehdr.itemsize if extended else 0,
+        "e_phoff": tables_offset + (kind.shdr.itemsize if extended else 0),
+        "e_shoff": tables_offset if extended else 0,
         "e_flags": layout.e_flags,
         "e_ehsize": kind.ehdr.itemsize,
         "e_phentsize": kind.phdr.itemsize,
@@ -154,7 +155,8 @@ def encode_headers(layout: CoreLayout) -> bytes:
         ehdr[name] = value
     section0 = np.zeros(1 if extended else 0, dtype=kind.shdr)
     section0["sh_info"] = phnum
-    return ehdr.tobytes() + section0.tobytes() + program_headers(layout).tobytes()
+    tables = section0.tobytes() + program_headers(layout).tobytes()
+    return (0, ehdr.tobytes()), (tables_offset, tables)
 
 
 def program_headers(layout: CoreLayout) -> np.ndarray[tuple[int], np.dtype[np.void]]:
@@ -177,6 +179,48 @@ def program_headers(layout: CoreLayout) -> np.ndarray[tuple[int], np.dtype[np.vo
     congruent = (layout.p_offset - layout.p_vaddr) % np.uint64(PAGE) == 0
     loads["p_align"] = np.where(congruent, layout.p_align, 1) if layout.p_align else 0
     return phdr
+
+
+def headers_size(kind: ElfKind, phnum: int) -> int:
+    """Bytes of the ELF header, section 0 if it is needed, and ``phnum`` program headers."""
+    section0 = kind.shdr.itemsize if phnum > MAX_COUNTED else 0
+    return kind.ehdr.itemsize + section0 + phnum * kind.phdr.itemsize
+
+
+def leave_out(
+    layout: CoreLayout, owner: Index, offset: U64, size: U64, notes: tuple[bytes | FileSlice, ...]
+) -> CoreLayout:
+    """The core with segments cut down to pieces: ``owner`` indexes the old ones, ``offset`` in the file.
+
+    The bytes stay where they are.  When headers and notes no longer fit before them, both move to
+    the end of the file, where gdb, drgn and readelf read them as well.
+    """
+    shift = offset - layout.p_offset[owner]
+    vaddr, paddr = layout.p_vaddr[owner], layout.p_paddr[owner]
+    # in a pelf, 0 is no address but the lack of one
+    unknown = (vaddr == 0) & (layout.p_align == 0)
+    note_size = sum(map(chunk_size, notes))
+    notes_offset, tables_offset = headers_size(layout.kind, len(owner) + 1), None
+    file_size = layout.file_size
+    stored = layout.storage.file_offset
+    if notes_offset + note_size > (int(stored.min()) if len(stored) else file_size):
+        notes_offset = align_up(file_size, PAGE)
+        tables_offset = align_up(notes_offset + note_size, 8)
+        tables_size = headers_size(layout.kind, len(owner) + 1) - layout.kind.ehdr.itemsize
+        file_size = tables_offset + tables_size
+    result = replace(
+        layout,
+        p_vaddr=np.where(unknown, vaddr, vaddr + shift),
+        p_paddr=np.where(paddr == np.uint64(NO_PADDR), paddr, paddr + shift),
+        p_offset=offset,
+        p_filesz=size,
+        notes=notes,
+        notes_offset=notes_offset,
+        tables_offset=tables_offset,
+        file_size=file_size,
+    )
+    check_class(result)
+    return result
 
 
 def _copied_runs(memory: Memory, good_segments: int, stored: int) -> tuple[Index, np.ndarray]:

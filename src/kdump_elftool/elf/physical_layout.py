@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from kdump_elftool.addr import U64, align_up, merge_ranges
 from kdump_elftool.elf.layout import (
-    MAX_COUNTED,
     PAGE,
     CoreLayout,
     Storage,
     check_class,
+    headers_size,
     place,
     place_in,
 )
@@ -31,9 +31,7 @@ def build_physical_layout(
     vaddr, paddr, size = segments
     stored = merge_ranges(paddr, paddr + size)
     stored_size = stored.end - stored.start
-    phnum = len(vaddr) + 1
-    headers = kind.ehdr.itemsize + (kind.shdr.itemsize if phnum > MAX_COUNTED else 0)
-    notes_offset = headers + phnum * kind.phdr.itemsize
+    notes_offset = headers_size(kind, len(vaddr) + 1)
     data_offset = align_up(notes_offset + sum(map(chunk_size, notes)), PAGE)
     stored_offset = place(stored.start, stored_size, data_offset)
     layout = CoreLayout(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kdump_elftool.addr import U64, u64
 from kdump_elftool.elf.layout import PAGE, CoreLayout, Storage, encode_headers
 from kdump_elftool.files import FileSlice, Output
 from kdump_elftool.progress import Advance, silent
@@ -24,9 +26,23 @@ _PROBES = (0, 1, _WORDS // 2, _WORDS - 1)
 
 
 class PhysicalReader(Protocol):
-    """What the writer asks of physical memory: fill a buffer from an address known to be present."""
+    """What the writer asks of physical memory, from addresses known to be present."""
 
-    def read_into(self, paddr: int, view: memoryview, /) -> None: ...
+    def read_into(self, paddr: int, view: memoryview, /) -> None:
+        """Fill a buffer, or raise where that is impossible after all."""
+
+    def read_present(self, paddr: int, view: memoryview, /) -> list[tuple[int, int]]:
+        """Fill a buffer with what can be read; returns the parts (start, end) that cannot."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Zero bytes left as holes, and what could not be read: where it would be in the core, and whose."""
+
+    zero_bytes: int
+    file_offset: U64
+    paddr: U64
+    size: U64
 
 
 class Writable(Protocol):
@@ -35,24 +51,72 @@ class Writable(Protocol):
     def write_at(self, offset: int, data: bytes | memoryview, /) -> None: ...
 
 
-def write_core(layout: CoreLayout, memory: PhysicalReader, out: Output, advance: Advance = silent) -> int:
-    """Write the core to ``out`` (not yet committed); returns the zero bytes left as holes."""
-    out.write_at(0, encode_headers(layout))
-    write_notes(layout, out)
-    zero_bytes = 0
+def write_core(layout: CoreLayout, memory: PhysicalReader, out: Output, advance: Advance = silent) -> Written:
+    """Write the core to ``out`` (not yet committed).
+
+    Memory that turns out unreadable is a hole in a file, and named in the result: the headers must be
+    written anew by :func:`write_headers` with a layout that leaves it out.  A stream cannot be mended:
+    there it is PageAbsentError.
+    """
+    write_headers(layout, out)
+    job = _Job(memory, out, advance)
     buffers = [memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK))]
     with ThreadPoolExecutor(1) as reader:
-        ahead: Future[tuple[int, memoryview]] | None = None
+        ahead: Future[_Piece] | None = None
         for number, (paddr, file_offset, size) in enumerate(_pieces(layout.storage)):
             view = buffers[number % 2][:size]
-            following = reader.submit(_read, memory, paddr, file_offset, view)
+            following = reader.submit(job.read, paddr, file_offset, view)
             if ahead is not None:
-                zero_bytes += _write_piece(*ahead.result(), out, advance)
+                job.write(ahead.result())
             ahead = following
         if ahead is not None:
-            zero_bytes += _write_piece(*ahead.result(), out, advance)
+            job.write(ahead.result())
     out.finish(layout.file_size)
-    return zero_bytes
+    columns = zip(*job.holes, strict=True) if job.holes else ((), (), ())
+    return Written(job.zero_bytes, *map(u64, columns))
+
+
+def write_headers(layout: CoreLayout, out: Output) -> None:
+    """Write ELF header, program headers and notes; a stream gets them in the order of their offsets."""
+    for offset, data in encode_headers(layout):
+        out.write_at(offset, data)
+    write_notes(layout, out)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of memory that was read: its place in the core, and the parts that are not right."""
+
+    paddr: int
+    file_offset: int
+    view: memoryview
+    holes: list[tuple[int, int]]
+
+
+class _Job:
+    """One run of :func:`write_core`: reads in one thread, writes and counts in another."""
+
+    def __init__(self, memory: PhysicalReader, out: Output, advance: Advance) -> None:
+        self.memory, self.out, self.advance = memory, out, advance
+        self.zero_bytes = 0
+        self.holes: list[tuple[int, int, int]] = []
+
+    def read(self, paddr: int, file_offset: int, view: memoryview) -> _Piece:
+        if self.out.is_file:
+            return _Piece(paddr, file_offset, view, self.memory.read_present(paddr, view))
+        self.memory.read_into(paddr, view)
+        return _Piece(paddr, file_offset, view, [])
+
+    def write(self, piece: _Piece) -> None:
+        done = 0
+        for begin, end in [*piece.holes, (len(piece.view), len(piece.view))]:
+            if begin > done:
+                part = piece.view[done:begin]
+                self.zero_bytes += _write_piece(piece.file_offset + done, part, self.out)
+            if end > begin:
+                self.holes.append((piece.file_offset + begin, piece.paddr + begin, end - begin))
+            done = end
+        self.advance(len(piece.view))
 
 
 class Noted(Protocol):
@@ -96,12 +160,7 @@ def _pieces(storage: Storage) -> Iterator[tuple[int, int, int]]:
                 done += step
 
 
-def _read(memory: PhysicalReader, paddr: int, file_offset: int, view: memoryview) -> tuple[int, memoryview]:
-    memory.read_into(paddr, view)
-    return file_offset, view
-
-
-def _write_piece(file_offset: int, view: memoryview, out: Output, advance: Advance) -> int:
+def _write_piece(file_offset: int, view: memoryview, out: Output) -> int:
     """Write one piece without its zero pages; returns how many bytes those were."""
     size = len(view)
     head = min(-file_offset % PAGE, size)
@@ -115,7 +174,6 @@ def _write_piece(file_offset: int, view: memoryview, out: Output, advance: Advan
     tail = head + pages * PAGE
     if tail < size:
         out.write_at(file_offset + tail, view[tail:])
-    advance(size)
     return int(zeros.sum()) * PAGE
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from kdump_elftool.arch.base import Architecture
-from kdump_elftool.arch.walker import Mappings, Walk
+from kdump_elftool.arch.walker import LostTables, Mappings
 
 
-def image_warning(arch: Architecture, missing: Mappings, walked: Walk) -> list[str]:
+def image_warning(
+    arch: Architecture, missing: Mappings, lost_tables: tuple[LostTables, ...] = ()
+) -> list[str]:
     """What to say when pages of the image are absent, or may be behind a table that is."""
     low, high = (np.uint64(edge) for edge in arch.image_window)
     inside = (missing.vaddr >= low) & (missing.vaddr < high)
     pages = int(missing.size[inside].sum()) // arch.page_size
     hidden = any(
         bool(np.any((part.vaddr < high) & (part.vaddr + np.uint64(part.span - 1) >= low)))
-        for part in walked.lost
+        for part in lost_tables
     )
     if not pages and not hidden:
         return []

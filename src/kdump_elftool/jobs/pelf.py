@@ -36,6 +36,7 @@ class Pelf:
     """A planned pelf: everything known but the memory itself written."""
 
     layout: CoreLayout
+    notes: tuple[Note, ...]
     release: str | None
     pages: Pages
     coverage: Coverage
@@ -63,12 +64,14 @@ def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
     kept = subtract_ranges(present, choice.dropped) if choice else present
     coverage = Coverage.of(dump.memory.declared.total, dump.memory.absent().total, dump.lost)
     segments = _segments(kept, dump.claimed, kernel.virtual(dump) if kernel else None)
-    notes = encode_notes(_notes(dump, kernel, level, coverage), dump.kind)
+    notes = _notes(dump, kernel, level, coverage)
     kind = ElfKind(64, dump.kind.order)
-    layout = build_physical_layout(kind, dump.e_machine, dump.e_flags, segments, tuple(notes))
+    encoded = tuple(encode_notes(notes, kind))
+    layout = build_physical_layout(kind, dump.e_machine, dump.e_flags, segments, encoded)
     log.info("layout: %d segments, %d bytes", layout.nr_segments, layout.file_size)
     return Pelf(
         layout=layout,
+        notes=notes,
         release=kernel.identity.release if kernel else None,
         pages=count_pages(kept.total // PAGE, dump.memory.absent().total // PAGE, choice),
         coverage=coverage,

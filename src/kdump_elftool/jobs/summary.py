@@ -90,7 +90,7 @@ def summarise(dump: Dump, request: KernelRequest) -> Summary:
     if found.kernel is not None:
         chosen = select(memory, found.kernel.walked, dump.lost)
         coverage = chosen.coverage
-        warnings += image_warning(found.kernel.arch, chosen.missing, found.kernel.walked)
+        warnings += image_warning(found.kernel.arch, chosen.missing, found.kernel.walked.lost)
     items = (
         *_file_items(dump),
         *_release_items(found),

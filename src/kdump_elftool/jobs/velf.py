@@ -54,6 +54,7 @@ class Velf:
     """
 
     layout: CoreLayout
+    notes: tuple[Note, ...]
     identity: KernelIdentity
     level: str
     kaslr_offset: Fact | None
@@ -108,6 +109,7 @@ def plan_velf(
     )
     return Velf(
         layout=layout,
+        notes=tuple(notes),
         identity=identity,
         level=level,
         kaslr_offset=kaslr_offset,
@@ -120,7 +122,7 @@ def plan_velf(
             *kernel.warnings,
             *page_warnings,
             *task_warnings,
-            *image_warning(kernel.arch, chosen.missing, kernel.walked),
+            *image_warning(kernel.arch, chosen.missing, kernel.walked.lost),
         ),
     )
 

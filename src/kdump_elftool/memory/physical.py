@@ -1,7 +1,8 @@
 """Physical memory of a dump: read by physical address, whatever the file format is.
 
-A format hands over its extents and a block reader; positions in the extents are offsets into
-that reader's data.
+A format hands over its extents and a reader; positions in the extents are offsets into that
+reader's data.  Pages of a :class:`PagedReader` may turn out unreadable: they are absent from then on,
+whoever asks.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import MASK64, U64, Bools, Ranges, subtract_ranges
+from kdump_elftool.addr import MASK64, U64, Bools, Ranges, subtract_ranges, u64
 from kdump_elftool.errors import PageAbsentError
-from kdump_elftool.memory.extents import ZERO_FILL, Extents
-
-Bytes2D = npt.NDArray[np.uint8]
+from kdump_elftool.memory.extents import ZERO_FILL, Extents, intersect
+from kdump_elftool.memory.paged import Bytes2D, Holes, PagedReader, Trouble
 
 _RUN_BYTES = 1 << 20  # one read of many blocks
 _RUN_GAP = 1 << 15  # reading over a small gap is cheaper than a second system call
@@ -32,7 +32,7 @@ class BlockReader(Protocol):
 class PhysicalMemory:
     """``extents``: what the dump holds.  ``declared``: what its headers say the machine had."""
 
-    reader: BlockReader
+    reader: BlockReader | PagedReader
     extents: Extents
     declared: Ranges
 
@@ -67,8 +67,56 @@ class PhysicalMemory:
             if int(self.extents.position[at]) == ZERO_FILL:
                 target[:] = bytes(room)
             else:
-                self.reader.read_into(int(self.extents.position[at]) + skip, target)
+                holes = self._read(int(self.extents.position[at]) + skip, target)
+                if holes:
+                    missing = address + holes[0][0]
+                    raise PageAbsentError("paddr", missing, self.trouble(missing).why)
             done += room
+
+    def read_present(self, paddr: int, view: memoryview) -> Holes:
+        """Fill ``view`` with what is there and zeros elsewhere; returns the holes (start, end)."""
+        extents = self.extents
+        size = min(len(view), MASK64 - paddr)
+        whole = Ranges(extents.start, extents.end)
+        pieces = intersect(whole, u64([paddr]), u64([size]))
+        at, _ = extents.locate(pieces.start)
+        position = np.where(
+            extents.position[at] == np.uint64(ZERO_FILL),
+            np.uint64(ZERO_FILL),
+            extents.position[at] + (pieces.start - extents.start[at]),
+        )
+        holes: Holes = []
+        done = 0
+        columns = (pieces.start - np.uint64(paddr), pieces.size, position)
+        for begin, length, offset in zip(*(column.tolist() for column in columns), strict=True):
+            if begin > done:
+                view[done:begin] = bytes(begin - done)
+                holes.append((done, begin))
+            target = view[begin : begin + length]
+            if offset == ZERO_FILL:
+                target[:] = bytes(length)
+            else:
+                holes += [(begin + low, begin + high) for low, high in self._read(offset, target)]
+            done = begin + length
+        if done < len(view):
+            view[done:] = bytes(len(view) - done)
+            holes.append((done, len(view)))
+        return holes
+
+    def trouble(self, paddr: int) -> Trouble:
+        """Why the byte at ``paddr``, which the extents hold, could not be read."""
+        index, inside = self.extents.locate(u64([paddr]))
+        if not inside[0] or not isinstance(self.reader, PagedReader):
+            return Trouble("not in the dump", None)
+        offset = int(self.extents.position[index[0]]) + paddr - int(self.extents.start[index[0]])
+        return self.reader.trouble(offset // self.reader.page_size)
+
+    def _read(self, offset: int, view: memoryview) -> Holes:
+        """Fill ``view`` from the reader's data."""
+        if isinstance(self.reader, PagedReader):
+            return self.reader.read_present(offset, view)
+        self.reader.read_into(offset, view)
+        return []
 
     def gather(self, paddr: U64, size: int) -> tuple[Bytes2D, Bools]:
         """Many blocks of ``size`` bytes: an (n, size) uint8 array and a mask of those readable.
@@ -83,13 +131,21 @@ class PhysicalMemory:
         skip = paddr - self.extents.start[index]
         readable = inside & (self.extents.size[index] - np.where(inside, skip, 0) >= np.uint64(size))
         position = self.extents.position[index]
+        split = np.flatnonzero(inside & ~readable)
         from_file = np.flatnonzero(readable & (position != np.uint64(ZERO_FILL)))
-        self._gather_runs(blocks, from_file, (position + skip)[from_file], size)
-        for row in np.flatnonzero(inside & ~readable).tolist():
+        if isinstance(self.reader, PagedReader):
+            found = np.zeros((len(from_file), size), dtype=np.uint8)
+            readable[from_file] = self.reader.gather((position + skip)[from_file], size, found)
+            blocks[from_file] = found
+        else:
+            self._gather_runs(self.reader, blocks, from_file, (position + skip)[from_file], size)
+        for row in split.tolist():
             readable[row] = self._across_extents(int(paddr[row]), blocks[row])
         return blocks, readable
 
-    def _gather_runs(self, blocks: Bytes2D, rows: npt.NDArray[np.intp], offset: U64, size: int) -> None:
+    def _gather_runs(
+        self, reader: BlockReader, blocks: Bytes2D, rows: npt.NDArray[np.intp], offset: U64, size: int
+    ) -> None:
         order = np.argsort(offset, kind="stable")
         rows, offset = rows[order], offset[order]
         scratch = bytearray(_RUN_BYTES + size)
@@ -101,7 +157,7 @@ class PhysicalMemory:
             jumps = np.flatnonzero(np.diff(window[:reach]) > np.uint64(size + _RUN_GAP))
             stop = begin + (int(jumps[0]) + 1 if len(jumps) else reach)
             length = int(offset[stop - 1]) - base + size
-            self.reader.read_into(base, memoryview(scratch)[:length])
+            reader.read_into(base, memoryview(scratch)[:length])
             data = np.frombuffer(scratch, dtype=np.uint8)
             where = (offset[begin:stop] - np.uint64(base)).astype(np.intp)
             windows = np.lib.stride_tricks.sliding_window_view(data, size)

@@ -10,7 +10,8 @@ import numpy as np
 from kdump_elftool.addr import U64, Bools, Ranges, u64
 from kdump_elftool.errors import FaultError
 from kdump_elftool.memory.extents import Extents, intersect
-from kdump_elftool.memory.physical import Bytes2D, PhysicalMemory
+from kdump_elftool.memory.paged import Bytes2D
+from kdump_elftool.memory.physical import PhysicalMemory
 
 _PIECE = 4 << 20
 
@@ -51,16 +52,16 @@ class VirtualMemory:
         mapped = intersect(known, start, size)
         at, _ = self.mapped.locate(mapped.start)
         paddr = self.mapped.position[at] + (mapped.start - self.mapped.start[at])
-        present = intersect(self.physical.present(), paddr, mapped.size)
-        from_start = (mapped.start - np.uint64(vaddr))[present.owner] + (present.start - paddr[present.owner])
         done = 0
         holes: list[tuple[int, int]] = []
-        pieces = sorted(zip(from_start.tolist(), present.size.tolist(), present.start.tolist(), strict=True))
-        for begin, length, where in pieces:
+        from_start = mapped.start - np.uint64(vaddr)
+        columns = (from_start, mapped.size, paddr)
+        for begin, length, where in zip(*(column.tolist() for column in columns), strict=True):
             if begin > done:
                 view[done:begin] = bytes(begin - done)
                 holes.append((done, begin))
-            self.physical.read_into(where, view[begin : begin + length])
+            found = self.physical.read_present(where, view[begin : begin + length])
+            holes += [(begin + low, begin + high) for low, high in found]
             done = begin + length
         if done < len(view):
             view[done:] = bytes(len(view) - done)

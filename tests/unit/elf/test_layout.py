@@ -37,7 +37,7 @@ def lay(pieces, kind: ElfKind = KIND, good_segments: int = 4096, notes: tuple[No
 def image(layout: CoreLayout) -> bytes:
     """Headers and notes with zeros for the memory."""
     notes = b"".join(chunk for chunk in layout.notes if isinstance(chunk, bytes))
-    head = encode_headers(layout)
+    head = b"".join(data for _, data in encode_headers(layout))
     assert len(head) <= layout.notes_offset
     raw = head.ljust(layout.notes_offset, b"\0") + notes
     return raw.ljust(layout.file_size, b"\0")

@@ -49,13 +49,13 @@ def test_contents(tmp_path, ram):
     path = tmp_path / "core"
     advanced = []
     with open_output(str(path)) as out:
-        zero_bytes = write_core(layout_of(PIECES), ram_memory(ram), out, advanced.append)
+        written = write_core(layout_of(PIECES), ram_memory(ram), out, advanced.append)
         out.commit()
     core = read_core(path)
     check_shape(core)
     for vaddr, paddr, size in PIECES:
         assert core.read(vaddr, size) == ram.read(paddr, size)
-    assert zero_bytes == 0x8000
+    assert (written.zero_bytes, len(written.size)) == (0x8000, 0)
     assert sum(advanced) == 3 * CHUNK + 0x1800
     assert core.notes() == [("CORE", 1, b"abcd")]
 
