@@ -46,7 +46,10 @@ ALLOWED: dict[str, frozenset[str]] = {
 }
 INSIDE_GDB = frozenset({"plain", "gdbside"})
 # _typeshed exists for type checkers only
-THIRD_PARTY = frozenset({"numpy", "rich", "_typeshed"})
+OPTIONAL = {"rich": "import it where a terminal needs it"} | dict.fromkeys(
+    ("cramjam", "isal", "lzallright"), "import it where a codec is loaded"
+)
+THIRD_PARTY = frozenset({"numpy", "_typeshed", *OPTIONAL})
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def _complaint(root_name: str, unit: str, target: str, at_top: bool) -> str | No
         return None if (unit, head) == ("gdbside", "gdb") else f"{unit} runs inside gdb: no {head} there"
     if head not in THIRD_PARTY:
         return f"{head} is no dependency of this package"
-    if head == "rich" and at_top:
-        return "rich is optional: import it where a terminal needs it"
+    if head in OPTIONAL and at_top:
+        return f"{head} is optional: {OPTIONAL[head]}"
     return None
 
 

@@ -80,5 +80,13 @@ class IdentityError(KdumpError):
         self.key = key
 
 
+class MissingCodecError(KdumpError):
+    """Something compressed cannot be read because the ``package`` that does it is not installed."""
+
+    def __init__(self, package: str, message: str, install: str) -> None:
+        super().__init__(message, hint=f"install it: {install}")
+        self.package = package
+
+
 class OutputError(KdumpError):
     """The result could not be written."""

@@ -1,0 +1,1 @@
+"""Codecs: pages in batches."""
