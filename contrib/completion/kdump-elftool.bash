@@ -17,7 +17,7 @@ _kdump_elftool() {
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -30,7 +30,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -44,7 +44,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -62,7 +62,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -74,7 +74,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -83,7 +83,7 @@ _kdump_elftool() {
         vminfo)
             known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -94,7 +94,7 @@ _kdump_elftool() {
         info)
             known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -103,7 +103,7 @@ _kdump_elftool() {
         dmesg)
             known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -114,7 +114,7 @@ _kdump_elftool() {
         ps)
             known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;

@@ -77,14 +77,14 @@ def parse_spec(text: str) -> SpecFile:
         word, _, rest = line.partition(" ")
         order = ">" if options.get("order") == "big" else "<"
         if word in tables:
-            tables[word] |= {key: number(value) for key, value in _pairs(rest).items()}
+            tables[word] |= {key: number(value) for key, value in parse_pairs(rest).items()}
         elif word == "note":
-            notes.append(_note(rest))
+            notes.append(parse_note(rest))
         elif word == "prstatus":
-            values = {key: number(value) for key, value in _pairs(rest).items()}
+            values = {key: number(value) for key, value in parse_pairs(rest).items()}
             notes.append(note_builders.x86_64_prstatus(values.pop("pid", 0), values))
         elif word == "load":
-            loads.append(_load(_pairs(rest), order))
+            loads.append(_load(parse_pairs(rest), order))
         elif word == "expect":
             expect.append(rest.split())
         elif word.startswith("@"):
@@ -124,12 +124,14 @@ def _core(
     )
 
 
-def _pairs(text: str) -> dict[str, str]:
+def parse_pairs(text: str) -> dict[str, str]:
+    """``key=value`` words."""
     return dict(part.split("=", 1) for part in text.split())  # type: ignore[misc]
 
 
-def _note(text: str) -> NoteSpec:
-    pairs = _pairs(text)
+def parse_note(text: str) -> NoteSpec:
+    """What stands behind ``note``."""
+    pairs = parse_pairs(text)
     if "raw" in pairs:
         return NoteSpec("", 0, b"", raw=bytes.fromhex(pairs["raw"]))
     kind, _, value = pairs.get("desc", "hex:").partition(":")

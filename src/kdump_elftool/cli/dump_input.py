@@ -78,7 +78,7 @@ def add_dump(
     source.add_argument(
         "--zero-excluded",
         action="store_true",
-        help="read pages that an ELF dump leaves out as zeros: right only if zero pages alone were left out",
+        help="read pages that the dump leaves out as zeros: right only if zero pages alone were left out",
     )
     kernel = parser.add_argument_group("kernel")
     if vmlinux:

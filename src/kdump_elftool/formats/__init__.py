@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from kdump_elftool.errors import FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import elfcore
+from kdump_elftool.formats import diskdump, elfcore
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
 
-FORMATS: tuple[Format, ...] = (elfcore.FORMAT,)
+FORMATS: tuple[Format, ...] = (elfcore.FORMAT, diskdump.FORMAT)
 LAYERS: tuple[Layer, ...] = ()
 _HEAD = 64
 _MOST_LAYERS = 4
@@ -43,7 +43,9 @@ def open_dump(
     if known:
         raise UnsupportedError(file.path, f"this is {known[0]}, which is not supported yet", hint=known[1])
     raise FormatError(
-        file.path, f"not a dump: it begins with {head[:8].hex(' ')}", hint="an ELF core is expected"
+        file.path,
+        f"not a dump: it begins with {head[:8].hex(' ')}",
+        hint="an ELF core or a kdump-compressed dump is expected",
     )
 
 

@@ -36,7 +36,10 @@ class ClaimedMappings:
 
 @dataclass(frozen=True)
 class Dump:
-    """An open dump.  ``warnings`` are things worth saying that lost no memory."""
+    """An open dump.  ``warnings`` are things worth saying that lost no memory.
+
+    ``phys_base`` is x86_64's, where the dump's headers have it.
+    """
 
     format: str
     file: ByteSource
@@ -48,6 +51,7 @@ class Dump:
     claimed: ClaimedMappings
     lost: tuple[Lost, ...]
     warnings: tuple[str, ...]
+    phys_base: int | None = None
 
 
 @dataclass(frozen=True)

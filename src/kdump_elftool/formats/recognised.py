@@ -7,12 +7,9 @@ AVML image.rs, libvirt src/qemu/qemu_saveimage.h, VMware vmss2core notes, crash'
 from __future__ import annotations
 
 _OUTER = "decompress it first"
-_REBUILD = "makedumpfile -R makes an ordinary dump of it; an ELF one can be read"
-_TO_ELF = "take the next dump with makedumpfile -E, or copy /proc/vmcore itself: those can be read"
+_REBUILD = "makedumpfile -R makes an ordinary dump of it, which can be read"
 
 RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
-    (b"KDUMP   ", "a kdump-compressed dump (makedumpfile)", _TO_ELF),
-    (b"DISKDUMP", "a diskdump dump", _TO_ELF),
     (b"makedumpfile\0\0\0\0", "a flattened makedumpfile stream", _REBUILD),
     (b"QEVM", "a QEMU migration stream", "use QEMU's dump-guest-memory instead"),
     (b"LibvirtQemudSave", "a libvirt saved guest", "use virsh dump --memory-only instead"),

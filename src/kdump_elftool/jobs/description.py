@@ -60,7 +60,8 @@ def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> D
     noted = dump_vmcoreinfo(dump)
     described = noted is not None or _describes(request.extra)
     if arch is None or (described and request.kernel is None):
-        return _laid_over(Description(noted or VmcoreInfo({}), "ELF note" if noted else "none"), request)
+        info = _with_phys_base(noted, dump.phys_base) if noted else VmcoreInfo({})
+        return _laid_over(Description(info, "ELF note" if noted else "none"), request)
     search = KernelSearch(dump, arch, request.extra, request.pgt_root)
     text = next((note.desc for note in dump.notes if note.name == NOTE_NAME and noted is not None), None)
     with request.progress(SEARCHING, dump.memory.present().total) as advance:
@@ -68,6 +69,15 @@ def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> D
     for number, kernel in enumerate(kernels.found, 1):
         log.info("kernel %d: %s", number, kernel.shown())
     return _laid_over(_choose(kernels, request.kernel), request)
+
+
+def _with_phys_base(info: VmcoreInfo, phys_base: int | None) -> VmcoreInfo:
+    """What makedumpfile found out, for kernels before v4.10, whose VMCOREINFO does not have it."""
+    if phys_base is None or info.number("phys_base") is not None:
+        return info
+    key = "NUMBER(phys_base)"
+    signed = phys_base - (1 << 64) if phys_base >> 63 else phys_base
+    return override(info, VmcoreInfo({key: str(signed)}, {key: "the dump's header"}))
 
 
 def _describes(extra: VmcoreInfo | None) -> bool:

@@ -110,7 +110,7 @@ def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
     pages, of_pages = (-(-size // PAGE) for size in (present, declared))
     value: dict[str, int] = {"present_pages": pages, "declared_pages": of_pages}
     shown = f"{present / (1 << 20):.1f} MiB present, {pages} of {of_pages} pages"
-    yield Item("memory", shown, "program headers", "memory", value)
+    yield Item("memory", shown, "the dump's headers", "memory", value)
     if kernel is None:
         return
     account, reasons = choose_pages(dump, kernel, "kernel")
@@ -166,7 +166,7 @@ def _release_items(found: _Found) -> Iterator[Item]:
     machine = found.dump.e_machine
     arch = ARCHITECTURES.get(machine)
     name = arch.name if arch else EM_NAMES.get(machine, f"ELF machine {machine}")
-    yield Item("arch", name, "the ELF header", "arch", name)
+    yield Item("arch", name, "the dump's header", "arch", name)
 
 
 def _kernel_items(described: Description) -> Iterator[Item]:

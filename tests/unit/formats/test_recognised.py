@@ -13,7 +13,6 @@ from kdump_elftool.formats.recognised import RECOGNISED, recognise
 @pytest.mark.parametrize(
     ("head", "word"),
     [
-        (b"KDUMP   \6\0\0\0", "kdump"),
         (b"makedumpfile\0\0\0\0", "flattened"),
         (b"QEVM\0\0\0\3", "migration"),
         (b"LibvirtQemudSave", "libvirt"),
