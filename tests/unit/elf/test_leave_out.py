@@ -90,6 +90,7 @@ def test_headers_move_behind_the_data_only_when_they_must(tmp_path):
     assert core.notes() == [("CORE", 1, b"abcd")]
 
 
+@pytest.mark.slow
 def test_more_segments_than_e_phnum_can_count(tmp_path):
     bad = set(range(0, 140_000, 2))
     _, after, core, path = written(tmp_path, bad, 140_000)
