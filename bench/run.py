@@ -21,6 +21,7 @@ from pathlib import Path
 from bench import rivals
 from bench.calibrate import loop_seconds, slowness
 from bench.generate import GIB, DumpSpec, generate
+from bench.kdump import measure_kdump
 from bench.knowledge import measure_knowledge, measure_tasks
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
@@ -234,6 +235,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "page-memory": lambda settings: measure_page_memory(settings.work),
     "knowledge": lambda settings: measure_knowledge(settings.dumps, settings.slowness),
     "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
+    "kdump": lambda settings: measure_kdump(settings.dumps, settings.work),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 
