@@ -109,7 +109,7 @@ def _marks(memory: PhysicalMemory, advance: Advance) -> Iterator[int]:
         kept = 0  # bytes of the piece before, in front of this one
         for at in range(start, end, _PIECE):
             size = min(_PIECE, end - at)
-            _fill(memory, at, view[kept : kept + size])
+            memory.read_present(at, view[kept : kept + size])  # what is unreadable becomes zeros
             filled = kept + size
             last = at + size == end
             # a beginning too near to the end of the piece is found in the next one
@@ -132,19 +132,6 @@ def _hits(buffer: bytearray, base: int, stop: int, filled: int) -> Iterator[int]
             yield at
         next_page = at + _PAGE - (base + at) % _PAGE
         at = buffer.find(MARK, min(at + _CLOSEST, next_page), filled)
-
-
-def _fill(memory: PhysicalMemory, paddr: int, view: memoryview) -> None:
-    """Read a piece; pages that turn out to be unreadable become zeros."""
-    try:
-        memory.read_into(paddr, view)
-    except PageAbsentError:
-        for at in range(0, len(view), _PAGE):
-            page = view[at : at + _PAGE]
-            try:
-                memory.read_into(paddr + at, page)
-            except PageAbsentError:
-                page[:] = bytes(len(page))
 
 
 def _form(paddr: int, note_size: int) -> int:

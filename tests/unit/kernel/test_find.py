@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kdump_elftool.addr import u64
-from kdump_elftool.errors import PageAbsentError
 from kdump_elftool.kernel import find
 from kdump_elftool.kernel.find import LOOSE, LOOSE_NOTE, MOST_TEXTS, NOTE, PAGE, find_texts, text_at
 from kdump_elftool.memory.extents import ZERO_FILL, Extents
+from kdump_elftool.memory.paged import PagedReader, Trouble
 from kdump_elftool.memory.physical import PhysicalMemory
 
 TEXT = (
@@ -48,6 +48,24 @@ class Memory:
         assert texts.complete
         assert sum(done) == self.physical.present().total
         return [(text.paddr, text.form, text.data) for text in texts.found]
+
+
+class Undecodable(PagedReader):
+    """The same bytes, but one page turns out unreadable."""
+
+    page_size = 4096
+
+    def __init__(self, memory: Memory, bad: int) -> None:
+        self.memory, self.bad = memory, bad
+
+    def read_pages(self, pages, out):
+        for row, page in enumerate(pages.tolist()):
+            out[row] = np.frombuffer(self.memory.data, dtype=np.uint8, count=4096, offset=4096 * page)
+        out[pages == self.bad] = 0
+        return pages != self.bad
+
+    def trouble(self, page):
+        return Trouble("cannot be decoded", None)
 
 
 def note(text: bytes, order: str = "<", **header: int) -> bytes:
@@ -136,14 +154,8 @@ def test_a_page_that_cannot_be_read_hides_itself_only():
     memory = Memory(1 << 20)
     memory.put(0x1000, TEXT)
     memory.put(0x3000, note(TEXT))
-    plain = memory.read_into
-
-    def read_into(offset: int, view: memoryview) -> None:
-        if offset < 0x3000 and offset + len(view) > 0x2000:
-            raise PageAbsentError("paddr", 0x2000, "cannot be decoded")
-        plain(offset, view)
-
-    memory.read_into = read_into  # type: ignore[method-assign]
+    whole = memory.physical
+    memory.physical = PhysicalMemory(Undecodable(memory, 2), whole.extents, whole.declared)
     assert [form for _, form, _ in memory.found()] == [PAGE, NOTE]
 
 
