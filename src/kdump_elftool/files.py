@@ -54,6 +54,10 @@ class ByteSource(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the layers: why their contents end early, for example."""
+
     def read_at(self, offset: int, size: int, /) -> bytes:
         """Up to ``size`` bytes; shorter only at the end."""
 
@@ -63,6 +67,8 @@ class ByteSource(Protocol):
 
 class InputFile:
     """A seekable file that is only ever read, by offset; never modified."""
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, path: str, fd: int, size: int, identity: tuple[int, int]) -> None:
         self.path = path

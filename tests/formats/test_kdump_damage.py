@@ -50,6 +50,8 @@ def case(request) -> tuple[str, Placed]:
 class InMemory:
     """A dump without a file: thousands of them are opened here."""
 
+    warnings: tuple[str, ...] = ()
+
     path = "dump"
 
     def __init__(self, image: bytes) -> None:
@@ -146,6 +148,8 @@ def test_absurd_sizes_cost_nothing():
 
 class Terabyte:
     """A dump of 2**28 frames that is nowhere: every page is there, and all share one zero page."""
+
+    warnings: tuple[str, ...] = ()
 
     path = "terabyte"
     frames = 1 << 28

@@ -15,7 +15,7 @@ from kdump_elftool.errors import UnsupportedError, UsageError
 from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import OpenOptions
 from kdump_elftool.jobs.address_offset import add_offset, kernel_offset
-from kdump_elftool.jobs.in_place import undo
+from kdump_elftool.jobs.in_place import refuse_layers, undo
 
 NAME = "addrandoff"
 HELP = "put the KASLR offset into a core file that exists already"
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             return _report(args, {"output": path, "undone": True, "bytes": done.length})
         if args.vmlinux is None:
             raise UsageError("the kernel's vmlinux is needed", hint="name it with -m vmlinux")
+        refuse_layers(target.file, "decompress it first, or convert it with tovelf -m")
         request, _ = kernel_request(args, stack)
         dump = open_dump(target.file, args.intype, OpenOptions())
         if dump.format != "elf":

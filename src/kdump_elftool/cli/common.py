@@ -66,6 +66,8 @@ def pages_json(pages: Pages) -> dict[str, int]:
 def setup_logging(args: argparse.Namespace) -> None:
     """Log lines go to stderr: one a stage with --verbose, everything with --debug."""
     level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
+    if args.quiet and level == logging.WARNING:
+        level = logging.ERROR
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("kdump_elftool")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
-from kdump_elftool.files import InputFile, Output, open_output
+from kdump_elftool.files import STDIO, InputFile, Output, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.jobs.kernel import KernelRequest
@@ -108,7 +109,12 @@ def open_input(args: argparse.Namespace, stack: ExitStack) -> Opened:
     """Open what :func:`add_dump` named; ``stack`` closes it."""
     first, *more = (stack.enter_context(InputFile.open(path)) for path in all_inputs(args))
     request, files = kernel_request(args, stack)
-    options = OpenOptions(zero_excluded=args.zero_excluded)
+    outfile = getattr(args, "outfile", None)
+    options = OpenOptions(
+        zero_excluded=args.zero_excluded,
+        spool_beside=os.path.dirname(os.path.abspath(outfile)) if outfile and outfile != STDIO else None,
+        show_progress=not (args.no_progress or args.quiet),
+    )
     dump = open_dump(first, args.intype, options, tuple(more))
     return Opened(dump, request, (first, *more, *files))
 

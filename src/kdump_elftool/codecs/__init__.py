@@ -1,1 +1,1 @@
-"""Codecs: pages in batches."""
+"""Codecs: pages in batches; streams around a whole file."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kdump_elftool.errors import FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import diskdump, elfcore
+from kdump_elftool.formats import compressed, diskdump, elfcore
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
 
 FORMATS: tuple[Format, ...] = (elfcore.FORMAT, diskdump.FORMAT)
-LAYERS: tuple[Layer, ...] = ()
-_HEAD = 64
+LAYERS: tuple[Layer, ...] = compressed.LAYERS
+_HEAD = 512
 _MOST_LAYERS = 4
 
 
@@ -27,7 +29,7 @@ def open_dump(
     files that are no set.
     """
     options = options or OpenOptions()
-    files = tuple(map(_bare, (file, *more)))
+    files = tuple(_bare(each, options) for each in (file, *more))
     head = files[0].read_at(0, _HEAD)
     for candidate in FORMATS:
         if candidate.name == fmt or (fmt == "auto" and candidate.probe(head)):
@@ -36,7 +38,9 @@ def open_dump(
                     f"{len(files)} files are given, and the first is a whole dump ({candidate.name})",
                     hint="one dump is read at a time; only the parts of a split dump go together",
                 )
-            return candidate.open(files, options)
+            dump = candidate.open(files, options)
+            said = tuple(f"{each.path}: {warning}" for each in files for warning in each.warnings)
+            return replace(dump, warnings=said + dump.warnings) if said else dump
     if not head:
         raise FormatError(file.path, "the file is empty", hint="was the dump written at all?")
     known = recognise(head)
@@ -49,12 +53,29 @@ def open_dump(
     )
 
 
-def _bare(file: ByteSource) -> ByteSource:
+def layer_around(file: ByteSource) -> str | None:
+    """Name of the outermost layer around a dump; None when there is none."""
+    layer = _layer(file)
+    return layer.name if layer else None
+
+
+def _layer(file: ByteSource) -> Layer | None:
+    head = file.read_at(0, _HEAD)
+    return next((layer for layer in LAYERS if layer.probe(head)), None)
+
+
+def _bare(file: ByteSource, options: OpenOptions) -> ByteSource:
     """The file without the layers around it."""
     for _ in range(_MOST_LAYERS):
-        head = file.read_at(0, _HEAD)
-        layer = next((layer for layer in LAYERS if layer.probe(head)), None)
+        layer = _layer(file)
         if layer is None:
-            break
-        file = layer.open(file)
+            return file
+        file = layer.open(file, options)
+    deeper = layer_around(file)
+    if deeper:
+        raise FormatError(
+            file.path,
+            f"another {deeper} stream is inside the {_MOST_LAYERS} around it",
+            hint="no dump is packed like that; decompress it yourself to see what it is",
+        )
     return file

@@ -59,6 +59,9 @@ class OpenOptions:
     """How to read a dump where its content leaves a choice."""
 
     zero_excluded: bool = False
+    spool_beside: str | None = None
+    """Directory of the output, where a large temporary file may go if there has to be one."""
+    show_progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,4 +83,4 @@ class Layer:
 
     name: str
     probe: Callable[[bytes], bool]
-    open: Callable[[ByteSource], ByteSource]
+    open: Callable[[ByteSource, OpenOptions], ByteSource]

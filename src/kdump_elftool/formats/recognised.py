@@ -6,7 +6,6 @@ AVML image.rs, libvirt src/qemu/qemu_saveimage.h, VMware vmss2core notes, crash'
 
 from __future__ import annotations
 
-_OUTER = "decompress it first"
 _REBUILD = "makedumpfile -R makes an ordinary dump of it, which can be read"
 
 RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
@@ -19,11 +18,6 @@ RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
     (b"PAGEDUMP", "a Windows crash dump", "this tool reads Linux kernels"),
     (b"PAGEDU64", "a Windows crash dump", "this tool reads Linux kernels"),
     (b"LinuxGuestRecord", "a Xen saved guest", "use xl dump-core and crash"),
-    (b"\x1f\x8b", "gzip-compressed", _OUTER),
-    (b"\xfd7zXZ\0", "xz-compressed", _OUTER),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", _OUTER),
-    (b"\x04\x22\x4d\x18", "lz4-compressed", _OUTER),
-    (b"BZh", "bzip2-compressed", _OUTER),
 )
 
 

@@ -24,7 +24,8 @@ from kdump_elftool.elf.tail import (
     tail_of,
 )
 from kdump_elftool.errors import KdumpError, OutputError, UnsupportedError
-from kdump_elftool.formats import open_dump
+from kdump_elftool.files import ByteSource
+from kdump_elftool.formats import layer_around, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.jobs.velf import Velf, plan_velf
@@ -46,6 +47,7 @@ def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
 
     What an interrupted run left behind the old end is removed first.
     """
+    refuse_layers(target.file, "convert it into another file with -o")
     dump = open_dump(target.file, intype, OpenOptions())
     if dump.format != "elf":
         raise UnsupportedError(
@@ -61,6 +63,15 @@ def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
         take_back(target, remains)
         dump = open_dump(target.file, intype, OpenOptions())
     return dump
+
+
+def refuse_layers(file: ByteSource, hint: str) -> None:
+    """Raises UnsupportedError for a file whose dump lies within a compressed or flattened stream."""
+    layer = layer_around(file)
+    if layer is not None:
+        raise UnsupportedError(
+            file.path, f"the dump is inside a {layer} stream, where nothing can be changed", hint=hint
+        )
 
 
 def convert_in_place(

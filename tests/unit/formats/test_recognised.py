@@ -16,13 +16,7 @@ from kdump_elftool.formats.recognised import RECOGNISED, recognise
         (b"makedumpfile\0\0\0\0", "flattened"),
         (b"QEVM\0\0\0\3", "migration"),
         (b"LibvirtQemudSave", "libvirt"),
-        (b"EMiL\1\0\0\0", "LiME"),
         (b"AVML\1\0\0\0", "AVML"),
-        (b"\x1f\x8b\x08", "gzip"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"\xfd7zXZ\0", "xz"),
-        (b"BZh9", "bzip2"),
-        (b"\x04\x22\x4d\x18", "lz4"),
         (b"PAGEDU64", "Windows"),
     ],
 )
