@@ -13,11 +13,12 @@ _kdump_elftool() {
             mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
-            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -26,11 +27,12 @@ _kdump_elftool() {
             esac
             ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -40,11 +42,12 @@ _kdump_elftool() {
             esac
             ;;
         addrandoff)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -58,11 +61,12 @@ _kdump_elftool() {
             esac
             ;;
         dumpmem)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -70,20 +74,22 @@ _kdump_elftool() {
             esac
             ;;
         virttophys)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
             esac
             ;;
         vminfo)
-            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -92,18 +98,20 @@ _kdump_elftool() {
             esac
             ;;
         info)
-            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
             esac
             ;;
         dmesg)
-            known="-h --help -I --intype --zero-excluded -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -112,9 +120,10 @@ _kdump_elftool() {
             esac
             ;;
         ps)
-            known="-h --help -I --intype --zero-excluded -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
@@ -21,6 +22,8 @@ from kdump_elftool.progress import progress
 
 if TYPE_CHECKING:
     from kdump_elftool.jobs.unreadable import Plan
+
+MACHINES = {arch.name: e_machine for e_machine, arch in ARCHITECTURES.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,12 @@ def add_dump(
         action="store_true",
         help="read pages that the dump leaves out as zeros: right only if zero pages alone were left out",
     )
+    source.add_argument(
+        "--arch",
+        choices=tuple(MACHINES),
+        default=next(iter(MACHINES)),
+        help="architecture of a memory image that does not say (default %(default)s)",
+    )
     kernel = parser.add_argument_group("kernel")
     if vmlinux:
         kernel.add_argument("-m", "--vmlinux", metavar="FILE", help="the kernel's vmlinux (adds NT_AUXV)")
@@ -112,6 +121,7 @@ def open_input(args: argparse.Namespace, stack: ExitStack) -> Opened:
     outfile = getattr(args, "outfile", None)
     options = OpenOptions(
         zero_excluded=args.zero_excluded,
+        e_machine=MACHINES[args.arch],
         spool_beside=os.path.dirname(os.path.abspath(outfile)) if outfile and outfile != STDIO else None,
         show_progress=not (args.no_progress or args.quiet),
     )

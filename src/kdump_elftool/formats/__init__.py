@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from kdump_elftool.errors import FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import compressed, diskdump, elfcore
+from kdump_elftool.formats import avml, compressed, diskdump, elfcore, lime
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
 
-FORMATS: tuple[Format, ...] = (elfcore.FORMAT, diskdump.FORMAT)
+FORMATS: tuple[Format, ...] = (elfcore.FORMAT, diskdump.FORMAT, lime.FORMAT, avml.FORMAT)
 LAYERS: tuple[Layer, ...] = compressed.LAYERS
 _HEAD = 512
 _MOST_LAYERS = 4

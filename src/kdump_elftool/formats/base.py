@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdump_elftool.addr import U64, Ranges
+from kdump_elftool.elf.constants import EM_X86_64
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.files import ByteSource
@@ -59,6 +60,8 @@ class OpenOptions:
     """How to read a dump where its content leaves a choice."""
 
     zero_excluded: bool = False
+    e_machine: int = EM_X86_64
+    """The architecture of a dump that does not say."""
     spool_beside: str | None = None
     """Directory of the output, where a large temporary file may go if there has to be one."""
     show_progress: bool = False

@@ -13,8 +13,6 @@ RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
     (b"QEVM", "a QEMU migration stream", "use QEMU's dump-guest-memory instead"),
     (b"LibvirtQemudSave", "a libvirt saved guest", "use virsh dump --memory-only instead"),
     (b"LibvirtQemudPart", "an unfinished libvirt saved guest", "use virsh dump --memory-only instead"),
-    (b"EMiL", "a LiME memory image", "use the dump it was made from, if there is one"),
-    (b"AVML", "an AVML memory image", "avml convert turns it into other formats"),
     (b"PAGEDUMP", "a Windows crash dump", "this tool reads Linux kernels"),
     (b"PAGEDU64", "a Windows crash dump", "this tool reads Linux kernels"),
     (b"LinuxGuestRecord", "a Xen saved guest", "use xl dump-core and crash"),

@@ -16,7 +16,6 @@ from kdump_elftool.formats.recognised import RECOGNISED, recognise
         (b"makedumpfile\0\0\0\0", "flattened"),
         (b"QEVM\0\0\0\3", "migration"),
         (b"LibvirtQemudSave", "libvirt"),
-        (b"AVML\1\0\0\0", "AVML"),
         (b"PAGEDU64", "Windows"),
     ],
 )

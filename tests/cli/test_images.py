@@ -1,0 +1,92 @@
+"""LiME and AVML images through the commands: no notes, so the kernel is named by -e or -P."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdump_elftool.cli.main import main
+from tests.builders.check import check_pages, check_subset
+from tests.builders.images import build_image, cut_like_avml
+from tests.builders.kernel import SMALL, make_kernel
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    return make_kernel(SMALL)
+
+
+@pytest.fixture
+def vminfo(kernel, tmp_path_factory):
+    path = tmp_path_factory.mktemp("e") / "vminfo"
+    path.write_text(kernel.vmcoreinfo_text())
+    return str(path)
+
+
+def image_of(kernel, kind: str) -> bytes:
+    ranges = [(start, bytes(data)) for start, data in kernel.ram.ranges]
+    return build_image(kind, cut_like_avml(ranges, 1 << 20) if kind == "avml" else ranges)
+
+
+@pytest.mark.parametrize("kind", ["lime", "avml"])
+def test_every_page_of_the_kernel(tovelf, kernel, vminfo, kind):
+    result = tovelf(image_of(kernel, kind), "-e", vminfo)
+    assert result.code == 0
+    assert not result.err
+    check_pages(result.core, kernel)
+    assert result.core.e_machine == 62
+
+
+@pytest.mark.parametrize("kind", ["lime", "avml"])
+def test_page_table_root_alone(tovelf, kernel, kind):
+    result = tovelf(image_of(kernel, kind), "-P", hex(kernel.tables.root))
+    assert result.code == 0
+    core = result.core
+    for vaddr, paddr in list(kernel.readable_pages().items())[::17]:
+        assert core.read(vaddr, 4096) == kernel.ram.read(paddr, 4096)
+
+
+@pytest.mark.parametrize("kind", ["lime", "avml"])
+def test_named_format(tovelf, kernel, vminfo, kind):
+    assert tovelf(image_of(kernel, kind), "-e", vminfo, "-I", kind, "--arch", "x86_64").code == 0
+    assert tovelf(kernel.dump(), "-I", kind).code == 1
+
+
+def test_a_damaged_frame_is_left_out(tovelf, kernel, vminfo):
+    image = bytearray(image_of(kernel, "avml"))
+    last = image.rindex(b"AVML\2\0\0\0")
+    image[last + 300 : last + 308] = bytes(8)
+    result = tovelf(bytes(image), "-e", vminfo)
+    assert result.code == 0
+    assert check_subset(result.core, kernel) > 1000
+    (line,) = result.lines("coverage")
+    assert "its Snappy frame is damaged" in line
+
+
+@pytest.mark.parametrize("kind", ["lime", "avml"])
+def test_cut_off(tovelf, kernel, vminfo, kind):
+    image = image_of(kernel, kind)
+    result = tovelf(image[: len(image) - (0x10000 if kind == "lime" else 8000)], "-e", vminfo)
+    assert result.code == 0
+    assert check_subset(result.core, kernel) > 1000
+    assert "truncated at file offset" in result.lines("coverage")[0]
+
+
+def test_read_by_physical_address(kernel, tmp_path, capfdbinary):
+    for kind in ("lime", "avml"):
+        (tmp_path / kind).write_bytes(image_of(kernel, kind))
+        assert main(["dumpmem", "-i", f"{tmp_path}/{kind}", "--raw", "-p", "401000", "20"]) == 0
+        assert capfdbinary.readouterr().out == kernel.ram.read(0x401000, 0x20)
+
+
+def test_info_names_the_format(kernel, vminfo, tmp_path, capfd):
+    (tmp_path / "image").write_bytes(image_of(kernel, "avml"))
+    assert main(["info", f"{tmp_path}/image", "-e", vminfo, "--json"]) in (0, 1)
+    assert json.loads(capfd.readouterr().out)["format"] == "avml"
+
+
+def test_not_changed_in_place(kernel, tmp_path, capfd):
+    (tmp_path / "image").write_bytes(image_of(kernel, "lime"))
+    assert main(["tovelf", "--in-place", "-i", f"{tmp_path}/image"]) == 1
+    assert "only an ELF dump" in capfd.readouterr().err
