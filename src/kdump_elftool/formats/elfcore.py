@@ -12,9 +12,10 @@ import numpy as np
 from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import TRUNCATED, ElfFile, Segments
-from kdump_elftool.errors import CorruptDumpError, FormatError
+from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions
+from kdump_elftool.formats.recognised import recognise_core
 from kdump_elftool.memory.extents import ZERO_FILL, Extents, normalise
 from kdump_elftool.memory.physical import PhysicalMemory
 
@@ -37,6 +38,11 @@ def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
         raise FormatError(file.path, f"this is an ELF {kind}, not a core", hint="a vmlinux is given with -m")
     loads = elf.segments.of_type(c.PT_LOAD)
     if not len(loads):
+        known = recognise_core(file.read_at(0, 1 << 16))
+        if known:
+            raise UnsupportedError(
+                file.path, f"this is {known[0]}, which is not supported yet", hint=known[1]
+            )
         truncated = elf.missing_headers or not file.size
         raise CorruptDumpError(
             file.path, "no memory in this core: it has no PT_LOAD", hint=TRUNCATED if truncated else None
