@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bench import rivals
 from bench.calibrate import loop_seconds, slowness
+from bench.compressed import measure_gzip
 from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump
 from bench.knowledge import measure_knowledge, measure_tasks
@@ -232,6 +233,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "makedyn": measure_makedyn,
     "classify": lambda settings: measure_classify(settings.dumps, settings.slowness),
     "topelf": lambda settings: measure_topelf(settings.dumps, settings.work),
+    "gzip": lambda settings: measure_gzip(settings.dumps, settings.work),
     "page-memory": lambda settings: measure_page_memory(settings.work),
     "knowledge": lambda settings: measure_knowledge(settings.dumps, settings.slowness),
     "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
