@@ -127,11 +127,12 @@ def write_image(kind: str, dump: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lime", "avml"])
-def test_same_memory_from_an_image(pmcore, plain, tmp_path, kind) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["VMCOREINFO told", "VMCOREINFO found"])
+def test_same_memory_from_an_image(pmcore, plain, tmp_path, kind, told) -> None:
     image, extra = tmp_path / "image", tmp_path / "vminfo"
     write_image(kind, pmcore, image)
     extra.write_bytes(vmcoreinfo(pmcore))
-    velf, said = velf_of(image, "-e", str(extra))
+    velf, said = velf_of(image, *(["-e", str(extra)] if told else []))
     assert not said
     ours, theirs = sorted(loads(velf)), sorted(loads(plain))
     assert [(vaddr, size) for vaddr, _, _, size in ours] == [(vaddr, size) for vaddr, _, _, size in theirs]
