@@ -18,6 +18,7 @@ DUMP_FILES = {
     "pages": ("vmcore",),
     "panic": ("qemu.elf", "qemu-paging.elf"),
     "live": ("qemu.elf", "qemu-paging.elf"),
+    "formats": ("qemu.elf",),  # the others are compared with it in test_qemu_formats.py
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
 }
 HERE = Path(__file__).parent

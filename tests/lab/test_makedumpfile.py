@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from elftools.elf.elffile import ELFFile
 
 from lab.roots import run_in_root
 from tests.lab.bitmaps import second_bitmap
-from tests.lab.dumps import LabDump, gdb, kdump_elftool, tool_root
+from tests.lab.dumps import LabDump, kdump_elftool, tool_root
+from tests.lab.variants import Variant, frames_of, same_bytes, tovelf
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.root, pytest.mark.slow]
 
@@ -33,30 +30,11 @@ VARIANTS = {
 PARTS = 3
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One form of the dump: its files, and the velf of them with what ``--json`` printed."""
-
-    files: list[Path]
-    velf: Path
-    summary: dict
-
-    @property
-    def symbol_file(self) -> str:
-        return f"symbol-file -o {self.summary['kaslr_offset']} {DUMP.vmlinux}"
-
-
-def tovelf(files: list[Path], velf: Path) -> Variant:
-    done = kdump_elftool("tovelf", "-l", "all", "--json", "-o", velf, *files)
-    assert done.returncode == 0, done.stderr
-    return Variant(files, velf, json.loads(done.stdout))
-
-
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variant]:
     DUMP.check()
     velf = tmp_path_factory.mktemp("original") / "velf"
-    yield tovelf([DUMP.path], velf)
+    yield tovelf([DUMP.path], velf, DUMP.vmlinux)
     velf.unlink()
 
 
@@ -74,37 +52,13 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert done.returncode == 0, done.stdout + done.stderr
     files = [folder / name for name in reversed(names)]
     assert len(files) == 1 or sum(path.stat().st_size > 2 << 20 for path in files) > 1, "no real set"
-    yield tovelf(files, folder / "velf")
+    yield tovelf(files, folder / "velf", DUMP.vmlinux)
     for path in folder.iterdir():
         path.unlink()
 
 
-def loads_of(path: Path) -> list[tuple[int, int, int]]:
-    """(vaddr, file offset, size) by address."""
-    with path.open("rb") as file:
-        segments = [part for part in ELFFile(file).iter_segments() if part["p_type"] == "PT_LOAD"]
-        return sorted((part["p_vaddr"], part["p_offset"], part["p_filesz"]) for part in segments)
-
-
 def test_every_byte_is_the_original_s(original: Variant, variant: Variant) -> None:
-    whole = loads_of(original.velf)
-    compared = at = 0
-    with original.velf.open("rb") as old, variant.velf.open("rb") as new:
-        for vaddr, offset, size in loads_of(variant.velf):
-            done = 0
-            while done < size:
-                while whole[at][0] + whole[at][2] <= vaddr + done:
-                    at += 1
-                start, where, length = whole[at]
-                assert start <= vaddr + done, f"{vaddr + done:#x} is not in the original"
-                step = min(size - done, start + length - vaddr - done, 8 << 20)
-                old.seek(where + vaddr + done - start)
-                new.seek(offset + done)
-                assert old.read(step) == new.read(step), hex(vaddr + done)
-                done += step
-            compared += size
-    assert compared == sum(size for _, _, size in loads_of(variant.velf))
-    assert compared > 50 << 20
+    assert same_bytes(original, variant) > 50 << 20
 
 
 def test_it_holds_what_makedumpfile_kept(variant: Variant) -> None:
@@ -113,13 +67,6 @@ def test_it_holds_what_makedumpfile_kept(variant: Variant) -> None:
     assert coverage["covered_pages"] == kept
     assert all(lost["why"] == "excluded" for lost in coverage["lost"])
     assert variant.summary["architecture"] == "x86_64"
-
-
-def frames_of(core: Variant) -> list[str]:
-    shown = gdb(f"core-file {core.velf}", core.symbol_file, "thread apply all bt")
-    for function in ("panic", "sysrq_handle_crash", "write_sysrq_trigger"):
-        assert re.search(rf"\b{function}\b.* at [^\n]*\.c:\d+", shown.stdout), shown.stderr
-    return re.findall(r"^#\d+ .*$", shown.stdout, re.M)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,68 @@
+"""Velfs of one memory that came in several forms: made, compared byte by byte, looked at by gdb."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+from tests.lab.dumps import gdb, kdump_elftool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a dump: its files, and the velf of them with what ``--json`` printed."""
+
+    files: list[Path]
+    velf: Path
+    summary: dict
+    vmlinux: Path
+
+    @property
+    def symbol_file(self) -> str:
+        return f"symbol-file -o {self.summary['kaslr_offset']} {self.vmlinux}"
+
+
+def tovelf(files: list[Path], velf: Path, vmlinux: Path) -> Variant:
+    done = kdump_elftool("tovelf", "-l", "all", "--json", "-o", velf, *files)
+    assert done.returncode == 0, done.stderr
+    return Variant(files, velf, json.loads(done.stdout), vmlinux)
+
+
+def loads_of(path: Path) -> list[tuple[int, int, int]]:
+    """(vaddr, file offset, size) by address."""
+    with path.open("rb") as file:
+        segments = [part for part in ELFFile(file).iter_segments() if part["p_type"] == "PT_LOAD"]
+        return sorted((part["p_vaddr"], part["p_offset"], part["p_filesz"]) for part in segments)
+
+
+def same_bytes(original: Variant, variant: Variant) -> int:
+    """Every byte of the variant is in the original, at the same address; returns their number."""
+    whole = loads_of(original.velf)
+    compared = at = 0
+    with original.velf.open("rb") as old, variant.velf.open("rb") as new:
+        for vaddr, offset, size in loads_of(variant.velf):
+            done = 0
+            while done < size:
+                while whole[at][0] + whole[at][2] <= vaddr + done:
+                    at += 1
+                start, where, length = whole[at]
+                assert start <= vaddr + done, f"{vaddr + done:#x} is not in the original"
+                step = min(size - done, start + length - vaddr - done, 8 << 20)
+                old.seek(where + vaddr + done - start)
+                new.seek(offset + done)
+                assert old.read(step) == new.read(step), hex(vaddr + done)
+                done += step
+            compared += size
+    assert compared == sum(size for _, _, size in loads_of(variant.velf))
+    return compared
+
+
+def frames_of(core: Variant) -> list[str]:
+    shown = gdb(f"core-file {core.velf}", core.symbol_file, "thread apply all bt")
+    for function in ("panic", "sysrq_handle_crash", "write_sysrq_trigger"):
+        assert re.search(rf"\b{function}\b.* at [^\n]*\.c:\d+", shown.stdout), shown.stderr
+    return re.findall(r"^#\d+ .*$", shown.stdout, re.M)
