@@ -1,0 +1,224 @@
+"""A user's cache: what took long to find out, under a key, for the next run.
+
+Entries are files in ``$XDG_CACHE_HOME/kdump-elftool`` (XDG Base Directory Specification), each with
+its own checksum: what is damaged, or was put there by somebody else, is not there.  Losing an entry
+costs time only, so nothing here raises: where no cache can be had, nothing is remembered.
+
+All file names are opened relative to the directory's descriptor, which is checked once: so nobody can
+swap the directory, and a link inside it is not followed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+LIMIT = 2 << 30
+_NAME = "kdump-elftool"
+_LOCK = ".lock"
+_MAGIC = b"kdcache1"
+_DIGEST = 16
+_HEAD = len(_MAGIC) + _DIGEST
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9._-]{1,230}\.tmp")
+_STALE = 3600.0
+_PATIENCE = 2.0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An open cache; ``fd`` is its directory, ``limit`` the bytes that all entries may take together."""
+
+    fd: int
+    path: str
+    limit: int = LIMIT
+
+    @classmethod
+    def open(cls, environ: Mapping[str, str] | None = None, limit: int = LIMIT) -> Cache | None:
+        """The user's cache, made when missing; None when there can be none."""
+        base = cache_home(os.environ if environ is None else environ)
+        if base is None:
+            log.info("cache: none without HOME")
+            return None
+        path = os.path.join(base, _NAME)
+        try:
+            os.makedirs(base, mode=0o700, exist_ok=True)
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            log.info("cache: none in %s: %s", base, error.strerror)
+            return None
+        why = _distrust(fd)
+        if why is not None:
+            os.close(fd)
+            log.info("cache: %s is not used: %s", path, why)
+            return None
+        return cls(fd, path, limit)
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under ``key``; None when it is not there any more or damaged."""
+        try:
+            fd = os.open(_checked(key), os.O_RDONLY | _SAFELY, dir_fd=self.fd)
+        except OSError:
+            return None
+        try:
+            data = _read(fd, self.limit)
+            if data is not None:
+                os.utime(fd)  # the oldest goes first: by its last use
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        if data is None:
+            log.info("cache: %s is damaged", key)
+        return data
+
+    def put(self, key: str, data: bytes) -> bool:
+        """Remember ``data`` under ``key``, in place of what was there; returns whether that was possible."""
+        name, size = _checked(key), _HEAD + len(data)
+        if size > self.limit:
+            return False
+        temporary = f".{name}.{os.getpid()}.{time.monotonic_ns():x}.tmp"
+        try:
+            with self._lock():
+                self._make_room(size, name)
+                try:
+                    self._write(temporary, (_MAGIC, _digest(data), data))
+                    os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+                except BaseException:
+                    self._remove(temporary)
+                    raise
+        except OSError as error:
+            log.info("cache: %s is not kept: %s", key, error.strerror)
+            return False
+        return True
+
+    def _write(self, name: str, pieces: tuple[bytes, ...]) -> None:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600, dir_fd=self.fd)
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One writer at a time; whoever waits too long for the others does without.  Raises OSError."""
+        fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _SAFELY, 0o600, dir_fd=self.fd)
+        try:
+            until = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
+            yield
+        finally:
+            os.close(fd)
+
+    def _make_room(self, size: int, name: str) -> None:
+        """Remove the entries used longest ago until ``size`` more bytes fit, and what dead writers left."""
+        entries: list[tuple[float, int, str]] = []
+        with os.scandir(self.fd) as found:
+            for entry in found:
+                status = entry.stat(follow_symlinks=False)
+                if _TEMPORARY.fullmatch(entry.name):
+                    if time.time() - status.st_mtime > _STALE:
+                        self._remove(entry.name)
+                elif entry.name not in (_LOCK, name) and stat.S_ISREG(status.st_mode):
+                    entries.append((status.st_mtime, status.st_size, entry.name))
+        total = size + sum(entry[1] for entry in entries)
+        for _, freed, oldest in sorted(entries):
+            if total <= self.limit:
+                return
+            self._remove(oldest)
+            total -= freed
+
+    def _remove(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except OSError:
+            pass  # another process was faster, or it is a directory, which is not ours
+
+
+_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def cache_home(environ: Mapping[str, str]) -> str | None:
+    """$XDG_CACHE_HOME, else ~/.cache; relative paths count as not set (as the specification says)."""
+    for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
+        path = environ.get(name, "")
+        if os.path.isabs(path) and "\0" not in path:
+            return os.path.join(path, below) if below else path
+    return None
+
+
+def _distrust(fd: int) -> str | None:
+    """Why what lies in this directory may not be ours; None when it can only be."""
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if status.st_mode & 0o022:
+        return "others may write to it"
+    if status.st_mode & 0o777 != 0o700:
+        try:
+            os.fchmod(fd, 0o700)
+        except OSError as error:
+            return error.strerror or "its mode cannot be set"
+    return None
+
+
+def _read(fd: int, limit: int) -> bytes | None:
+    """The data of an entry; None when it is none, damaged or somebody else's."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        return None
+    if not _HEAD <= status.st_size <= limit:
+        return None
+    whole = bytearray(status.st_size)
+    view = memoryview(whole)
+    while view:
+        got = os.readv(fd, [view])
+        if not got:
+            return None
+        view = view[got:]
+    data = bytes(memoryview(whole)[_HEAD:])
+    return data if whole[:_HEAD] == _MAGIC + _digest(data) else None
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise AssertionError(f"no key: {key!r}")
+    return key
