@@ -5,7 +5,8 @@
 Every top-level module or package of kdump_elftool may import itself and what ALLOWED lists for it:
 the stages of the data flow point one way. Imports inside functions and under TYPE_CHECKING count as
 well, since they too tie two stages together. Outside the package there are the standard library,
-numpy, and rich, which is optional and therefore never imported at the top of a module.
+numpy, and what is optional: that is never imported at the top of a module, but for pyelftools in two
+that are never imported at the top of another one.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ INSIDE_GDB = frozenset({"plain", "gdbside"})
 OPTIONAL = {"rich": "import it where a terminal needs it"} | dict.fromkeys(
     ("cramjam", "isal", "lzallright"), "import it where a codec is loaded"
 )
-THIRD_PARTY = frozenset({"numpy", "_typeshed", *OPTIONAL})
+THIRD_PARTY = frozenset({"numpy", "elftools", "_typeshed", *OPTIONAL})
+NEED_ELFTOOLS = frozenset({"kernel.dwarf_file", "kernel.dwarf_unit"})
+_WITH_DOTS = tuple(f"{name}." for name in NEED_ELFTOOLS)
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,12 @@ def _targets(tree: ast.Module, package: list[str]) -> Iterator[tuple[int, str, b
                 yield node.lineno, ".".join([*parts, alias.name]), id(node) in top_level
 
 
-def _complaint(root_name: str, unit: str, target: str, at_top: bool) -> str | None:
+def _complaint(root_name: str, module: str, target: str, at_top: bool) -> str | None:
+    unit = module.split(".", maxsplit=1)[0]
     head, _, rest = target.partition(".")
     if head == root_name:
+        if at_top and module not in NEED_ELFTOOLS and f"{rest}.".startswith(_WITH_DOTS):
+            return "this needs pyelftools, which is optional: import it where DWARF is read"
         other = rest.split(".")[0]
         if other in (unit, "") or other not in ALLOWED or other in ALLOWED[unit]:
             # a name that is no unit is an attribute of the package itself
@@ -92,8 +98,14 @@ def _complaint(root_name: str, unit: str, target: str, at_top: bool) -> str | No
         return None if (unit, head) == ("gdbside", "gdb") else f"{unit} runs inside gdb: no {head} there"
     if head not in THIRD_PARTY:
         return f"{head} is no dependency of this package"
+    return _optional(module, head, at_top)
+
+
+def _optional(module: str, head: str, at_top: bool) -> str | None:
     if head in OPTIONAL and at_top:
         return f"{head} is optional: {OPTIONAL[head]}"
+    if head == "elftools" and module not in NEED_ELFTOOLS:
+        return f"pyelftools is optional: only {', '.join(sorted(NEED_ELFTOOLS))} may import it"
     return None
 
 
@@ -105,9 +117,10 @@ def check_file(path: Path, root: Path) -> Iterator[Violation]:
         yield Violation(path, 1, f"{unit} is not in the import rule: add it to ALLOWED with what it may see")
         return
     package = [root.name, *inside.parent.parts]
+    module = ".".join(inside.with_suffix("").parts)
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for line, target, at_top in _targets(tree, package):
-        what = _complaint(root.name, unit, target, at_top)
+        what = _complaint(root.name, module, target, at_top)
         if what:
             yield Violation(path, line, what)
 

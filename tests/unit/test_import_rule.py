@@ -41,6 +41,15 @@ def test_package_keeps_the_rule() -> None:
         ("plain/x.py", "from ..addr import PAGE\n", "plain must not import addr"),
         ("cli/x.py", "import requests\n", "requests is no dependency of this package"),
         ("cli/x.py", "import rich\n", "rich is optional: import it where a terminal needs it"),
+        (
+            "cli/x.py",
+            "import elftools\n",
+            "pyelftools is optional: only kernel.dwarf_file, kernel.dwarf_unit",
+        ),
+        ("kernel/x.py", "from elftools.elf import elffile\n", "pyelftools is optional"),
+        ("jobs/x.py", "from kdump_elftool.kernel.dwarf_file import Budget\n", "this needs pyelftools"),
+        ("kernel/x.py", "from .dwarf_unit import resolve\n", "this needs pyelftools"),
+        ("kernel/x.py", "from . import dwarf_unit\n", "this needs pyelftools"),
         ("surprise.py", "import os\n", "surprise is not in the import rule"),
     ],
 )

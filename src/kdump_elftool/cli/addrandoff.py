@@ -7,7 +7,6 @@ import json
 import sys
 from contextlib import ExitStack
 
-from kdump_elftool.addr import MASK64
 from kdump_elftool.cli.common import add_common, one_input, warn
 from kdump_elftool.cli.dump_input import add_dump, kernel_request
 from kdump_elftool.elf.rewrite import ChangedFile
@@ -52,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
             raise UnsupportedError(
                 path, "only an ELF core has notes to change", hint="convert it with tovelf -m"
             )
-        offset, warnings = kernel_offset(dump, request)
-        assert request.vmlinux is not None
-        changed = add_offset(target, dump, (request.vmlinux.e_entry + offset) & MASK64)
+        offset, entry, warnings = kernel_offset(dump, request)
+        changed = add_offset(target, dump, entry)
     for message in warnings:
         warn(message, args)
     if args.verbose:

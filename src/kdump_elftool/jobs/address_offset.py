@@ -17,38 +17,36 @@ from kdump_elftool.elf.tail import find_remains, notes_tail, read_original
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.description import describe
-from kdump_elftool.jobs.kernel import KernelRequest, architecture
+from kdump_elftool.jobs.kernel import KernelRequest, architecture, check_vmlinux, named_vmlinux
 from kdump_elftool.kernel.cpus import CORE
-from kdump_elftool.kernel.identity import check_same_kernel
 
 
-def kernel_offset(dump: Dump, request: KernelRequest) -> tuple[int, list[str]]:
-    """How far the dump's kernel lies above its link address, and warnings.  Raises IdentityError."""
-    description = describe(dump, architecture(dump), request)
-    info, vmlinux = description.info, request.vmlinux
+def kernel_offset(dump: Dump, request: KernelRequest) -> tuple[int, int, list[str]]:
+    """How far the dump's kernel lies above its link address, its entry point there, and warnings.
+
+    Raises IdentityError.
+    """
+    arch = architecture(dump)
+    description = describe(dump, arch, request)
+    info = description.info
+    vmlinux = named_vmlinux(request, info, arch)
     linked = vmlinux.symbols.get("_stext") if vmlinux else None
     moved = info.symbol("_stext")
     warnings = list(description.warnings)
     if vmlinux is not None:
-        why = check_same_kernel(info, vmlinux, architecture(dump))
-        if why and not request.force:
-            raise IdentityError(
-                "BUILD-ID",
-                f"{vmlinux.path} is not the kernel of this dump: {why}",
-                hint="give the vmlinux of that build; --force uses this one anyway",
-            )
-        warnings += [f"{vmlinux.path} is not the kernel of this dump: {why}"] if why else []
+        warnings += check_vmlinux(info, vmlinux, arch, request.force)
     if moved is None:
         raise IdentityError(
             "SYMBOL(_stext)",
             "where the kernel's text lies is not known: VMCOREINFO lacks SYMBOL(_stext)",
             hint="give the line in a file with -e",
         )
-    if linked is None:
+    if vmlinux is None or linked is None:
         raise IdentityError(
             "_stext", "vmlinux has no symbol _stext", hint="give the vmlinux with its symbol table"
         )
-    return (moved - linked) & MASK64, warnings
+    offset = (moved - linked) & MASK64
+    return offset, (vmlinux.e_entry + offset) & MASK64, warnings
 
 
 def add_offset(target: ChangedFile, dump: Dump, entry: int) -> bool:

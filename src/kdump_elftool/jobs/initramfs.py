@@ -43,6 +43,8 @@ EXTENSIONS_LEFT_OUT = re.compile(
 )
 NUMPY_LEFT_OUT = set("conftest distutils doc f2py fft polynomial random testing _pyinstaller".split())
 NUMPY_EXTENSIONS_LEFT_OUT = re.compile(r"_simd|\w*_tests")
+# what reads DWARF (by pyelftools) or asks a server, of which topelf does neither
+OURS_LEFT_OUT = {"dwarf_file", "dwarf_unit", "debuginfod"}
 EVERYWHERE_LEFT_OUT = {"__pycache__", "tests", "include", "pkgconfig"}
 FINAL_LOADER = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x", re.MULTILINE)
 
@@ -65,6 +67,11 @@ def choose_numpy(path: Path) -> bool:
         return not NUMPY_EXTENSIONS_LEFT_OUT.fullmatch(stem(path))
     # the name of a part left out may well be that of a module deeper down
     return path.parent.name != "numpy" or stem(path) not in NUMPY_LEFT_OUT
+
+
+def choose_ours(path: Path) -> bool:
+    """Whether a module of kdump-elftool is taken."""
+    return stem(path) not in OURS_LEFT_OUT
 
 
 def choose_all(_path: Path) -> bool:
@@ -122,7 +129,7 @@ def copy_packages(packages: Path) -> list[Path]:
     bundled = numpy.with_name("numpy.libs")  # of the wheels on PyPI; distributions link their own
     if bundled.is_dir():
         objects += copy_modules(bundled, packages / "numpy.libs", choose_all)
-    list(copy_modules(folder_of("kdump_elftool"), packages / "kdump_elftool", choose_all))
+    list(copy_modules(folder_of("kdump_elftool"), packages / "kdump_elftool", choose_ours))
     distribution = importlib.metadata.distribution("kdump-elftool")
     # the program asks for its own version
     record = packages / f"kdump_elftool-{distribution.version}.dist-info"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import Walk, Window, walk
+from kdump_elftool.cache import Cache
 from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
@@ -22,12 +24,17 @@ from kdump_elftool.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
+FindVmlinux = Callable[[VmcoreInfo, Architecture], Vmlinux | None]
+"""Finds the vmlinux of the kernel that VMCOREINFO describes."""
+
 
 @dataclass(frozen=True)
 class KernelRequest:
     """What the user said about the kernel: vmlinux, ``-e`` lines, ``-P`` root, ``--kernel``, ``--force``.
 
-    ``kernel`` counts from 1; ``progress`` shows the search for kernels in memory.
+    ``kernel`` counts from 1; ``progress`` shows the search for kernels in memory.  ``find`` takes the
+    vmlinux out of a directory that was given instead (or raises); ``locate`` looks for one that was not
+    given, when types or symbols are wanted that the dump lacks.  ``cache`` keeps what takes long to read.
     """
 
     vmlinux: Vmlinux | None = None
@@ -36,6 +43,9 @@ class KernelRequest:
     kernel: int | None = None
     force: bool = False
     progress: Progress = no_progress
+    find: FindVmlinux | None = None
+    locate: FindVmlinux | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class Kernel:
     written_root: int
     warnings: tuple[str, ...]
     description: Description
+    request: KernelRequest = field(default_factory=KernelRequest)
     vmlinux: Vmlinux | None = None
 
     @property
@@ -83,8 +94,9 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
     info = description.info
     warnings = [*dump.warnings, *description.warnings]
     warnings += _check_known(dump, arch, description, request)
-    if request.vmlinux is not None:
-        warnings += _check_vmlinux(info, request.vmlinux, arch, request.force)
+    vmlinux = named_vmlinux(request, info, arch)
+    if vmlinux is not None:
+        warnings += check_vmlinux(info, vmlinux, arch, request.force)
     identity = _identify(dump, arch, info, request.pgt_root)
     log.info("kernel: %s, %s, root %#x", identity.release, identity.form.name, identity.pgt_root)
     walked = written = _walk(dump, identity, identity.pgt_root, with_user_half=False)
@@ -109,7 +121,7 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
     if description.paddr is not None:
         found = Fact("vmcoreinfo", description.paddr, "found in memory")
         identity = replace(identity, facts=(*identity.facts, found))
-    return Kernel(arch, info, identity, walked, written, root, tuple(warnings), description, request.vmlinux)
+    return Kernel(arch, info, identity, walked, written, root, tuple(warnings), description, request, vmlinux)
 
 
 def architecture(dump: Dump) -> Architecture:
@@ -150,7 +162,15 @@ def _check_known(
     )
 
 
-def _check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force: bool) -> list[str]:
+def named_vmlinux(request: KernelRequest, info: VmcoreInfo, arch: Architecture) -> Vmlinux | None:
+    """The vmlinux that the user named, by its file or its directory.  Raises IdentityError."""
+    if request.vmlinux is None and request.find is not None:
+        return request.find(info, arch)
+    return request.vmlinux
+
+
+def check_vmlinux(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture, force: bool) -> list[str]:
+    """A warning when it is another kernel's and ``force``.  Raises IdentityError."""
     why = check_same_kernel(info, vmlinux, arch)
     if why is None:
         return []

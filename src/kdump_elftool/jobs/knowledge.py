@@ -6,7 +6,10 @@ recognised by its content.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdump_elftool.arch.base import Architecture
+from kdump_elftool.cache import Cache
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.kernel.btf import open_btf
@@ -15,7 +18,13 @@ from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
 from kdump_elftool.kernel.vmlinux import Vmlinux
-from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols, vmlinux_btf
+from kdump_elftool.kernel.vmlinux_source import (
+    Advise,
+    ArrayLengths,
+    VmlinuxSymbols,
+    vmlinux_dwarf,
+    vmlinux_types,
+)
 
 TYPES = ("OFFSET", "SIZE", "LENGTH", "NUMBER")
 
@@ -24,27 +33,60 @@ def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
     """The sources for one dump; those that cost something are opened when they are asked."""
     memory, window = kernel.virtual(dump), kernel.arch.image_window
     order, word = dump.kind.order, kernel.arch.prstatus.word
+    advice: list[str] = []
     symbols = Later(("SYMBOL",), lambda: open_kallsyms(memory, kernel.info, window, order, word))
     types = Later(TYPES, lambda: open_btf(memory, symbols, window, order, word))
-    sources: list[Source] = [kernel.info, symbols, types, *_vmlinux(kernel)]
+    sources: list[Source] = [kernel.info, symbols, types]
+    if kernel.vmlinux is not None:
+        sources += _vmlinux(kernel, lambda: kernel.vmlinux, advice.append)
+    elif kernel.request.locate is not None:
+        sources += _located(kernel, types, advice.append)
     sources.append(ContentSource(memory, Knowledge(tuple(sources)), window, order, word))
-    return Knowledge(tuple(sources))
+    return Knowledge(tuple(sources), advice)
 
 
-def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture) -> Knowledge:
+def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture, cache: Cache | None = None) -> Knowledge:
     """What a vmlinux alone tells: its link-time addresses and its types."""
-    word = arch.prstatus.word
-    types = Later(TYPES, lambda: vmlinux_btf(vmlinux, word))
-    return Knowledge((VmlinuxSymbols(vmlinux, 0, arch.image_window[0]), types))
+    word, advice = arch.prstatus.word, list[str]()
+    types = Later(TYPES, lambda: vmlinux_types(vmlinux, word, cache, advice.append))
+    # what BTF has suffices: that more could be known is no advice
+    arrays = ArrayLengths(Later(TYPES, lambda: vmlinux_dwarf(vmlinux, cache, lambda _text: None)))
+    return Knowledge((VmlinuxSymbols(vmlinux, 0, arch.image_window[0]), types, arrays), advice)
 
 
-def _vmlinux(kernel: Kernel) -> list[Source]:
-    vmlinux = kernel.vmlinux
-    if vmlinux is None:
-        return []
-    offset = kaslr_offset_by(kernel.identity, vmlinux)
-    word = kernel.arch.prstatus.word
-    found: list[Source] = [Later(TYPES, lambda: vmlinux_btf(vmlinux, word))]
-    if offset is not None:
-        found.insert(0, VmlinuxSymbols(vmlinux, int(offset.value), kernel.arch.image_window[0]))
-    return found
+def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:
+    """A vmlinux that is looked for when types or symbols are wanted and the dump has no types.
+
+    With types what is needed of the symbols is found by its content, so nobody is made to wait for a file.
+    """
+    found: list[Vmlinux | None] = []
+
+    def locate() -> Vmlinux | None:
+        if not found and kernel.request.locate is not None:
+            found.append(kernel.request.locate(kernel.info, kernel.arch))
+        return found[0]
+
+    of_symbols, of_types = _vmlinux(kernel, locate, advise)
+    return [
+        Later(("SYMBOL",), lambda: None if types.source else of_symbols),
+        Later(TYPES, lambda: None if types.source else of_types),
+    ]
+
+
+def _vmlinux(kernel: Kernel, locate: Callable[[], Vmlinux | None], advise: Advise) -> tuple[Source, Source]:
+    """Symbols and types of a vmlinux."""
+
+    def symbols() -> Source | None:
+        vmlinux = locate()
+        offset = None if vmlinux is None else kaslr_offset_by(kernel.identity, vmlinux)
+        if vmlinux is None or offset is None:
+            return None
+        return VmlinuxSymbols(vmlinux, int(offset.value), kernel.arch.image_window[0])
+
+    def types() -> Source | None:
+        vmlinux = locate()
+        if vmlinux is None:
+            return None
+        return vmlinux_types(vmlinux, kernel.arch.prstatus.word, kernel.request.cache, advise)
+
+    return Later(("SYMBOL",), symbols), Later(TYPES, types)

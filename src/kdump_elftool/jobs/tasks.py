@@ -83,7 +83,7 @@ def tasks_by(known: Knowledge, dump: Dump, kernel: Kernel) -> TaskList:
         warnings.append("the run queues of the CPUs cannot be found: idle tasks but the first are missing")
     tasks, more = reader.tasks(listed, queues)
     log.info("tasks: %d", len(tasks))
-    return TaskList(tasks, percpu, queues, known, memory, (*warnings, *more))
+    return TaskList(tasks, percpu, queues, known, memory, (*known.advice, *warnings, *more))
 
 
 def task_threads(dump: Dump, kernel: Kernel) -> TaskThreads:
@@ -98,7 +98,7 @@ def threads_of(listed: TaskList, dump: Dump, kernel: Kernel) -> TaskThreads:
         raise IdentityError(
             "OFFSET(thread_struct.sp)",
             "it is not known where this kernel saves the registers of sleeping tasks",
-            hint="give the kernel's vmlinux with -m, or the lines in a file with -e",
+            hint=listed.known.hint("give the kernel's vmlinux with -m, or the lines in a file with -e"),
         )
     builder = _Builder(dump, kernel, listed, context)
     return builder.build()

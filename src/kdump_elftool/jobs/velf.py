@@ -61,6 +61,7 @@ class Velf:
     threads: tuple[CpuThread, ...]
     nr_threads: int
     facts: tuple[Fact, ...]
+    vmlinux: str | None
     pages: Pages
     coverage: Coverage
     warnings: tuple[str, ...]
@@ -92,7 +93,7 @@ def plan_velf(
     kernel = open_kernel(dump, request)
     identity, walked = kernel.identity, kernel.written
     level = level or ("user" if kernel.foreign else "kernel")
-    kaslr_offset = kaslr_offset_by(identity, request.vmlinux)
+    kaslr_offset = kaslr_offset_by(identity, kernel.vmlinux)
     choice, page_warnings = choose_pages(dump, kernel, level)
     chosen = select(dump.memory, walked, dump.lost, choice)
     cpus, stacks, facts, task_warnings = _threads(dump, kernel, procthreads)
@@ -118,6 +119,7 @@ def plan_velf(
         pages=chosen.pages,
         coverage=chosen.coverage,
         facts=facts,
+        vmlinux=kernel.vmlinux.path if kernel.vmlinux else None,
         warnings=(
             *kernel.warnings,
             *page_warnings,
@@ -188,7 +190,7 @@ def _summary(
     return {
         "schema": "kdump-elftool/velf/1",
         "producer": producer(),
-        "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
+        "facts": [fact.as_json() for fact in facts],
         "level": level,
         "coverage": coverage.as_json(),
     }

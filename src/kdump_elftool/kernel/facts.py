@@ -28,6 +28,10 @@ class Fact:
         """The value as text: addresses in hexadecimal."""
         return self.value if isinstance(self.value, str) else f"{self.value:#x}"
 
+    def as_json(self) -> dict[str, str]:
+        """For programs."""
+        return {"name": self.name, "value": self.shown(), "source": self.source}
+
 
 class Source(Protocol):
     """Something that knows a kernel: VMCOREINFO, kallsyms, BTF, a vmlinux."""
@@ -47,21 +51,27 @@ class Later:
 
     def find(self, kind: str, name: str, /) -> Fact | None:
         """As :class:`Source`."""
-        if kind not in self.kinds:
-            return None
+        source = self.source if kind in self.kinds else None
+        return source.find(kind, name) if source else None
+
+    @property
+    def source(self) -> Source | None:
+        """The source, opened by now; None when there is none."""
         if not self._opened:
             self._source, self._opened = self.open(), True
-        return self._source.find(kind, name) if self._source else None
+        return self._source
 
 
 @dataclass(frozen=True)
 class Knowledge:
     """All sources in order of trust: the first that knows an answer gives it.
 
-    ``asked`` remembers every question and its answer, for ``--verbose`` and for errors.
+    ``asked`` remembers every question and its answer, for ``--verbose`` and for errors; ``advice`` are
+    sentences on how more could be known.
     """
 
     sources: tuple[Source, ...]
+    advice: list[str] = field(default_factory=list)
     asked: dict[str, Fact | None] = field(default_factory=dict)
 
     def find(self, kind: str, name: str, /) -> Fact | None:
@@ -96,6 +106,10 @@ class Knowledge:
     def used(self) -> tuple[Fact, ...]:
         """Every answer that was given, in the order of the questions."""
         return tuple(fact for fact in self.asked.values() if fact is not None)
+
+    def hint(self, otherwise: str) -> str:
+        """What the user can do about something that is not known."""
+        return "; ".join(self.advice) or otherwise
 
     def missing(self, questions: Iterable[tuple[str, str]]) -> tuple[str, ...]:
         """Those of ``questions`` that no source answers, as ``KIND(name)``."""

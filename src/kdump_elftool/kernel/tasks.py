@@ -109,7 +109,7 @@ class TaskReader:
             raise IdentityError(
                 missing[0],
                 f"the tasks cannot be found: {', '.join(missing)} not known",
-                hint="give the kernel's vmlinux with -m, or the lines in a file with -e",
+                hint=self.known.hint("give the kernel's vmlinux with -m, or the lines in a file with -e"),
             )
 
     def _listed(self, warnings: list[str]) -> U64:

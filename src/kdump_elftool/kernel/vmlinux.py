@@ -7,10 +7,10 @@ The symbol table is read as one array and a name is found by searching the strin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import read_notes
@@ -19,21 +19,48 @@ from kdump_elftool.errors import FormatError
 from kdump_elftool.files import ByteSource
 
 _MAX_TABLE = 1 << 29
+_LONGEST_NAME = 256
 _BANNER = re.compile(rb"Linux version (\S{1,200}) ")
 _BANNER_SIZE = 1024
 WANTED = ("_stext", "_text", "_end", "linux_banner")
 
 
 @dataclass(frozen=True)
-class Vmlinux:
-    """What the conversion needs of a vmlinux; ``symbols`` are link-time addresses."""
+class SymbolTable:
+    """The defined symbols of a file: tables with the strings that hold their names."""
 
-    path: str
+    parts: tuple[tuple[npt.NDArray[np.void], bytes], ...]
+
+    def find(self, name: str) -> int | None:
+        """The value of the first symbol of that name."""
+        for table, strings in self.parts:
+            for offset in _occurrences(strings, name.encode()):
+                hits = np.flatnonzero(table["st_name"] == offset)
+                if len(hits):
+                    return int(table["st_value"][hits[0]])
+        return None
+
+
+@dataclass(frozen=True)
+class Vmlinux:
+    """What the conversion needs of a vmlinux; ``symbols`` and ``table`` are link-time addresses.
+
+    ``file`` stays open as long as types may be read from it.
+    """
+
+    file: ByteSource
     e_machine: int
     e_entry: int
     build_id: bytes | None
     release: str | None
     symbols: dict[str, int]
+    table: SymbolTable
+    has_types: bool
+
+    @property
+    def path(self) -> str:
+        """The file's name, printable."""
+        return self.file.path
 
 
 def read_vmlinux(file: ByteSource) -> Vmlinux:
@@ -45,21 +72,25 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
         raise FormatError(
             file.path, f"this is an ELF {kind}, not a vmlinux", hint="-m wants the kernel's ELF"
         )
-    symbols = find_symbols(elf, WANTED)
+    table = read_symbols(elf)
+    found = {name: table.find(name) for name in WANTED}
+    symbols = {name: value for name, value in found.items() if value is not None}
     return Vmlinux(
-        path=file.path,
+        file=file,
         e_machine=header.e_machine,
         e_entry=header.e_entry,
         build_id=_build_id(elf),
         release=_release(elf, symbols.get("linux_banner")),
         symbols=symbols,
+        table=table,
+        has_types=not section_headers(elf).keys().isdisjoint((b".BTF", b".debug_info")),
     )
 
 
-def find_symbols(elf: ElfFile, names: Sequence[str]) -> dict[str, int]:
-    """Values of those ``names`` that .symtab defines."""
+def read_symbols(elf: ElfFile) -> SymbolTable:
+    """The symbol tables of an ELF file.  Raises FormatError when one is absurdly large."""
     sections = elf.sections()
-    found: dict[str, int] = {}
+    parts = []
     for section in sections[sections["sh_type"] == c.SHT_SYMTAB]:
         link = int(section["sh_link"])
         if link >= len(sections):
@@ -68,14 +99,8 @@ def find_symbols(elf: ElfFile, names: Sequence[str]) -> dict[str, int]:
         data = _section_data(elf.file, section)
         dtype = elf.header.kind.sym
         table = np.frombuffer(data[: len(data) - len(data) % dtype.itemsize], dtype=dtype)
-        table = table[table["st_shndx"] != c.SHN_UNDEF]
-        for name in names:
-            for offset in _occurrences(strings, name.encode()):
-                hits = np.flatnonzero(table["st_name"] == offset)
-                if len(hits):
-                    found[name] = int(table["st_value"][hits[0]])
-                    break
-    return found
+        parts.append((table[table["st_shndx"] != c.SHN_UNDEF], strings))
+    return SymbolTable(tuple(parts))
 
 
 def _occurrences(strings: bytes, name: bytes) -> list[int]:
@@ -86,6 +111,21 @@ def _occurrences(strings: bytes, name: bytes) -> list[int]:
         offsets.append(at)
         at = strings.find(name + b"\0", at + 1)
     return offsets
+
+
+def section_headers(elf: ElfFile) -> dict[bytes, np.void]:
+    """The headers of the sections that have a name and contents, the first of each name."""
+    sections = elf.sections()
+    index = elf.header.shstrndx
+    if index >= len(sections):
+        return {}
+    strings = _section_data(elf.file, sections[index])
+    found: dict[bytes, np.void] = {}
+    for section in sections[(sections["sh_type"] != c.SHT_NOBITS) & (sections["sh_size"] != 0)]:
+        start = int(section["sh_name"])
+        name = strings[start : start + _LONGEST_NAME].split(b"\0", 1)[0]
+        found.setdefault(name, section)
+    return found
 
 
 def _section_data(file: ByteSource, section: np.void) -> bytes:

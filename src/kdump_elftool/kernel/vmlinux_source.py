@@ -1,24 +1,35 @@
-"""A vmlinux as a source of facts: its symbol table as arrays, its types from ``.BTF``.
+"""A vmlinux as a source of facts: its symbol table, and its types from ``.BTF`` or DWARF.
 
 Symbol values are link-time addresses; what is asked for are those at run time, so the KASLR offset
 is added, except to values below the kernel image: per-CPU variables of x86_64 count from 0 there
 (until v6.14).
+
+What DWARF answered is remembered in the user's cache, by the build id: reading it takes seconds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from kdump_elftool.addr import MASK64
-from kdump_elftool.elf import constants as c
+from kdump_elftool.cache import Cache
 from kdump_elftool.elf.reader import ElfFile
-from kdump_elftool.errors import FormatError
-from kdump_elftool.files import ByteSource, InputFile
+from kdump_elftool.errors import KdumpError
 from kdump_elftool.kernel.btf import MAX_SIZE, Btf
-from kdump_elftool.kernel.facts import Fact
-from kdump_elftool.kernel.vmlinux import Vmlinux, find_symbols
+from kdump_elftool.kernel.dwarf_types import KINDS, LABEL, DwarfTypes, open_dwarf_types
+from kdump_elftool.kernel.facts import Fact, Source
+from kdump_elftool.kernel.vmlinux import Vmlinux, section_headers
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+"""Of the cached answers: another one whenever the same question may be answered differently."""
+_MOST_CACHED = 1 << 20
+Advise = Callable[[str], None]
+"""Takes a sentence that the user should read."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,7 @@ class VmlinuxSymbols:
 
     def find(self, kind: str, name: str, /) -> Fact | None:
         """As :class:`kernel.facts.Source`."""
-        if kind != "SYMBOL":
-            return None
-        value = self.vmlinux.symbols.get(name)
-        if value is None:
-            with InputFile.open(self.vmlinux.path) as file:
-                value = find_symbols(ElfFile.read(file), [name]).get(name)
+        value = self.vmlinux.table.find(name) if kind == "SYMBOL" else None
         if value is None:
             return None
         if value >= self.image_start:
@@ -44,30 +50,84 @@ class VmlinuxSymbols:
         return Fact(f"SYMBOL({name})", value, "vmlinux symbols")
 
 
+@dataclass
+class CachedAnswers:
+    """Answers of a source that is slow to open, also those of earlier runs; None is one of them."""
+
+    key: str
+    cache: Cache
+    open: Callable[[], DwarfTypes | None]
+    answers: dict[str, int | None]
+    _opened: list[DwarfTypes | None] = field(default_factory=list)
+
+    def find(self, kind: str, name: str, /) -> Fact | None:
+        """As :class:`kernel.facts.Source`."""
+        question = f"{kind}({name})"
+        if kind not in KINDS:
+            return None
+        if question not in self.answers:
+            self._opened = self._opened or [self.open()]
+            source = self._opened[0]
+            if source is None:
+                return None
+            self.answers[question] = source.ask(kind, name)
+            self.cache.put(self.key, json.dumps(self.answers).encode())
+        value = self.answers[question]
+        return None if value is None else Fact(question, value, LABEL)
+
+
+@dataclass(frozen=True)
+class ArrayLengths:
+    """LENGTH of variables, which BTF lacks, out of ``source``."""
+
+    source: Source
+
+    def find(self, kind: str, name: str, /) -> Fact | None:
+        """As :class:`kernel.facts.Source`."""
+        return self.source.find(kind, name) if kind == "LENGTH" and "." not in name else None
+
+
+def vmlinux_types(vmlinux: Vmlinux, word: int, cache: Cache | None, advise: Advise) -> Source | None:
+    """The types of a vmlinux: BTF if it has that, else DWARF; ``advise`` is told why there are none."""
+    return vmlinux_btf(vmlinux, word) or vmlinux_dwarf(vmlinux, cache, advise)
+
+
+def vmlinux_dwarf(vmlinux: Vmlinux, cache: Cache | None, advise: Advise) -> Source | None:
+    """The types in the DWARF of a vmlinux; ``advise`` is told when it cannot be read."""
+
+    def opened() -> DwarfTypes | None:
+        try:
+            return open_dwarf_types(vmlinux)
+        except KdumpError as error:
+            advise(error.message + (f": {error.hint}" if error.hint else ""))
+            return None
+
+    if cache is None or vmlinux.build_id is None:
+        return opened()
+    key = f"dwarf-{_FORMAT}-{vmlinux.build_id.hex()[:128]}"
+    answers = _read_answers(cache.get(key))
+    log.info("DWARF: %d answers in the cache", len(answers))
+    return CachedAnswers(key, cache, opened, answers)
+
+
 def vmlinux_btf(vmlinux: Vmlinux, word: int) -> Btf | None:
     """The types of a vmlinux that has BTF."""
-    with InputFile.open(vmlinux.path) as file:
-        elf = ElfFile.read(file)
-        data = section_data(elf, b".BTF")
-        return None if data is None else Btf.parse(data, elf.header.kind.order, word, "vmlinux BTF")
-
-
-def section_data(elf: ElfFile, name: bytes) -> bytes | None:
-    """The contents of a section; None when it is not there, empty or absurdly large."""
-    sections = elf.sections()
-    index = elf.header.shstrndx
-    if index >= len(sections):
+    elf = ElfFile.read(vmlinux.file)
+    header = section_headers(elf).get(b".BTF")
+    if header is None or int(header["sh_size"]) > MAX_SIZE:
         return None
-    strings = _data(elf.file, sections[index])
-    for at in np.flatnonzero(sections["sh_type"] == c.SHT_PROGBITS).tolist():
-        start = int(sections["sh_name"][at])
-        if strings[start : start + len(name) + 1] == name + b"\0":
-            return _data(elf.file, sections[at]) or None
-    return None
+    data = vmlinux.file.read_at(int(header["sh_offset"]), int(header["sh_size"]))
+    return Btf.parse(data, elf.header.kind.order, word, "vmlinux BTF")
 
 
-def _data(file: ByteSource, section: np.void) -> bytes:
-    size = int(section["sh_size"])
-    if size > MAX_SIZE:
-        raise FormatError(file.path, f"a section of {size:#x} bytes")
-    return file.read_at(int(section["sh_offset"]), size)
+def _read_answers(data: bytes | None) -> dict[str, int | None]:
+    """What an entry of the cache holds; nothing when that is not what this version writes."""
+    if data is None or len(data) > _MOST_CACHED:
+        return {}
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if value is None or type(value) is int}

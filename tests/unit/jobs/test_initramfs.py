@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kdump_elftool.jobs.initramfs import HOME, check, choose_numpy, choose_stdlib, copy_modules, fill
+from kdump_elftool.jobs.initramfs import (
+    HOME,
+    STDLIB_LEFT_OUT,
+    check,
+    choose_numpy,
+    choose_stdlib,
+    copy_modules,
+    fill,
+)
 
 HOOK = Path(__file__).parents[3] / "contrib" / "initramfs-hook"
 
@@ -18,6 +27,13 @@ def tool(home: Path, *args: str) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONHOME": str(home), "PYTHONPATH": str(home / "packages")}
     argv = [home / "bin/python3", "-S", "-s", "-P", "-B", "-m", "kdump_elftool", *args]
     return subprocess.run(argv, env=environment, capture_output=True, text=True)
+
+
+def test_topelf_needs_nothing_that_is_left_out():
+    script = "import kdump_elftool.cli.topelf, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    left_out = STDLIB_LEFT_OUT - {"site-packages", "dist-packages"}
+    assert {name.partition(".")[0] for name in loaded.split()} & (left_out | {"elftools"}) == set()
 
 
 @pytest.mark.parametrize(
