@@ -98,10 +98,11 @@ _kdump_elftool() {
             esac
             ;;
         info)
-            known="-h --help -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
+                -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;

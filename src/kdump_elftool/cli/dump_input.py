@@ -10,12 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.cache import Cache
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
 from kdump_elftool.files import STDIO, InputFile, Output, open_output
 from kdump_elftool.formats import FORMATS, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
+from kdump_elftool.jobs.debug_files import Search
 from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
@@ -28,11 +30,11 @@ MACHINES = {arch.name: e_machine for e_machine, arch in ARCHITECTURES.items()}
 
 @dataclass(frozen=True)
 class Opened:
-    """The dump, the user's word on its kernel, and every file that was opened for it."""
+    """The dump, the user's word on its kernel, and every file that was opened for it (so far)."""
 
     dump: Dump
     request: KernelRequest
-    files: tuple[InputFile, ...]
+    files: list[InputFile]
 
 
 def add_dump(
@@ -40,12 +42,15 @@ def add_dump(
     infile: tuple[str, ...] = (),
     *,
     vmlinux: bool = False,
+    search: bool = False,
     operands: bool = True,
 ) -> argparse._ArgumentGroup:
     """Options of input and kernel; ``infile`` are the seed's names for the dump, beside its position.
 
-    Without ``operands`` only they name it.  Returns the kernel group.
+    Without ``operands`` only they name it.  With ``search`` a vmlinux that is not given is looked for when it
+    is needed.  Returns the kernel group.
     """
+    parser.set_defaults(search=search)
     source = parser.add_argument_group("input")
     if operands:
         source.add_argument(
@@ -92,7 +97,13 @@ def add_dump(
     )
     kernel = parser.add_argument_group("kernel")
     if vmlinux:
-        kernel.add_argument("-m", "--vmlinux", metavar="FILE", help="the kernel's vmlinux (adds NT_AUXV)")
+        kernel.add_argument(
+            "-m",
+            "--vmlinux",
+            metavar="FILE",
+            help="the kernel's vmlinux, or a directory in which it is found by its build id"
+            + (" (default: looked for where it is needed)" if search else ""),
+        )
     else:
         parser.set_defaults(vmlinux=None)
     kernel.add_argument(
@@ -126,25 +137,39 @@ def open_input(args: argparse.Namespace, stack: ExitStack) -> Opened:
         show_progress=not (args.no_progress or args.quiet),
     )
     dump = open_dump(first, args.intype, options, tuple(more))
-    return Opened(dump, request, (first, *more, *files))
+    files += [first, *more]
+    return Opened(dump, request, files)
 
 
-def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRequest, tuple[InputFile, ...]]:
-    """What the kernel options say, and the files that were opened for them."""
+def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRequest, list[InputFile]]:
+    """What the kernel options say, and the files that are opened for them, later ones too."""
 
     def opened(path: str | None) -> InputFile | None:
         return None if path is None else stack.enter_context(InputFile.open(path))
 
-    extra, vmlinux = opened(args.extravminfo), opened(args.vmlinux)
+    shown = partial(progress, enabled=not (args.no_progress or args.quiet))
+    in_directory = args.vmlinux is not None and os.path.isdir(args.vmlinux)
+    extra, vmlinux = opened(args.extravminfo), opened(None if in_directory else args.vmlinux)
+    files = [file for file in (extra, vmlinux) if file]
+    search = Search(stack, os.environ, files, shown)
     request = KernelRequest(
         vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
         extra=read_extra(extra) if extra else None,
         pgt_root=args.physpgd,
         kernel=args.kernel,
         force=args.force,
-        progress=partial(progress, enabled=not (args.no_progress or args.quiet)),
+        progress=shown,
+        find=partial(search.in_directory, args.vmlinux) if in_directory else None,
+        locate=search.locate if args.search else None,
+        cache=user_cache(stack) if args.vmlinux is not None or args.search else None,
     )
-    return request, tuple(file for file in (extra, vmlinux) if file)
+    return request, files
+
+
+def user_cache(stack: ExitStack) -> Cache | None:
+    """The user's cache, open until ``stack`` is closed; None where there can be none."""
+    cache = Cache.open()
+    return stack.enter_context(cache) if cache else None
 
 
 def write_result(args: argparse.Namespace, plan: Plan, opened: Opened) -> tuple[Plan, bool]:

@@ -20,7 +20,7 @@ _WIDTH = 14
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser)
+    add_dump(parser, vmlinux=True)
     add_common(parser)
 
 

@@ -23,7 +23,7 @@ HELP = "list the tasks of a dump"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser, vmlinux=True)
+    add_dump(parser, vmlinux=True, search=True)
     add_common(parser)
 
 

@@ -31,7 +31,7 @@ HELP = "make a core file of kernel virtual memory that gdb can open"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser, ("-i", "--infile"), vmlinux=True)
+    add_dump(parser, ("-i", "--infile"), vmlinux=True, search=True)
     selection = parser.add_argument_group("selection and output")
     add_level(selection)
     selection.add_argument(
@@ -143,7 +143,7 @@ def _gdb_command(args: argparse.Namespace, velf: Velf) -> str:
     """How to start gdb: vmlinux gives symbols only, or gdb would fill absent pages from it."""
     offset = f" -o {int(velf.kaslr_offset.value):#x}" if velf.kaslr_offset else ""
     words = ["gdb", "-ex", f"core-file {_output(args)}"]
-    words += ["-ex", f"symbol-file{offset} {args.vmlinux or 'vmlinux'}"]
+    words += ["-ex", f"symbol-file{offset} {velf.vmlinux or 'vmlinux'}"]
     return printable(shlex.join(words))
 
 

@@ -8,15 +8,17 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch.base import Architecture
 from kdump_elftool.cli.common import add_common, one_input, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input
+from kdump_elftool.cli.dump_input import add_dump, open_input, user_cache
 from kdump_elftool.elf.constants import ET_DYN, ET_EXEC
 from kdump_elftool.elf.reader import read_header
 from kdump_elftool.errors import FormatError, UnsupportedError
 from kdump_elftool.files import InputFile
 from kdump_elftool.jobs.kernel import open_kernel
 from kdump_elftool.jobs.knowledge import knowledge, vmlinux_knowledge
-from kdump_elftool.jobs.vminfo import GROUPS, VmInfo, vminfo
+from kdump_elftool.jobs.vminfo import GROUPS, vminfo
+from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 
 NAME = "vminfo"
@@ -25,7 +27,7 @@ HELP = "print what is known of a kernel as lines for -e"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser, vmlinux=True)
+    add_dump(parser, vmlinux=True, search=True)
     output = parser.add_argument_group("selection and output")
     output.add_argument(
         "--keys", choices=(*GROUPS, "all"), default="all", help="which keys to print (default all)"
@@ -40,14 +42,17 @@ def run(args: argparse.Namespace) -> int:
         path = one_input(args)
         file = stack.enter_context(InputFile.open(path))
         if _is_vmlinux(file):
-            found = _of_vmlinux(file, groups)
+            known, arch, release = _of_vmlinux(file, stack)
         else:
             opened = open_input(args, stack)
             kernel = open_kernel(opened.dump, opened.request)
             for message in kernel.warnings:
                 warn(message, args)
             known = knowledge(opened.dump, kernel)
-            found = vminfo(known, kernel.arch, kernel.identity.release, groups)
+            arch, release = kernel.arch, kernel.identity.release
+        found = vminfo(known, arch, release, groups)
+    for message in known.advice:
+        warn(message, args)
     if args.verbose:
         for fact in found.facts:
             print(f"{fact.name}: {fact.shown()} ({fact.source})", file=sys.stderr)
@@ -68,10 +73,10 @@ def _is_vmlinux(file: InputFile) -> bool:
     return e_type in (ET_EXEC, ET_DYN)
 
 
-def _of_vmlinux(file: InputFile, groups: tuple[str, ...]) -> VmInfo:
+def _of_vmlinux(file: InputFile, stack: ExitStack) -> tuple[Knowledge, Architecture, str | None]:
     """Link-time addresses: right for a kernel without KASLR."""
     vmlinux = read_vmlinux(file)
     arch = ARCHITECTURES.get(vmlinux.e_machine)
     if arch is None:
         raise UnsupportedError(file.path, f"ELF machine {vmlinux.e_machine} is not supported yet")
-    return vminfo(vmlinux_knowledge(vmlinux, arch), arch, vmlinux.release, groups)
+    return vmlinux_knowledge(vmlinux, arch, user_cache(stack)), arch, vmlinux.release

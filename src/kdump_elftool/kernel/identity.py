@@ -46,6 +46,9 @@ class Root:
         return int(self.fact.value)
 
 
+MISREAD = ", misread by that kernel (lib/buildid.c)"
+
+
 @dataclass(frozen=True)
 class KernelIdentity:
     """A kernel and the form of its page tables.  ``pgt_root`` is a physical address.
@@ -126,9 +129,20 @@ def check_same_kernel(info: VmcoreInfo, vmlinux: Vmlinux, arch: Architecture) ->
         if build_id == vmlinux.build_id:
             return None
         return f"build id {vmlinux.build_id.hex()}, the dump has {build_id.hex()}"
+    begins = info.build_id_start
+    if begins and vmlinux.build_id is not None and not vmlinux.build_id.startswith(begins):
+        return f"build id {vmlinux.build_id.hex()}, that of the dump begins with {begins.hex()}"
     if release is not None and vmlinux.release is not None and release != vmlinux.release:
         return f"release {printable(vmlinux.release)}, the dump has {printable(release)}"
     return None
+
+
+def same_kernel_by(info: VmcoreInfo, vmlinux: Vmlinux) -> str | None:
+    """What shows that a ``vmlinux`` that was checked is the dump's kernel; None when nothing does."""
+    if info.build_id is not None and info.build_id == vmlinux.build_id:
+        return f"build id {info.build_id.hex()}"
+    release = info.text("OSRELEASE")
+    return f"release {printable(release)}" if release is not None and release == vmlinux.release else None
 
 
 def _roots(dump: Dump, arch: Architecture, info: VmcoreInfo, forms: tuple[PagingForm, ...]) -> Iterator[Root]:
@@ -228,7 +242,8 @@ def _noted(info: VmcoreInfo) -> Iterator[Fact]:
     for name, key in (("release", "OSRELEASE"), ("build_id", "BUILD-ID")):
         text = info.text(key)
         if text is not None:
-            yield Fact(name, printable(text), info.source(key))
+            misread = key == "BUILD-ID" and info.build_id_start is not None
+            yield Fact(name, printable(text), info.source(key) + (MISREAD if misread else ""))
     for name in ("phys_base", "sme_mask"):
         value = info.number(name)
         if value is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from kdump_elftool.addr import MASK64
 from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.safe_text import printable
 
 NOTE_NAME = b"VMCOREINFO"
 
@@ -20,18 +21,34 @@ _HEX_KINDS = ("SYMBOL", "ADDRESS")
 _HEX_NUMBERS = ("NUMBER(kimage_voffset)", "NUMBER(PHYS_OFFSET)", "NUMBER(TCR_EL1_T1SZ)")
 _HEX_NUMBERS_BARE = ("KERNELOFFSET",)
 _MAX_TEXT = 1 << 20
+_MAX_BUILD_ID = 128
+_MISREAD = tuple(
+    number + kind + b"GNU\0" for number, kind in ((b"\x14\0\0\0", b"\3\0\0\0"), (b"\0\0\0\x14", b"\0\0\0\3"))
+)
+"""How a build id of 20 bytes begins that was read 12 bytes too early: with the note's own header.
+
+Stable kernels did that between their copies of "lib/buildid: harden build ID parsing logic" and of
+"lib/buildid: Fix build ID parsing logic": 6.11.3-9, 6.10.14, 6.6.55-62, 6.1.113-118, 5.15.168 on.
+"""
 
 
 @dataclass(frozen=True)
 class VmcoreInfo:
-    """The raw lines with typed look-ups.  ``sources`` says per key where its value came from."""
+    """The raw lines with typed look-ups.  ``sources`` says per key where its value came from.
+
+    ``used`` remembers what was looked up, for ``info --verbose``.
+    """
 
     values: Mapping[str, str]
     sources: Mapping[str, str] = field(default_factory=dict)
+    used: dict[str, Fact] = field(default_factory=dict, compare=False)
 
     def text(self, key: str) -> str | None:
         """A bare key's value, such as ``OSRELEASE``."""
-        return self.values.get(key)
+        value = self.values.get(key)
+        if value is not None:
+            self.used.setdefault(key, Fact(key, printable(value), self.source(key)))
+        return value
 
     def symbol(self, name: str) -> int | None:
         """``SYMBOL(name)``: a virtual address."""
@@ -64,9 +81,21 @@ class VmcoreInfo:
 
     @property
     def build_id(self) -> bytes | None:
-        """``BUILD-ID`` (v5.9 on), or None when absent or not hexadecimal."""
+        """``BUILD-ID`` (v5.9 on), or None when absent, not hexadecimal or misread by the kernel."""
+        found = self._build_id
+        return None if found is None or found.startswith(_MISREAD) else found
+
+    @property
+    def build_id_start(self) -> bytes | None:
+        """The first bytes of a build id that the kernel misread, else None."""
+        found = self._build_id
+        return found[len(_MISREAD[0]) :] if found is not None and found.startswith(_MISREAD) else None
+
+    @property
+    def _build_id(self) -> bytes | None:
+        text = self.values.get("BUILD-ID", "")
         try:
-            return bytes.fromhex(self.values.get("BUILD-ID", "")) or None
+            return bytes.fromhex(text) or None if len(text) <= _MAX_BUILD_ID else None
         except ValueError:
             return None
 
@@ -90,7 +119,10 @@ class VmcoreInfo:
         except ValueError:
             return None
         lowest = 0 if is_hex else -(1 << 63)
-        return value if lowest <= value <= MASK64 else None
+        if not lowest <= value <= MASK64:
+            return None
+        self.used.setdefault(key, Fact(key, value, self.source(key)))
+        return value
 
 
 def parse(data: bytes, source: str = "VMCOREINFO") -> VmcoreInfo:
