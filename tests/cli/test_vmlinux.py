@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +148,56 @@ def test_vminfo_of_a_vmlinux_without_btf(files, capfd):
     assert "OFFSET(task_struct.tasks)=128" in out.splitlines()
     assert "OFFSET(inactive_task_frame.ret_addr)=48" in out.splitlines()
     assert "(vmlinux DWARF)" in err
+
+
+# info: every value and its source
+
+
+def test_info_lists_every_value_with_its_source(files, capfd):
+    _, dump, extra, place = files
+    code, out, err = run(capfd, "info", dump, "-e", extra, "-m", place, "--verbose")
+    assert code == 0, err
+    assert "tasks:         9" in out
+    symbol = int(extra.read_text().split("init_task)=")[1].split()[0], 16)
+    for line in (
+        "  pgt_root: ",
+        "  kaslr_offset: 0x",
+        "  OFFSET(task_struct.pid): 0x98 (vmlinux DWARF)",
+        f"  SYMBOL(init_task): {symbol:#x} (-e {extra})",
+        "  SYMBOL(swapper_pg_dir): ",
+        "  NUMBER(MAX_PHYSMEM_BITS): 0x2e (not in VMCOREINFO: as x86_64 4-level has it)",
+    ):
+        assert line in out, line
+    count = next(line for line in out.splitlines() if line.endswith("values were used:"))
+    assert int(count.split()[0]) == len([line for line in out.splitlines() if line.startswith("  ")])
+
+
+def test_info_without_verbose_asks_for_no_tasks(files, capfd):
+    _, dump, extra, place = files
+    out = run(capfd, "info", dump, "-e", extra, "-m", place)[1]
+    assert "tasks:" not in out
+    assert "values were used" not in out
+    document = json.loads(run(capfd, "info", dump, "--json")[1])
+    assert {"name": "OSRELEASE", "value": RELEASE, "source": "VMCOREINFO"} in document["facts"]
+
+
+def test_info_says_why_tasks_are_unknown(files, capfd):
+    _, dump, *_ = files
+    code, out, _ = run(capfd, "info", dump, "--verbose")
+    assert code == 0
+    assert "tasks:         unknown: the tasks cannot be found" in out
+
+
+def test_info_with_a_misread_build_id(capfd, tmp_path):
+    misread = (b"\x14\0\0\0\x03\0\0\0GNU\0" + BUILD_ID[:8]).hex()
+    made = make_task_kernel(PROCESSES, vmcoreinfo={"BUILD-ID": misread})
+    dump: Path = tmp_path / "dump"
+    dump.write_bytes(made.kernel.dump())
+    code, out, _ = run(capfd, "info", dump, "--verbose")
+    assert code == 0
+    assert f"build id:      {BUILD_ID[:8].hex()}... (VMCOREINFO, misread by that kernel" in out
+    place = tmp_path / "vmlinux"
+    place.write_bytes(vmlinux_of(made))
+    assert "not the kernel" not in run(capfd, "info", dump, "-m", place)[2]
+    place.write_bytes(vmlinux_of(made, b"\xee" * 20))
+    assert f"that of the dump begins with {BUILD_ID[:8].hex()}" in run(capfd, "info", dump, "-m", place)[2]

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         opened = open_input(args, stack)
         dump, request = opened.dump, opened.request
-        summary = summarise(dump, request)
+        summary = summarise(dump, request, with_tasks=args.verbose)
     for message in summary.warnings:
         warn(message, args)
     if args.json:
@@ -46,6 +46,10 @@ def _print(args: argparse.Namespace, summary: Summary) -> None:
             continue
         print(_line(item.label, item.shown, item.source if args.verbose else ""))
     print(_line("coverage", summary.coverage.line(everything=args.verbose)))
+    if args.verbose:
+        print(f"{len(summary.facts)} values were used:")
+        for fact in summary.facts:
+            print(f"  {fact.name}: {fact.shown()} ({fact.source})")
     if summary.last_lines:
         print(f"last {len(summary.last_lines)} lines of the log:")
     for line in summary.last_lines:
@@ -63,6 +67,7 @@ def _as_json(summary: Summary) -> dict[str, object]:
         "coverage": summary.coverage.as_json(),
         "last_log_lines": [plain_line(line) for line in summary.last_lines],
         "sources": _sources(summary.items),
+        "facts": [fact.as_json() for fact in summary.facts],
         "warnings": [printable(message) for message in summary.warnings],
     }
 

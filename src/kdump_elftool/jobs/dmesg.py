@@ -14,6 +14,7 @@ from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.plain_target import DumpTarget
+from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.plain.printk import Log, read_log
 
@@ -37,10 +38,11 @@ class BootTime:
 
 @dataclass(frozen=True)
 class DumpLog:
-    """The log; ``boot`` is None when nothing in the dump tells the time of day."""
+    """The log; ``boot`` is None when nothing in the dump tells the time of day; ``facts`` led to it."""
 
     log: Log
     boot: BootTime | None
+    facts: tuple[Fact, ...] = ()
 
     @property
     def lost(self) -> int:
@@ -57,8 +59,9 @@ class DumpLog:
 
 def dump_log(dump: Dump, kernel: Kernel) -> DumpLog:
     """Read the log.  Raises IdentityError."""
+    target = DumpTarget.of(dump, kernel)
     try:
-        log = read_log(DumpTarget.of(dump, kernel))
+        log = read_log(target)
     except FaultError as error:
         raise IdentityError(
             "log",
@@ -70,7 +73,7 @@ def dump_log(dump: Dump, kernel: Kernel) -> DumpLog:
         raise IdentityError(
             error.key, f"the kernel's log cannot be read: {error.message}", hint=hint
         ) from error
-    return DumpLog(log, boot_time(kernel.info, log))
+    return DumpLog(log, boot_time(kernel.info, log), target.known.used)
 
 
 def crash_time(info: VmcoreInfo) -> int | None:

@@ -22,7 +22,10 @@ from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import select
+from kdump_elftool.jobs.tasks import TaskList, list_tasks
 from kdump_elftool.kernel.cpus import is_prstatus
+from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.identity import MISREAD, kaslr_offset_by
 from kdump_elftool.kernel.pages import Category
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.plain.printk import Line, lines
@@ -56,17 +59,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Summary:
-    """All answers in order, the end of the log, and what is worth a warning."""
+    """All answers in order, the end of the log, what is worth a warning, and every value they rest on."""
 
     items: tuple[Item, ...]
     coverage: Coverage
     last_lines: tuple[Line, ...]
     warnings: tuple[str, ...]
+    facts: tuple[Fact, ...]
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What could be opened: None where the dump did not allow it."""
+    """What could be opened: None where the dump did not allow it, for tasks why it did not."""
 
     dump: Dump
     described: Description
@@ -74,6 +78,7 @@ class _Found:
     log: DumpLog | None
     crash: CrashLog
     warnings: list[str]
+    listed: TaskList | str | None
 
     @property
     def info(self) -> VmcoreInfo:
@@ -81,9 +86,12 @@ class _Found:
         return self.described.info
 
 
-def summarise(dump: Dump, request: KernelRequest) -> Summary:
-    """Ask the dump everything.  A kernel or log that cannot be read becomes a warning."""
-    found = _find(dump, request)
+def summarise(dump: Dump, request: KernelRequest, *, with_tasks: bool = False) -> Summary:
+    """Ask the dump everything.  A kernel or log that cannot be read becomes a warning.
+
+    Tasks are counted only ``with_tasks``: so one sees what ``ps`` and ``tovelf -p`` would rest on.
+    """
+    found = _find(dump, request, with_tasks=with_tasks)
     warnings = found.warnings
     memory = dump.memory
     coverage = Coverage.of(memory.declared.total, memory.absent().total, dump.lost)
@@ -99,9 +107,28 @@ def summarise(dump: Dump, request: KernelRequest) -> Summary:
         *memory_lines(dump, found.kernel),
         *_paging_items(found),
         *_kernel_items(found.described),
+        *_task_items(found.listed),
     )
     last = tuple(lines(found.log.log)[-LAST_LINES:]) if found.log else ()
-    return Summary(items, coverage, last, tuple(warnings))
+    return Summary(items, coverage, last, tuple(warnings), tuple(_facts(found)))
+
+
+def _facts(found: _Found) -> Iterator[Fact]:
+    """Every value that was used, the first source of each, in the order of their use."""
+    facts = [*found.info.used.values()]
+    if found.kernel is not None:
+        arch, identity = found.kernel.arch, found.kernel.identity
+        offset = kaslr_offset_by(identity, found.kernel.vmlinux)
+        facts = [*identity.facts, *([offset] if offset else []), *facts]
+        default = f"not in VMCOREINFO: as {identity.form.name} has it"
+        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", arch.section_size_bits, default))
+        facts.append(Fact("NUMBER(MAX_PHYSMEM_BITS)", identity.form.physmem_bits, default))
+    facts += found.log.facts if found.log else ()
+    facts += found.listed.known.used if isinstance(found.listed, TaskList) else ()
+    first: dict[str, Fact] = {}
+    for fact in facts:
+        first.setdefault(fact.name, fact)
+    yield from first.values()
 
 
 def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
@@ -125,7 +152,7 @@ def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
     yield Item("by category", f"{shown} pages", "struct page", "categories", counts)
 
 
-def _find(dump: Dump, request: KernelRequest) -> _Found:
+def _find(dump: Dump, request: KernelRequest, *, with_tasks: bool) -> _Found:
     described = describe(dump, ARCHITECTURES.get(dump.e_machine), request)
     warnings: list[str] = []
     kernel = log = None
@@ -142,7 +169,15 @@ def _find(dump: Dump, request: KernelRequest) -> _Found:
         except KdumpError as error:
             warnings.append(_warning("the log cannot be read", error))
     crash = read_crash(log.log, crashed=crash_time(described.info) is not None) if log else CrashLog()
-    return _Found(dump, described, kernel, log, crash, warnings)
+    listed = _list_tasks(dump, kernel) if kernel is not None and with_tasks else None
+    return _Found(dump, described, kernel, log, crash, warnings, listed)
+
+
+def _list_tasks(dump: Dump, kernel: Kernel) -> TaskList | str:
+    try:
+        return list_tasks(dump, kernel)
+    except KdumpError as error:
+        return error.message
 
 
 def _warning(what: str, error: KdumpError) -> str:
@@ -161,8 +196,12 @@ def _release_items(found: _Found) -> Iterator[Item]:
     if release is not None:
         source = found.info.source("OSRELEASE")
         yield Item("release", printable(release), source, "release", printable(release))
+    source = found.info.source("BUILD-ID")
+    begins = found.info.build_id_start
     if build_id is not None:
-        yield Item("build id", build_id.hex(), found.info.source("BUILD-ID"), "build_id", build_id.hex())
+        yield Item("build id", build_id.hex(), source, "build_id", build_id.hex())
+    elif begins:
+        yield Item("build id", f"{begins.hex()}...", source + MISREAD, "build_id", None)
     machine = found.dump.e_machine
     arch = ARCHITECTURES.get(machine)
     name = arch.name if arch else EM_NAMES.get(machine, f"ELF machine {machine}")
@@ -248,3 +287,11 @@ def _paging_items(found: _Found) -> Iterator[Item]:
     root = next((fact.source for fact in identity.facts if fact.name == "pgt_root"), "")
     shown = f"{identity.pgt_root:#x}"
     yield Item("pgt_root", shown, root, "pgt_root", shown, detail=True)
+
+
+def _task_items(listed: TaskList | str | None) -> Iterator[Item]:
+    if isinstance(listed, TaskList):
+        count = len(listed.tasks)
+        yield Item("tasks", str(count), "the kernel's lists", "tasks", count, detail=True)
+    elif listed is not None:
+        yield Item("tasks", f"unknown: {printable(listed)}", "", "tasks", None, detail=True)
