@@ -23,7 +23,7 @@ from bench.calibrate import loop_seconds, slowness
 from bench.compressed import measure_gzip
 from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump
-from bench.knowledge import measure_knowledge, measure_tasks
+from bench.knowledge import measure_knowledge, measure_tasks, measure_vmlinux
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
 from bench.rivals import BenchError, Cost
@@ -236,6 +236,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "gzip": lambda settings: measure_gzip(settings.dumps, settings.work),
     "page-memory": lambda settings: measure_page_memory(settings.work),
     "knowledge": lambda settings: measure_knowledge(settings.dumps, settings.slowness),
+    "vmlinux": lambda settings: measure_vmlinux(settings.dumps, settings.work, settings.slowness),
     "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
     "kdump": lambda settings: measure_kdump(settings.dumps, settings.work),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
