@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdump_elftool.addr import merge_ranges, subtract_ranges, u64
-from kdump_elftool.memory.extents import ZERO_FILL, Extents, intersect, normalise
+from kdump_elftool.memory.extents import ZERO_FILL, Extents, intersect, normalise, overlay
 from tests.builders.dumps import columns
 
 BASES = st.sampled_from([0, 2**46, 2**63, 2**64 - 300])
@@ -17,8 +17,8 @@ EXTENT = st.tuples(st.integers(0, 60), st.integers(0, 25), st.integers(0, 1000) 
 RANGE = st.tuples(st.integers(0, 80), st.integers(0, 20))
 
 
-def norm(base: int, listed) -> Extents:
-    return normalise(
+def norm(base: int, listed, function=normalise) -> Extents:
+    return function(
         u64([base + start for start, _, _ in listed]), u64([size for _, size, _ in listed]),
         u64([position for _, _, position in listed]),
     )  # fmt: skip
@@ -33,9 +33,23 @@ def model(listed) -> dict[int, int]:
     return out
 
 
-@given(BASES, st.lists(EXTENT, max_size=12))
-def test_normalise_equals_the_model(base, listed):
-    found = norm(base, listed)
+def written_over(listed) -> dict[int, int]:
+    """Address -> position when each extent is written over those before it."""
+    out: dict[int, int] = {}
+    for start, size, position in listed:
+        for done in range(size):
+            out[start + done] = ZERO_FILL if position == ZERO_FILL else position + done
+    return out
+
+
+@given(
+    BASES,
+    st.lists(EXTENT, max_size=12) | st.lists(EXTENT, min_size=20, max_size=60),
+    st.sampled_from([(normalise, model), (overlay, written_over)]),
+)
+def test_disjoint_extents_equal_the_model(base, listed, functions):
+    function, plain = functions
+    found = norm(base, listed, function)
     got = {}
     rows = columns(found.start, found.size, found.position)
     for start, size, position in rows:
@@ -43,7 +57,7 @@ def test_normalise_equals_the_model(base, listed):
         for done in range(size):
             assert start + done - base not in got
             got[start + done - base] = ZERO_FILL if position == ZERO_FILL else position + done
-    assert got == model(listed)
+    assert got == plain(listed)
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
 
 

@@ -7,7 +7,7 @@ or an array slot per page: physical addresses may lie sparsely far above 2**46.
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,44 +92,81 @@ def normalise(start: U64, size: U64, position: U64) -> Extents:
     Where several cover one address, the largest wins (long reads are cheap), and the earlier
     listed among equals.  Neighbours that continue each other in memory and in the file are merged.
     """
+    return _disjoint(start, size, position, lambda size, listed: np.lexsort((-listed, size)))
+
+
+def overlay(start: U64, size: U64, position: U64) -> Extents:
+    """As :func:`normalise`, but the later listed wins, as if each were written over those before it."""
+    return _disjoint(start, size, position, lambda _size, listed: np.argsort(listed))
+
+
+Order = Callable[[U64, Index], Index]
+"""Sizes and places in the list -> the extents' indices, those that win over others behind them."""
+
+
+def _disjoint(start: U64, size: U64, position: U64, order_of: Order) -> Extents:
     keep = size > 0
     start, size, position = start[keep], size[keep], position[keep]
     # an extent that runs over the top of the address space is cut there
     size = np.minimum(size, np.uint64(MASK64) - start)
     keep = size > 0
     start, size, position = start[keep], size[keep], position[keep]
+    listed = np.argsort(start, kind="stable")
+    start, size, position = start[listed], size[listed], position[listed]
+    reach = np.maximum.accumulate(start + size)
+    if not len(start) or not np.any(start[1:] < reach[:-1]):
+        return _merge(start, size, position)
+    # groups of extents that overlap; most extents are alone and stay out of it
+    first = np.concatenate([[True], start[1:] >= reach[:-1]])
+    members = np.diff(np.append(np.flatnonzero(first), len(start)))
+    shared = np.repeat(members > 1, members)
+    order = order_of(size[shared], listed[shared])
+    resolved = _resolve_overlaps(start[shared], size[shared], position[shared], order)
+    columns = (
+        np.concatenate([alone[~shared], found])
+        for alone, found in zip((start, size, position), resolved, strict=True)
+    )
+    start, size, position = columns
     order = np.argsort(start, kind="stable")
-    start, size, position = start[order], size[order], position[order]
-    if len(start) and np.any(start[1:] < np.maximum.accumulate(start + size)[:-1]):
-        start, size, position = _resolve_overlaps(start, size, position, order)
-    return _merge(start, size, position)
+    return _merge(start[order], size[order], position[order])
 
 
-def _resolve_overlaps(start: U64, size: U64, position: U64, listed: Index) -> tuple[U64, U64, U64]:
-    """Sweep over all borders; between two borders the best open extent is taken."""
-    listed_at = listed.tolist()
+def _resolve_overlaps(start: U64, size: U64, position: U64, order: Index) -> tuple[U64, U64, U64]:
+    """Between two borders the extent that stands last in ``order`` is taken.
+
+    All extents enter a segment tree over the slots between borders at once, level by level: a node
+    holds the highest rank of the extents that cover all slots below it.  A slot's owner is the
+    highest on its way to the root.
+    """
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
     borders = np.unique(np.concatenate([start, start + size]))
-    first = np.searchsorted(borders, start).tolist()
-    last = np.searchsorted(borders, start + size).tolist()
-    sizes = size.tolist()
-    winner = np.full(max(len(borders) - 1, 0), -1, dtype=np.int64)
-    open_extents: list[tuple[int, int, int, int]] = []
-    upcoming = 0
-    for slot in range(len(winner)):
-        while upcoming < len(first) and first[upcoming] <= slot:
-            heapq.heappush(open_extents, (-sizes[upcoming], listed_at[upcoming], last[upcoming], upcoming))
-            upcoming += 1
-        while open_extents and open_extents[0][2] <= slot:
-            heapq.heappop(open_extents)
-        if open_extents:
-            winner[slot] = open_extents[0][3]
-    covered = winner >= 0
-    owner = winner[covered]
-    new_start = borders[:-1][covered]
-    new_size = borders[1:][covered] - new_start
+    slots = len(borders) - 1
+    tree = np.full(2 * slots, -1, dtype=np.int64)
+    low = np.searchsorted(borders, start) + slots
+    high = np.searchsorted(borders, start + size) + slots
+    while len(low):
+        odd = low & 1 == 1
+        np.maximum.at(tree, low[odd], rank[odd])
+        low = low + odd
+        odd = high & 1 == 1
+        high = high - odd
+        np.maximum.at(tree, high[odd], rank[odd])
+        low, high = low >> 1, high >> 1
+        left = low < high
+        low, high, rank = low[left], high[left], rank[left]
+    node = np.arange(slots, 2 * slots)
+    winner = tree[node]
+    while node[-1] > 1:
+        node >>= 1
+        np.maximum(winner, tree[node], out=winner)
+    owner = order[winner]
+    new_start = borders[:-1]
+    new_size = borders[1:] - new_start
     moved = position[owner] + (new_start - start[owner])
     new_position = np.where(position[owner] == np.uint64(ZERO_FILL), position[owner], moved)
-    return new_start, new_size, new_position
+    covered = winner >= 0
+    return new_start[covered], new_size[covered], new_position[covered]
 
 
 def _merge(start: U64, size: U64, position: U64) -> Extents:
