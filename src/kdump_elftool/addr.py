@@ -89,6 +89,9 @@ class Ranges:
         return inside
 
 
+NO_RANGES = Ranges(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64))
+
+
 def merge_ranges(start: U64, end: U64) -> Ranges:
     """Sort and merge overlapping or touching ranges; empty ones vanish."""
     keep = end > start

@@ -17,6 +17,9 @@ from functools import cache
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
+
+from kdump_elftool.addr import NO_RANGES, Ranges
 from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
 from kdump_elftool.safe_text import printable
 
@@ -58,17 +61,30 @@ class ByteSource(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What is wrong with the layers: why their contents end early, for example."""
 
+    @property
+    def missing(self) -> Ranges:
+        """Offsets below ``size`` whose bytes are lost, although others behind them are there."""
+
     def read_at(self, offset: int, size: int, /) -> bytes:
-        """Up to ``size`` bytes; shorter only at the end."""
+        """Up to ``size`` bytes; shorter only at the end, or where something is missing."""
 
     def read_into(self, offset: int, view: memoryview, /) -> None:
         """Fill ``view``.  Raises CorruptDumpError where the bytes cannot be had."""
+
+
+def readable_end(file: ByteSource, offset: int) -> int:
+    """Where the bytes end that can be read from ``offset`` on: something is missing, or the file ends."""
+    index = int(np.searchsorted(file.missing.end, np.uint64(offset), side="right"))
+    if index == len(file.missing):
+        return file.size
+    return max(int(file.missing.start[index]), offset)
 
 
 class InputFile:
     """A seekable file that is only ever read, by offset; never modified."""
 
     warnings: tuple[str, ...] = ()
+    missing = NO_RANGES
 
     def __init__(self, path: str, fd: int, size: int, identity: tuple[int, int]) -> None:
         self.path = path

@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 
+from kdump_elftool.addr import NO_RANGES
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.formats import open_dump
 from tests.builders.diskdump import KdumpSpec, PageSpec, Placed, build_kdump_map, own_pages
@@ -51,6 +52,7 @@ class InMemory:
     """A dump without a file: thousands of them are opened here."""
 
     warnings: tuple[str, ...] = ()
+    missing = NO_RANGES
 
     path = "dump"
 
@@ -150,6 +152,7 @@ class Terabyte:
     """A dump of 2**28 frames that is nowhere: every page is there, and all share one zero page."""
 
     warnings: tuple[str, ...] = ()
+    missing = NO_RANGES
 
     path = "terabyte"
     frames = 1 << 28

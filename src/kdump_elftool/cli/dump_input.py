@@ -15,7 +15,7 @@ from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
 from kdump_elftool.files import STDIO, InputFile, Output, open_output
-from kdump_elftool.formats import FORMATS, open_dump
+from kdump_elftool.formats import INTYPES, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.jobs.debug_files import Search
 from kdump_elftool.jobs.kernel import KernelRequest
@@ -80,7 +80,7 @@ def add_dump(
     source.add_argument(
         "-I",
         "--intype",
-        choices=("auto", *(known.name for known in FORMATS)),
+        choices=INTYPES,
         default="auto",
         help="format of the dump (default: found from its content)",
     )

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from threading import Lock
 
+from kdump_elftool.addr import NO_RANGES
 from kdump_elftool.codecs.index import Index
 from kdump_elftool.codecs.run import Point, Run
 from kdump_elftool.codecs.streams import Stream
@@ -27,6 +28,8 @@ _KEPT_CHUNKS = 128
 
 class IndexedSource:
     """The contents of a compressed file, by offset; safe to be used by several threads."""
+
+    missing = NO_RANGES
 
     def __init__(self, source: ByteSource, stream: Stream, index: Index) -> None:
         self.path = f"{source.path} (decompressed)"

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdump_elftool.addr import align_up
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.files import ByteSource, FileSlice
+from kdump_elftool.files import ByteSource, FileSlice, readable_end
 
 HELD_IN_MEMORY = 1 << 20
 MAX_NOTES = 1 << 18
@@ -46,7 +46,8 @@ class NoteRange:
 def read_notes(file: ByteSource, kind: ElfKind, offset: int, size: int, align: int = 4) -> NoteRange:
     """Notes in ``file[offset:offset+size]``; stops at the first impossible header."""
     notes: list[Note] = []
-    position, end = offset, min(offset + size, file.size)
+    end = min(offset + size, readable_end(file, offset))
+    position = offset
     while position + _NHDR_SIZE <= end and len(notes) < MAX_NOTES:
         header = np.frombuffer(file.read_at(position, _NHDR_SIZE), dtype=kind.nhdr)[0]
         namesz, descsz, n_type = (int(header[field]) for field in ("n_namesz", "n_descsz", "n_type"))
@@ -60,7 +61,7 @@ def read_notes(file: ByteSource, kind: ElfKind, offset: int, size: int, align: i
         desc = file.read_at(desc_at, descsz) if held else FileSlice(file, desc_at, descsz)
         notes.append(Note(name, n_type, desc))
         position = desc_at + align_up(descsz, align)
-    truncated = offset + size > file.size or len(notes) == MAX_NOTES
+    truncated = end < offset + size or len(notes) == MAX_NOTES
     return NoteRange(tuple(notes), position if truncated else None)
 
 

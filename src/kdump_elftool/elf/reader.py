@@ -178,6 +178,7 @@ def _read_segments(file: ByteSource, header: ElfHeader) -> tuple[Segments, int]:
     dtype = header.kind.phdr
     room = max(file.size - header.e_phoff, 0) // dtype.itemsize
     count = min(header.phnum, room, MAX_HEADERS)
-    table = np.frombuffer(file.read_at(header.e_phoff, count * dtype.itemsize), dtype=dtype)
+    raw = file.read_at(header.e_phoff, count * dtype.itemsize)
+    table = np.frombuffer(raw[: len(raw) - len(raw) % dtype.itemsize], dtype=dtype)
     columns = (table[name].astype(np.uint64) for name in _SEGMENT_FIELDS)
     return Segments(*columns), header.phnum - len(table)

@@ -12,6 +12,8 @@ from kdump_elftool.formats.recognised import recognise
 
 FORMATS: tuple[Format, ...] = (elfcore.FORMAT, diskdump.FORMAT, lime.FORMAT, avml.FORMAT)
 LAYERS: tuple[Layer, ...] = compressed.LAYERS
+INTYPES = ("auto", *(known.name for known in FORMATS))
+"""What ``-I`` takes."""
 _HEAD = 512
 _MOST_LAYERS = 4
 
@@ -24,12 +26,16 @@ def open_dump(
 ) -> Dump:
     """Open ``file`` as ``fmt`` (``auto``: by content); ``more`` are the other files of a set.
 
+    The name of a layer as ``fmt`` says that it must be there; the dump in it is found by content.
+
     Raises FormatError for a file that is no dump, UnsupportedError for a known format that this
     version does not read, CorruptDumpError for one that contradicts itself, UsageError for several
     files that are no set.
     """
     options = options or OpenOptions()
-    files = tuple(_bare(each, options) for each in (file, *more))
+    wanted = next((layer for layer in LAYERS if layer.name == fmt), None)
+    fmt = "auto" if wanted else fmt
+    files = tuple(_bare(each, options, wanted) for each in (file, *more))
     head = files[0].read_at(0, _HEAD)
     for candidate in FORMATS:
         if candidate.name == fmt or (fmt == "auto" and candidate.probe(head)):
@@ -64,18 +70,22 @@ def _layer(file: ByteSource) -> Layer | None:
     return next((layer for layer in LAYERS if layer.probe(head)), None)
 
 
-def _bare(file: ByteSource, options: OpenOptions) -> ByteSource:
-    """The file without the layers around it."""
-    for _ in range(_MOST_LAYERS):
-        layer = _layer(file)
-        if layer is None:
-            return file
+def _bare(file: ByteSource, options: OpenOptions, wanted: Layer | None) -> ByteSource:
+    """The file without the layers around it; ``wanted`` must be one of them."""
+    met: list[Layer] = []
+    while (layer := _layer(file)) is not None:
+        if len(met) == _MOST_LAYERS:
+            raise FormatError(
+                file.path,
+                f"another {layer.name} stream is inside the {_MOST_LAYERS} around it",
+                hint="no dump is packed like that; decompress it yourself to see what it is",
+            )
         file = layer.open(file, options)
-    deeper = layer_around(file)
-    if deeper:
+        met.append(layer)
+    if wanted and wanted not in met:
         raise FormatError(
             file.path,
-            f"another {deeper} stream is inside the {_MOST_LAYERS} around it",
-            hint="no dump is packed like that; decompress it yourself to see what it is",
+            f"this is no {wanted.name} stream",
+            hint="without -I the format is found from the content",
         )
     return file

@@ -82,7 +82,10 @@ class Format:
 
 @dataclass(frozen=True)
 class Layer:
-    """Something around a dump that is taken off first: compression, makedumpfile's flattening."""
+    """Something around a dump that is taken off first: compression, makedumpfile's flattening.
+
+    What is wrong with it does not end the reading: ``warnings`` and ``missing`` of the contents say so.
+    """
 
     name: str
     probe: Callable[[bytes], bool]
