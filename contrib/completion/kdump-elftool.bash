@@ -17,7 +17,7 @@ _kdump_elftool() {
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -31,7 +31,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -46,7 +46,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -65,7 +65,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -78,7 +78,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -88,7 +88,7 @@ _kdump_elftool() {
         vminfo)
             known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -100,7 +100,7 @@ _kdump_elftool() {
         info)
             known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -111,7 +111,7 @@ _kdump_elftool() {
         dmesg)
             known="-h --help -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -123,7 +123,7 @@ _kdump_elftool() {
         ps)
             known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;

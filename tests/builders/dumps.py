@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdump_elftool.addr import u64
+from kdump_elftool.addr import NO_RANGES, u64
+from kdump_elftool.errors import CorruptDumpError
 from kdump_elftool.memory.extents import Extents, normalise
 from kdump_elftool.memory.physical import PhysicalMemory
 from tests.builders.kernel import Ram
@@ -42,3 +43,21 @@ def ram_memory(ram: Ram) -> PhysicalMemory:
 def columns(*values: np.ndarray) -> list[tuple[int, ...]]:
     """uint64 columns as rows of Python ints."""
     return list(zip(*(value.tolist() for value in values), strict=True))
+
+
+class BytesFile:
+    """A file in memory, with all that the package asks of one."""
+
+    warnings = ()
+    missing = NO_RANGES
+
+    def __init__(self, image: bytes, path: str = "image") -> None:
+        self.image, self.path, self.size = image, path, len(image)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return self.image[offset : offset + size]
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        if offset + len(view) > self.size:
+            raise CorruptDumpError(self.path, "read behind the end", file_offset=self.size)
+        view[:] = self.image[offset : offset + len(view)]

@@ -11,6 +11,11 @@
     prstatus pid=1 rip=0x...                 an x86_64 NT_PRSTATUS
     load paddr=0x1000 vaddr=0 fill=own*0x2000 memsz=0x3000 offset= filesz= align= flags= p_xxx=
     @0x1000 AA*4096                          bytes put at this paddr of the load that holds it
+    flat 64-0x1000 at= size=                 a record of makedumpfile's flattened format: these bytes of the
+                                             core (or "rest", "all"), put elsewhere, with a lying size
+    flat 0x1000 fill=AA*16                   a record with other bytes for this offset
+    flat raw=HEX | end | cut=N               other bytes, the end mark, less of the whole at its end
+    flat header type=2 version=1             another header
     expect loads 2                           what the test compares: see tests/formats/test_specs.py
 
 ``fill`` is ``own*N`` (every 8-byte word is its own paddr), ``zero*N`` or ``XX*N`` (a byte).
@@ -21,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tests.builders import flattened
 from tests.builders import notes as note_builders
 from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core, own_address_words
 
@@ -31,10 +37,37 @@ class SpecFile:
 
     core: CoreSpec
     expect: list[list[str]] = field(default_factory=list)
+    flat: list[list[str]] = field(default_factory=list)
 
     def build(self) -> bytes:
         """The file's bytes."""
-        return build_core(self.core)
+        image = build_core(self.core)
+        return _flattened(image, self.flat) if self.flat else image
+
+
+def _flattened(image: bytes, lines: list[list[str]]) -> bytes:
+    head, parts, cut, done = flattened.header(), [], 0, 0
+    for what, *rest in lines:
+        pairs = parse_pairs(" ".join(rest))
+        word, equal, value = what.partition("=")
+        if what == "header":
+            head = flattened.header(number(pairs.get("type", "1")), number(pairs.get("version", "1")))
+        elif what == "end":
+            parts.append(flattened.END)
+        elif equal:
+            parts.append(bytes.fromhex(value) if word == "raw" else b"")
+            cut += number(value) if word == "cut" else 0
+        elif "fill" in pairs:
+            parts.append(flattened.Record(number(what), filling(pairs["fill"], 0)).encode())
+        else:
+            span = {"all": "0-", "rest": f"{done}-"}.get(what, what)
+            begin, _, end = span.partition("-")
+            start, done = number(begin), number(end) if end else len(image)
+            size = number(pairs["size"]) if "size" in pairs else None
+            offset = number(pairs["at"]) if "at" in pairs else start
+            parts.append(flattened.Record(offset, image[start:done], size).encode())
+    whole = head + b"".join(parts)
+    return whole[: len(whole) - cut]
 
 
 def number(text: str) -> int:
@@ -70,6 +103,7 @@ def parse_spec(text: str) -> SpecFile:
     notes: list[NoteSpec] = []
     loads: list[SegmentSpec] = []
     expect: list[list[str]] = []
+    flat: list[list[str]] = []
     for raw in text.splitlines():
         line = raw.split("#", 1)[0].strip()
         if not line:
@@ -85,6 +119,8 @@ def parse_spec(text: str) -> SpecFile:
             notes.append(note_builders.x86_64_prstatus(values.pop("pid", 0), values))
         elif word == "load":
             loads.append(_load(parse_pairs(rest), order))
+        elif word == "flat":
+            flat.append(rest.split())
         elif word == "expect":
             expect.append(rest.split())
         elif word.startswith("@"):
@@ -94,7 +130,7 @@ def parse_spec(text: str) -> SpecFile:
             if not equal:
                 raise ValueError(f"spec line not understood: {raw!r}")
             options[key.strip()] = value.strip()
-    return SpecFile(_core(options, tables, notes, loads), expect)
+    return SpecFile(_core(options, tables, notes, loads), expect, flat)
 
 
 def _core(

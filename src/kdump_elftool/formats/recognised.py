@@ -7,7 +7,6 @@ xenctrl.h, drivers/s390/char/zcore.c of Linux 4.x, dissect.hypervisor's c_hyperv
 
 from __future__ import annotations
 
-_REBUILD = "makedumpfile -R makes an ordinary dump of it, which can be read"
 _LINUX_ONLY = "this tool reads Linux kernels"
 _KDUMP = "let the guest save its memory by kdump instead"
 _DUMP_GUEST = "use QEMU's dump-guest-memory instead"
@@ -29,7 +28,6 @@ _VMWARE = tuple(
 )
 
 RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
-    (b"makedumpfile\0\0\0\0", "a flattened makedumpfile stream", _REBUILD),
     (b"QEVM", "a QEMU migration stream", _DUMP_GUEST),
     (b"LibvirtQemudSave", "a libvirt saved guest", _MEMORY_ONLY),
     (b"LibvirtQemudPart", "an unfinished libvirt saved guest", _MEMORY_ONLY),
