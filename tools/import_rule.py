@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BASE = frozenset({"errors", "addr", "safe_text"})
-SERVICES = frozenset({"files", "cache", "progress", "codecs"})
+SERVICES = frozenset({"files", "spool", "cache", "progress", "codecs"})
 BELOW_FORMATS = BASE | SERVICES | {"elf", "memory"}
 BELOW_JOBS = BELOW_FORMATS | {"arch", "formats", "kernel"}
 
@@ -29,6 +29,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "addr": BASE,
     "safe_text": BASE,
     "files": BASE | SERVICES,
+    "spool": BASE | SERVICES,
     "cache": BASE | SERVICES,
     "progress": BASE | SERVICES,
     "codecs": BASE | SERVICES,

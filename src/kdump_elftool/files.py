@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -93,8 +94,11 @@ class InputFile:
         self.identity = identity
 
     @classmethod
-    def open(cls, path: str) -> Self:
-        """Open ``path`` (``-`` is stdin).  Raises KdumpError with a hint."""
+    def open(cls, path: str, piped: Callable[[int, str], InputFile] | None = None) -> InputFile:
+        """Open ``path`` (``-`` is stdin).  Raises KdumpError with a hint.
+
+        ``piped`` takes over a descriptor that can only be read front to back, and gets what to call it.
+        """
         try:
             fd = os.dup(0) if path == STDIO else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -107,9 +111,11 @@ class InputFile:
                 raise KdumpError(f"{printable(path)} is a directory", hint="name the dump file in it")
             size = os.lseek(fd, 0, os.SEEK_END)
         except OSError:
+            if piped is not None and not os.isatty(fd):
+                return piped(fd, "stdin" if path == STDIO else printable(path))
             os.close(fd)
             raise KdumpError(
-                f"{printable(path)} is a pipe or terminal: a dump is read at many places",
+                f"{printable(path)} is a pipe or terminal: it is read at many places",
                 hint="save it to a file first",
             ) from None
         except KdumpError:
@@ -289,8 +295,7 @@ class Output:
 def open_output(path: str | None, inputs: Iterable[InputFile] = ()) -> Output:
     """Open the output ``path`` (None or ``-``: stdout), refusing terminals and the inputs."""
     if path is None or path == STDIO:
-        if sys.stdout.isatty():
-            raise UsageError("refusing to write an ELF file to a terminal", hint="name a file with -o FILE")
+        refuse_terminal(path)
         sys.stdout.flush()
         _refuse_inputs(os.fstat(1), "stdout", inputs)
         return Output(1, "stdout", target=None, temporary=None)
@@ -316,6 +321,12 @@ def _refuse_inputs(status: os.stat_result, label: str, inputs: Iterable[InputFil
         raise UsageError(
             f"the output {label} is the input itself", hint="inputs are never overwritten: name another file"
         )
+
+
+def refuse_terminal(path: str | None) -> None:
+    """Raises UsageError if a core for ``path`` would go to a terminal: before the long work begins."""
+    if (path is None or path == STDIO) and sys.stdout.isatty():
+        raise UsageError("refusing to write an ELF file to a terminal", hint="name a file with -o FILE")
 
 
 def _stream_output(path: str, label: str) -> Output:
@@ -351,6 +362,22 @@ def _temporary_output(target: str, label: str) -> Output:
         _temporaries.discard(temporary)
         raise OutputError(f"cannot write {label}: {error.strerror}", hint=hint) from None
     return Output(fd, label, target=target, temporary=temporary)
+
+
+def anonymous_file(directory: str) -> int:
+    """A new file in ``directory`` that has no name, for reading and writing.  Raises OSError."""
+    try:
+        return os.open(directory or ".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # not every file system can do that (NFS, older overlayfs)
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            raise
+    name = os.path.join(directory, f".kdump-elftool.{os.getpid()}.{time.monotonic_ns():x}.tmp")
+    _temporaries.add(name)
+    try:
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    finally:
+        _unlink_quietly(name)
 
 
 def _sync_directory(directory: str) -> None:

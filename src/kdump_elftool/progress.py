@@ -42,6 +42,15 @@ def progress(label: str, total: int, *, enabled: bool) -> Iterator[Advance]:
     yield from _rich(Progress, label, total)
 
 
+@contextmanager
+def counting(label: str, *, enabled: bool) -> Iterator[Advance]:
+    """Show ``label`` and how many bytes are done of nobody knows how many, likewise."""
+    if not (enabled and sys.stderr.isatty()):
+        yield silent
+        return
+    yield from _line(lambda done: f"{label} {done // 1_000_000} MB")
+
+
 def _rich(kind: type, label: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
 
@@ -51,6 +60,10 @@ def _rich(kind: type, label: str, total: int) -> Iterator[Advance]:
 
 
 def _plain(label: str, total: int) -> Iterator[Advance]:
+    yield from _line(lambda done: f"{label} {100 * done // total:3d} %")
+
+
+def _line(text: Callable[[int], str]) -> Iterator[Advance]:
     done = 0
     shown = 0.0
 
@@ -60,7 +73,7 @@ def _plain(label: str, total: int) -> Iterator[Advance]:
         now = time.monotonic()
         if now - shown > 0.2:
             shown = now
-            sys.stderr.write(f"\r{label} {100 * done // total:3d} %")
+            sys.stderr.write("\r" + text(done))
             sys.stderr.flush()
 
     try:

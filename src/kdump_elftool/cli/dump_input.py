@@ -14,13 +14,15 @@ from kdump_elftool.cache import Cache
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
-from kdump_elftool.files import STDIO, InputFile, Output, open_output
+from kdump_elftool.files import STDIO, InputFile, Output, open_output, refuse_terminal
 from kdump_elftool.formats import INTYPES, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
+from kdump_elftool.formats.piped import keep_piped
 from kdump_elftool.jobs.debug_files import Search
 from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
+from kdump_elftool.spool import spool_directory
 
 if TYPE_CHECKING:
     from kdump_elftool.jobs.unreadable import Plan
@@ -125,9 +127,27 @@ def add_dump(
     return kernel
 
 
-def open_input(args: argparse.Namespace, stack: ExitStack) -> Opened:
-    """Open what :func:`add_dump` named; ``stack`` closes it."""
-    first, *more = (stack.enter_context(InputFile.open(path)) for path in all_inputs(args))
+def open_files(args: argparse.Namespace, stack: ExitStack) -> tuple[InputFile, ...]:
+    """The files that :func:`add_dump` named; what comes through a pipe is read to its end."""
+    piped = partial(
+        keep_piped,
+        directory=spool_directory(getattr(args, "outfile", None)),
+        show_progress=not (args.no_progress or args.quiet),
+    )
+    return tuple(stack.enter_context(InputFile.open(path, piped)) for path in all_inputs(args))
+
+
+def open_input(
+    args: argparse.Namespace,
+    stack: ExitStack,
+    *,
+    opened: tuple[InputFile, ...] | None = None,
+    writes_core: bool = False,
+) -> Opened:
+    """Open the dump in what :func:`add_dump` named (``opened``, if it is already); ``stack`` closes it."""
+    if writes_core:
+        refuse_terminal(args.outfile)
+    first, *more = opened or open_files(args, stack)
     request, files = kernel_request(args, stack)
     outfile = getattr(args, "outfile", None)
     options = OpenOptions(

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     with ExitStack() as stack:
-        opened = open_input(args, stack)
+        opened = open_input(args, stack, writes_core=True)
         pelf = plan_pelf(opened.dump, opened.request, args.level or DEFAULT_LEVEL)
         pelf, to_stdout = write_result(args, pelf, opened)
     return _report(args, pelf, to_stdout)

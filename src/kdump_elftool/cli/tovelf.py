@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         if args.in_place:
             return _in_place(args, stack)
-        opened = open_input(args, stack)
+        opened = open_input(args, stack, writes_core=True)
         velf = plan_velf(
             opened.dump,
             opened.request,

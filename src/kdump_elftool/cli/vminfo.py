@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.cli.common import add_common, one_input, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input, user_cache
+from kdump_elftool.cli.dump_input import add_dump, open_files, open_input, user_cache
 from kdump_elftool.elf.constants import ET_DYN, ET_EXEC
 from kdump_elftool.elf.reader import read_header
 from kdump_elftool.errors import FormatError, UnsupportedError
@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     groups = tuple(GROUPS) if args.keys == "all" else (args.keys,)
     with ExitStack() as stack:
-        path = one_input(args)
-        file = stack.enter_context(InputFile.open(path))
-        if _is_vmlinux(file):
-            known, arch, release = _of_vmlinux(file, stack)
+        one_input(args)
+        files = open_files(args, stack)
+        if _is_vmlinux(files[0]):
+            known, arch, release = _of_vmlinux(files[0], stack)
         else:
-            opened = open_input(args, stack)
+            opened = open_input(args, stack, opened=files)
             kernel = open_kernel(opened.dump, opened.request)
             for message in kernel.warnings:
                 warn(message, args)

@@ -43,7 +43,9 @@ _CUT = "the stream was cut short: send it again, or check that the disk was not 
 class ScannedFile(InputFile):
     """A file whose records were found while it was written."""
 
-    records: Records
+    def __init__(self, path: str, fd: int, size: int, identity: tuple[int, int], records: Records) -> None:
+        super().__init__(path, fd, size, identity)
+        self.records = records
 
 
 class Rearranged:
