@@ -191,3 +191,11 @@ def test_a_set_from_pipes_is_no_set(run, plain):
     code, _, err, _ = run(plain, "info", "/dev/null")
     assert code == 1
     assert "error: " in err
+
+
+def test_the_reason_is_the_hint_where_nothing_can_be_read(run, plain):
+    """Program headers come last from makedumpfile -E -F, and never when the sender dies before."""
+    head, *bulk = even(plain, 64)[:1] + even(plain, 65536)[1:]
+    code, _, err, _ = run(flatten([head, *bulk], end=b""), "info")
+    assert code == 1
+    assert "without an end mark" in err.split("hint: ")[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kdump_elftool.errors import FormatError, UnsupportedError, UsageError
+from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats import avml, compressed, diskdump, elfcore, flattened, lime
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
@@ -44,8 +44,12 @@ def open_dump(
                     f"{len(files)} files are given, and the first is a whole dump ({candidate.name})",
                     hint="one dump is read at a time; only the parts of a split dump go together",
                 )
-            dump = candidate.open(files, options)
             said = tuple(f"{each.path}: {warning}" for each in files for warning in each.warnings)
+            try:
+                dump = candidate.open(files, options)
+            except CorruptDumpError as error:
+                error.hint = said[0] if said else error.hint  # the cause, most likely
+                raise
             return replace(dump, warnings=said + dump.warnings) if said else dump
     if not head:
         raise FormatError(file.path, "the file is empty", hint="was the dump written at all?")
