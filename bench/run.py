@@ -21,6 +21,7 @@ from pathlib import Path
 from bench import rivals
 from bench.calibrate import loop_seconds, slowness
 from bench.compressed import measure_gzip
+from bench.flattened import measure_flattened
 from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump
 from bench.knowledge import measure_knowledge, measure_tasks, measure_vmlinux
@@ -239,6 +240,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "vmlinux": lambda settings: measure_vmlinux(settings.dumps, settings.work, settings.slowness),
     "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
     "kdump": lambda settings: measure_kdump(settings.dumps, settings.work),
+    "flattened": lambda settings: measure_flattened(settings.work, settings.slowness, settings.keep),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 

@@ -138,6 +138,14 @@ class InputFile:
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes at ``offset``; shorter only at the end of the file."""
         size = min(size, max(self.size - offset, 0))
+        if not size:
+            return b""
+        try:
+            data = os.pread(self.fd, size, offset)
+        except OSError:
+            data = b""  # it is tried again below, and explained
+        if len(data) == size:
+            return data
         buffer = bytearray(size)
         got = self._fill(offset, memoryview(buffer))
         return bytes(buffer[:got])

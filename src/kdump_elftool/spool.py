@@ -52,11 +52,8 @@ class Spool:
         """Add ``data``; pages of zeros become holes.  Raises OutputError."""
         whole = len(data) - len(data) % _PAGE
         try:
-            if whole:
-                used = _pages_in_use(data[:whole])
-                edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]])))
-                for begin, end in edges.reshape(-1, 2).tolist():
-                    self._write(data[begin * _PAGE : end * _PAGE], self.size + begin * _PAGE)
+            for begin, end in _runs_in_use(data[:whole]):
+                self._write(data[begin:end], self.size + begin)
             self._write(data[whole:], self.size + whole)
         except OSError as error:
             raise self._failed(error) from None
@@ -86,10 +83,13 @@ class Spool:
         )
 
 
-def _pages_in_use(data: memoryview) -> Bools:
-    """Which pages are not all zeros; one look at each rules out most of them."""
+def _runs_in_use(data: memoryview) -> list[tuple[int, int]]:
+    """Where in whole pages those lie that are not all zeros; two looks at each rule out most of them."""
     pages = np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS)
-    used: Bools = (pages[:, 0] | pages[:, _WORDS // 2] | pages[:, -1]) != 0
+    used: Bools = (pages[:, 0] | pages[:, -1]) != 0
+    if used.all():
+        return [(0, len(data))] if len(data) else []
     rows = np.flatnonzero(~used)
     used[rows] = pages[rows].any(axis=1)
-    return used
+    edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _PAGE
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -35,6 +35,7 @@ _UNPACK = _RECORD.unpack_from
 _HEAD = _RECORD.size
 _LIMIT = (1 << 63) - 1  # a file cannot be longer (off_t)
 _WINDOW = 1 << 20
+_HOPS = 1 << 14
 _SMALL = 8192  # reading all of a record of this size costs less than reading its header alone
 
 
@@ -105,11 +106,32 @@ class Scanner:
         """Take the headers that lie within ``data``, which is what stands at file offset ``at``."""
         if not self.done and at <= self.next_at < at + len(data):
             self.next_at = at + self._parse(data, self.next_at - at)
-            if len(self) > MAX_RECORDS:
-                self._stop = Stop.TOO_MANY
+            self._limit()
+
+    def _limit(self) -> None:
+        if len(self) > MAX_RECORDS:
+            self._stop = Stop.TOO_MANY
+
+    def hop(self, source: ByteSource) -> None:
+        """Go from header to header with a read for each, as long as records are large, for a while."""
+        read, add_start, add_size = source.read_at, self._start.append, self._size.append
+        for _ in range(_HOPS):
+            head = read(self.next_at, _HEAD)
+            if len(head) < _HEAD:
+                break
+            offset, size = _UNPACK(head)
+            if offset < 0 or size < 0 or offset + size > _LIMIT or not offset | size:
+                self._stop = Stop.END_MARK if offset == -1 else Stop.NO_RECORD
+                break
+            add_start(offset)
+            add_size(size)
+            self.next_at += _HEAD + size
+            if size < _SMALL:
+                break
+        self._limit()
 
     def _parse(self, data: bytes | memoryview, here: int) -> int:
-        """Go from header to header, beginning at index ``here``; returns where the next one is."""
+        """Go through the headers in ``data`` from index ``here`` on; returns where the next one is."""
         add_start, add_size = self._start.append, self._size.append
         last = len(data) - _HEAD
         while here <= last:
@@ -134,13 +156,15 @@ class Scanner:
 def scan(source: ByteSource, advance: Advance = silent) -> Records:
     """Find all records of a file: header by header, or in large pieces where records are small."""
     scanner = Scanner()
-    window = _WINDOW
+    dense = True
     while not scanner.done and scanner.next_at < source.size:
         at, count = scanner.next_at, len(scanner)
-        scanner.look(at, source.read_at(at, window))
+        if dense:
+            scanner.look(at, source.read_at(at, _WINDOW))
+        else:
+            scanner.hop(source)
         if scanner.next_at == at:
             break  # the file ends within a header
         dense = scanner.next_at - at < (len(scanner) - count) * _SMALL
-        window = _WINDOW if dense else _HEAD
         advance(min(scanner.next_at, source.size) - at)
     return scanner.finish()
