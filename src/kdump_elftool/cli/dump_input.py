@@ -155,6 +155,7 @@ def open_input(
         e_machine=MACHINES[args.arch],
         spool_beside=os.path.dirname(os.path.abspath(outfile)) if outfile and outfile != STDIO else None,
         show_progress=not (args.no_progress or args.quiet),
+        use_cache=True,
     )
     dump = open_dump(first, args.intype, options, tuple(more))
     files += [first, *more]

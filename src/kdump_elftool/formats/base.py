@@ -65,6 +65,8 @@ class OpenOptions:
     spool_beside: str | None = None
     """Directory of the output, where a large temporary file may go if there has to be one."""
     show_progress: bool = False
+    use_cache: bool = False
+    """Whether what is found out about the file may be kept in the user's cache, and taken from it."""
 
 
 @dataclass(frozen=True)

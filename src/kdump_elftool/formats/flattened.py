@@ -8,13 +8,16 @@ stream is whole; in one that ends before its end mark it is what did not arrive:
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 
 from kdump_elftool.addr import NO_RANGES, U64, Ranges, subtract_ranges, u64
+from kdump_elftool.cache import Cache
 from kdump_elftool.errors import CorruptDumpError, UnsupportedError
 from kdump_elftool.files import ByteSource, InputFile, readable_end
 from kdump_elftool.formats.base import Layer, OpenOptions
+from kdump_elftool.formats.flattened_index import key_of, recall, remember
 from kdump_elftool.formats.flattened_records import (
     HEADER,
     HEADER_SIZE,
@@ -104,11 +107,7 @@ def probe(head: bytes) -> bool:
 def open_flattened(source: ByteSource, options: OpenOptions) -> ByteSource:
     """The file in a stream.  Raises CorruptDumpError, UnsupportedError."""
     _check_header(source)
-    if isinstance(source, ScannedFile):
-        records = source.records
-    else:
-        with progress("indexing", source.size, enabled=options.show_progress) as advance:
-            records = scan(source, advance)
+    records = _records(source, options)
     start, size, position, why = _trusted(source, records)
     extents = overlay(start, size, position)
     if not len(extents):
@@ -118,6 +117,23 @@ def open_flattened(source: ByteSource, options: OpenOptions) -> ByteSource:
     odd = [why] if why else _oddities(source, records, gaps)
     log.info("%s: %d records, %d bytes", source.path, len(records), extents.total)
     return Rearranged(source, extents, gaps if why else NO_RANGES, (*source.warnings, *odd))
+
+
+def _records(source: ByteSource, options: OpenOptions) -> Records:
+    """Found while it was written, remembered from the last time, or looked for."""
+    if isinstance(source, ScannedFile):
+        return source.records
+    key = key_of(source) if isinstance(source, InputFile) and options.use_cache else None
+    with (Cache.open() if key else None) or nullcontext() as cache:
+        if cache is not None and key is not None and isinstance(source, InputFile):
+            known = recall(cache, key, source)
+            if known is not None:
+                return known
+        with progress("indexing", source.size, enabled=options.show_progress) as advance:
+            records = scan(source, advance)
+        if cache is not None and key is not None:
+            remember(cache, key, records)
+    return records
 
 
 LAYER = Layer("makedumpfile", probe, open_flattened)

@@ -32,8 +32,8 @@ MAX_RECORDS = 1 << 26
 
 _RECORD = struct.Struct(">qq")
 _UNPACK = _RECORD.unpack_from
-_HEAD = _RECORD.size
-_LIMIT = (1 << 63) - 1  # a file cannot be longer (off_t)
+HEAD = _RECORD.size
+LIMIT = (1 << 63) - 1  # a file cannot be longer (off_t)
 _WINDOW = 1 << 20
 _HOPS = 1 << 14
 _SMALL = 8192  # reading all of a record of this size costs less than reading its header alone
@@ -69,7 +69,7 @@ class Records:
     @property
     def position(self) -> U64:
         """File offset of each record's data: right behind its header, and the next one follows."""
-        reach = np.cumsum(self.size + np.uint64(_HEAD), dtype=np.uint64) + np.uint64(HEADER_SIZE)
+        reach = np.cumsum(self.size + np.uint64(HEAD), dtype=np.uint64) + np.uint64(HEADER_SIZE)
         return reach - self.size
 
 
@@ -95,8 +95,8 @@ class Scanner:
     def feed(self, at: int, data: bytes | memoryview) -> None:
         """Take the headers in ``data``, which follows what was fed before."""
         if self._split:
-            self._split += data[: _HEAD - len(self._split)]
-            if len(self._split) < _HEAD:
+            self._split += data[: HEAD - len(self._split)]
+            if len(self._split) < HEAD:
                 return
             self.look(self.next_at, self._split)
         self.look(at, data)
@@ -116,16 +116,16 @@ class Scanner:
         """Go from header to header with a read for each, as long as records are large, for a while."""
         read, add_start, add_size = source.read_at, self._start.append, self._size.append
         for _ in range(_HOPS):
-            head = read(self.next_at, _HEAD)
-            if len(head) < _HEAD:
+            head = read(self.next_at, HEAD)
+            if len(head) < HEAD:
                 break
             offset, size = _UNPACK(head)
-            if offset < 0 or size < 0 or offset + size > _LIMIT or not offset | size:
+            if offset < 0 or size < 0 or offset + size > LIMIT or not offset | size:
                 self._stop = Stop.END_MARK if offset == -1 else Stop.NO_RECORD
                 break
             add_start(offset)
             add_size(size)
-            self.next_at += _HEAD + size
+            self.next_at += HEAD + size
             if size < _SMALL:
                 break
         self._limit()
@@ -133,16 +133,16 @@ class Scanner:
     def _parse(self, data: bytes | memoryview, here: int) -> int:
         """Go through the headers in ``data`` from index ``here`` on; returns where the next one is."""
         add_start, add_size = self._start.append, self._size.append
-        last = len(data) - _HEAD
+        last = len(data) - HEAD
         while here <= last:
             offset, size = _UNPACK(data, here)
             # no size at all does no harm, but all zeros is what a hole in the file looks like
-            if offset < 0 or size < 0 or offset + size > _LIMIT or not offset | size:
+            if offset < 0 or size < 0 or offset + size > LIMIT or not offset | size:
                 self._stop = Stop.END_MARK if offset == -1 else Stop.NO_RECORD
                 break
             add_start(offset)
             add_size(size)
-            here += _HEAD + size
+            here += HEAD + size
         return here
 
     def finish(self) -> Records:
