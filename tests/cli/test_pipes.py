@@ -76,7 +76,7 @@ def run(tmp_path, capfd, monkeypatch):
         writer.join()
         captured = capfd.readouterr()
         assert "Traceback" not in captured.err
-        assert len(os.listdir("/proc/self/fd")) == descriptors - 2
+        assert len(os.listdir("/proc/self/fd")) <= descriptors - 2, "a descriptor leaked"
         assert set(os.listdir(tmp_path)) <= {"out"}
         return Ran(code, captured.out, captured.err, name)
 
@@ -147,9 +147,9 @@ def test_it_is_kept_beside_the_output(run, plain, tmp_path, monkeypatch):
     kept = []
     real = piped.Spool
 
-    def noting(directory, what):
+    def noting(directory, *words):
         kept.append(directory)
-        return real(directory, what)
+        return real(directory, *words)
 
     monkeypatch.setattr(piped, "Spool", noting)
     assert run(plain, "tovelf", "-l", "all", "-o", str(tmp_path / "out"))[0] == 0
@@ -166,7 +166,7 @@ def test_no_room(run, plain, tmp_path, monkeypatch):
     assert code == 1
     assert "No space left" in err
     assert str(tmp_path) in err
-    assert "hint: save the dump to a file" in err
+    assert "save the dump to a file first" in err
 
 
 def test_a_core_for_the_terminal_is_refused_before_anything_is_read(monkeypatch, capfd):

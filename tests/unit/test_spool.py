@@ -17,13 +17,18 @@ SEED = 20261124
 
 
 def kept(path, image: bytes, piece: int) -> tuple[bytes, os.stat_result]:
-    found = Spool(str(path), "a pipe")
+    found = Spool(str(path), "the dump", "save it")
     for at in range(0, len(image), piece):
         found.append(memoryview(image)[at : at + piece])
     found.finish()
     data, status = os.pread(found.fd, len(image) + 1, 0), os.fstat(found.fd)
     assert found.size == len(image)
-    os.close(found.fd)
+    buffer = bytearray(len(image))
+    found.read_into(0, memoryview(buffer))
+    assert bytes(buffer) == image
+    descriptors = len(os.listdir("/proc/self/fd"))
+    del found
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 1
     return data, status
 
 
@@ -70,9 +75,9 @@ def test_without_o_tmpfile(tmp_path, monkeypatch):
     assert not files._temporaries
 
 
-@pytest.mark.parametrize(("number", "word"), [(errno.ENOSPC, "room"), (errno.EIO, "TMPDIR")])
-def test_a_failure_says_where_how_much_and_what_to_do(tmp_path, monkeypatch, number, word):
-    found = Spool(str(tmp_path), "stdin")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG])
+def test_a_failure_says_where_how_much_and_what_to_do(tmp_path, monkeypatch, number):
+    found = Spool(str(tmp_path), "the dump from stdin", "save it")
     found.append(memoryview(b"x" * 8192))
 
     def failing(*_args):
@@ -80,15 +85,40 @@ def test_a_failure_says_where_how_much_and_what_to_do(tmp_path, monkeypatch, num
 
     monkeypatch.setattr(spool.os, "pwrite", failing)
     with pytest.raises(OutputError) as caught:
-        found.append(memoryview(b"x" * 4096))
-    os.close(found.fd)
-    assert all(part in caught.value.message for part in ("stdin", str(tmp_path), "8192 bytes"))
-    assert word in (caught.value.hint or "")
+        found.append(b"x" * 4096)
+    parts = ("the dump from stdin", str(tmp_path), "8192 bytes", os.strerror(number))
+    assert all(part in caught.value.message for part in parts)
+    assert "TMPDIR" in (caught.value.hint or "")
+    assert "save it" in (caught.value.hint or "")
+
+
+def test_the_disk_is_not_filled(tmp_path, monkeypatch):
+    """A tenth stays free, or 64 MB."""
+    found = Spool(str(tmp_path), "the dump", "save it")
+    found.append(b"x" * 4096)
+    monkeypatch.setattr(spool, "_room", lambda fd: (64 << 20, 1 << 40))
+    with pytest.raises(OutputError, match="4096 bytes of it"):
+        found.append(b"x")
+    monkeypatch.setattr(spool, "_room", lambda fd: (1000, 10000))
+    small = Spool(str(tmp_path), "the dump", "save it")
+    small.append(b"")
+    with pytest.raises(OutputError, match="1 more are needed, 1000 are free, 1000 stay so"):
+        small.append(b"y")
+
+
+def test_given_away(tmp_path):
+    found = Spool(str(tmp_path), "the dump", "save it")
+    found.append(b"abc")
+    fd = found.give_away()
+    found.close()
+    del found
+    assert os.pread(fd, 9, 0) == b"abc"
+    os.close(fd)
 
 
 def test_no_such_directory(tmp_path):
     with pytest.raises(OutputError, match="No such file"):
-        Spool(str(tmp_path / "none"), "stdin")
+        Spool(str(tmp_path / "none"), "the dump", "save it")
 
 
 def test_where_it_lies(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from kdump_elftool.cache import Cache
 from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
-from kdump_elftool.files import STDIO, InputFile, Output, open_output, refuse_terminal
+from kdump_elftool.files import InputFile, Output, open_output, refuse_terminal
 from kdump_elftool.formats import INTYPES, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.formats.piped import keep_piped
@@ -149,11 +149,10 @@ def open_input(
         refuse_terminal(args.outfile)
     first, *more = opened or open_files(args, stack)
     request, files = kernel_request(args, stack)
-    outfile = getattr(args, "outfile", None)
     options = OpenOptions(
         zero_excluded=args.zero_excluded,
         e_machine=MACHINES[args.arch],
-        spool_beside=os.path.dirname(os.path.abspath(outfile)) if outfile and outfile != STDIO else None,
+        spool_directory=spool_directory(getattr(args, "outfile", None)),
         show_progress=not (args.no_progress or args.quiet),
         use_cache=True,
     )

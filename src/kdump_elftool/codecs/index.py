@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from kdump_elftool.codecs.marks import Mark
 from kdump_elftool.codecs.run import Point, Run
-from kdump_elftool.codecs.spool import Spool
 from kdump_elftool.codecs.streams import Inflate, Stream
 from kdump_elftool.errors import CorruptDumpError, UnsupportedError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.progress import Advance, silent
+from kdump_elftool.spool import Spool
 
 GAP = 32 << 20
 """Contents that may be decoded for a single byte of them; more go into the spool."""

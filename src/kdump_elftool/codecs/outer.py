@@ -4,7 +4,7 @@ One pass through the file finds out how long its contents are and whether it is 
 points from which to decode again: copies of the decoder's state (gzip), members, blocks (see
 ``codecs.marks``).  Reading goes from the point before, or on from the last reading; chunks that were
 decoded lately are kept.  Where points lie further apart than GAP the contents in between are kept in
-a temporary file (``codecs.spool``), as for most zstd, xz and bzip2 files above 32 MB.
+a temporary file (``spool``), as for most zstd, xz and bzip2 files above 32 MB.
 
 Memory: 512 points of gzip at 48 KB, 128 chunks, one gap: below 90 MB however large the file is.
 """

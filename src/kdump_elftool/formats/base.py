@@ -62,8 +62,8 @@ class OpenOptions:
     zero_excluded: bool = False
     e_machine: int = EM_X86_64
     """The architecture of a dump that does not say."""
-    spool_beside: str | None = None
-    """Directory of the output, where a large temporary file may go if there has to be one."""
+    spool_directory: str | None = None
+    """Where a large temporary file may go if there has to be one."""
     show_progress: bool = False
     use_cache: bool = False
     """Whether what is found out about the file may be kept in the user's cache, and taken from it."""

@@ -7,12 +7,12 @@ from functools import partial
 
 from kdump_elftool.codecs.index import build_index
 from kdump_elftool.codecs.outer import IndexedSource
-from kdump_elftool.codecs.spool import Spool, spool_directory
 from kdump_elftool.codecs.streams import STREAMS, Stream
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats.base import Layer, OpenOptions
 from kdump_elftool.progress import progress
 from kdump_elftool.safe_text import printable
+from kdump_elftool.spool import Spool, spool_directory
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ def open_compressed(stream: Stream, source: ByteSource, options: OpenOptions) ->
     """
 
     def spool() -> Spool:
-        directory = spool_directory(options.spool_beside)
+        directory = options.spool_directory or spool_directory(None)
         log.warning(
             "%s: %s gives no way to begin in the middle: its contents are kept in a temporary file in %s",
             source.path,
             stream.name,
             printable(directory),
         )
-        found = Spool(directory)
+        found = Spool(directory, f"the contents of {source.path}", "decompress it yourself")
         found.need(source.size)  # the contents will hardly take less
         return found
 

@@ -27,18 +27,18 @@ def keep_piped(fd: int, label: str, directory: str, *, show_progress: bool) -> I
     """All that comes from ``fd``, which is closed.  Raises OutputError, KdumpError."""
     try:
         log.info("%s is kept in a file without a name in %s", label, printable(directory))
-        spool = Spool(directory, label)
+        spool = Spool(directory, f"the dump from {label}", "save the dump to a file first")
         try:
             with counting(f"reading {label}", enabled=show_progress) as advance:
                 scanner = _copy(fd, label, spool, advance)
             status = os.fstat(spool.fd)
             identity = (status.st_dev, status.st_ino)
             if scanner is None:
-                return InputFile(label, spool.fd, spool.size, identity)
-            return flattened.ScannedFile(label, spool.fd, spool.size, identity, scanner.finish())
-        except BaseException:
-            os.close(spool.fd)
-            raise
+                return InputFile(label, spool.give_away(), spool.size, identity)
+            records = scanner.finish()
+            return flattened.ScannedFile(label, spool.give_away(), spool.size, identity, records)
+        finally:
+            spool.close()
     finally:
         os.close(fd)
 
