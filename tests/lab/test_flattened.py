@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import OpenOptions
 from kdump_elftool.formats.flattened import open_flattened
 from lab.roots import run_in_root
@@ -75,7 +76,7 @@ def test_byte_for_byte_what_makedumpfile_makes_of_it(pair: Pair) -> None:
 
 
 @pytest.mark.gdb
-@pytest.mark.parametrize("pair", ELF, indirect=True)
+@pytest.mark.parametrize("pair", WAYS, indirect=True)
 def test_panic_backtrace_by_a_pipe(pair: Pair, tmp_path: Path) -> None:
     velf, other = tmp_path / "velf", tmp_path / "other"
     done = piped(pair.flat, "tovelf", "-i", "-", "-m", DUMP.vmlinux, "-o", velf, "--json")
@@ -106,3 +107,29 @@ def test_a_stream_that_was_cut_is_said_to_be(pair: Pair, tmp_path: Path) -> None
         assert done.returncode == code, done.stderr
         assert f"ends at file offset {keep:#x} without an end mark" in done.stderr
     part.unlink()
+
+
+@pytest.mark.parametrize("pair", [way for way in WAYS if way not in ELF], indirect=True)
+def test_the_part_of_a_compressed_dump_that_came_is_right(pair: Pair, tmp_path: Path) -> None:
+    """Its headers come first: two thirds of the stream are two thirds of the pages, or nearly."""
+    with InputFile.open(str(pair.rearranged)) as file:
+        whole = open_dump(file)
+        part = tmp_path / "part"
+        subprocess.run(["cp", pair.flat, part], check=True)
+        with part.open("r+b") as cut:
+            cut.truncate(pair.flat.stat().st_size * 2 // 3)
+        with InputFile.open(str(part)) as cut_file:
+            dump = open_dump(cut_file)
+            assert any("without an end mark" in warning for warning in dump.warnings)
+            present = dump.memory.present()
+            assert 0.5 < present.total / whole.memory.present().total < 0.75
+            for start, end in zip(present.start.tolist(), present.end.tolist(), strict=True):
+                for at in range(start, end, PIECE // 4096 * 4096):
+                    size = min(end - at, PIECE // 4096 * 4096)
+                    found = memoryview(bytearray(size))
+                    holes = dump.memory.read_present(at, found)
+                    expected = bytearray(whole.memory.read(at, size))
+                    for low, high in holes:
+                        expected[low:high] = bytes(high - low)
+                    assert found == expected, hex(at)
+        part.unlink()
