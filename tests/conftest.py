@@ -6,6 +6,7 @@ summary says how many of which marker and why; with CI=true that fails the run.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -86,6 +87,15 @@ def _nobodys_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("DEBUGINFOD_URLS", "DEBUGINFOD_CACHE_PATH"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[None]:
+    """A command that ran in this process sets the package's logger up for itself: not for the next test."""
+    logger = logging.getLogger("kdump_elftool")
+    before = (logger.propagate, logger.level, logger.handlers[:])
+    yield
+    logger.propagate, logger.level, logger.handlers[:] = before
 
 
 @pytest.fixture(scope="session")
