@@ -13,7 +13,7 @@ _kdump_elftool() {
             mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
-            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -l --level -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -23,6 +23,8 @@ _kdump_elftool() {
                 -P | --physpgd) return ;;
                 --kernel) return ;;
                 -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
+                --format) mapfile -t COMPREPLY < <(compgen -W "elf kdump" -- "$word"); return ;;
+                --compress) mapfile -t COMPREPLY < <(compgen -W "zstd zlib lzo snappy none" -- "$word"); return ;;
                 -o | --outfile) return ;;
             esac
             ;;

@@ -334,7 +334,7 @@ def _refuse_inputs(status: os.stat_result, label: str, inputs: Iterable[InputFil
 def refuse_terminal(path: str | None) -> None:
     """Raises UsageError if a core for ``path`` would go to a terminal: before the long work begins."""
     if (path is None or path == STDIO) and sys.stdout.isatty():
-        raise UsageError("refusing to write an ELF file to a terminal", hint="name a file with -o FILE")
+        raise UsageError("refusing to write a dump to a terminal", hint="name a file with -o FILE")
 
 
 def _stream_output(path: str, label: str) -> Output:
@@ -344,7 +344,7 @@ def _stream_output(path: str, label: str) -> Output:
         raise OutputError(f"cannot write {label}: {error.strerror}") from None
     if os.isatty(fd):
         os.close(fd)
-        raise UsageError("refusing to write an ELF file to a terminal", hint="name a file with -o FILE")
+        raise UsageError("refusing to write a dump to a terminal", hint="name a file with -o FILE")
     return Output(fd, label, target=None, temporary=None)
 
 

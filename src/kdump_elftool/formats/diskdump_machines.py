@@ -28,6 +28,16 @@ _NAMES: tuple[tuple[str, int, int], ...] = (
     (r"riscv32", c.EM_RISCV, 32),
     (r"loongarch64", c.EM_LOONGARCH, 64),
 )
+_UNAMES = {
+    c.EM_386: "i686",
+    c.EM_X86_64: "x86_64",
+    c.EM_AARCH64: "aarch64",
+    c.EM_ARM: "armv7l",
+    c.EM_PPC: "ppc",
+    c.EM_S390: "s390x",
+    c.EM_RISCV: "riscv64",
+    c.EM_LOONGARCH: "loongarch64",
+}
 _PRSTATUS: dict[tuple[int, str], tuple[int, int]] = {
     (336, "<"): (c.EM_X86_64, 64),
     (336, ">"): (c.EM_S390, 64),
@@ -70,6 +80,15 @@ def find_machine(name: str, order: str, bits: int, notes: tuple[Note, ...]) -> t
     if (bits, order) == (64, "<"):
         return c.EM_X86_64, 64, "the dump does not say of what machine it is: taken for x86_64"
     return 0, bits, "the dump does not say of what machine it is"
+
+
+def machine_name(e_machine: int, bits: int, order: str) -> bytes:
+    """What ``uname -m`` says on such a machine: by this name readers choose the architecture."""
+    if e_machine == c.EM_PPC64:
+        return b"ppc64le" if order == "<" else b"ppc64"
+    if e_machine == c.EM_MIPS:
+        return b"mips64" if bits == 64 else b"mips"
+    return _UNAMES.get(e_machine, "").encode()
 
 
 def _by_notes(order: str, notes: tuple[Note, ...]) -> tuple[int, int] | None:

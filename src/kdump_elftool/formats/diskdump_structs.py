@@ -8,6 +8,7 @@ diskdump.c (kdump_sub_header_ARM_target) for 32-bit compilers that align 64-bit 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ INCOMPLETE, EXCLUDED_VMEMMAP = 0x8, 0x10
 """Bits of the header's status; the four before mark single pages as well."""
 
 _UTSNAME_AT, _UTSNAME_LEN = 12, 65
+UTSNAME_FIELDS = 6
+"""struct new_utsname: sysname, nodename, release, version, machine, domainname."""
 _VERSION_AT = 8
 _STATUS_AT = {424: 64, 412: 32, 420: 32}
 """Where ``status`` stands behind struct timeval, and the word size that this speaks for.
@@ -30,7 +33,7 @@ _STATUS_AT = {424: 64, 412: 32, 420: 32}
 420: a 32-bit ABI with 64-bit time that aligns it to 4.  One that aligns to 8 has 424 as well.
 """
 _HEAD_SIZE = 424 + 40
-_HEAD_FIELDS = (
+HEAD_FIELDS = (
     "status block_size sub_hdr_size bitmap_blocks max_mapnr total_ram_blocks "
     "device_blocks written_blocks current_cpu nr_cpus"
 ).split()
@@ -151,10 +154,37 @@ def read_sub_header(file: ByteSource, header: Header) -> SubHeader:
     )
 
 
+def encode_header(
+    order: str, bits: int, utsname: Sequence[bytes], seconds: int, words: Mapping[str, int]
+) -> bytes:
+    """``struct disk_dump_header`` of a version 6 dump; words that are not given are 0.
+
+    ``bits`` is the word size: the timeval in front of ``status`` has two words, aligned to one.
+    """
+    status_at = next(at for at, word in _STATUS_AT.items() if word == bits)
+    names = b"".join(name[: _UTSNAME_LEN - 1].ljust(_UTSNAME_LEN, b"\0") for name in utsname)
+    head = KDUMP + np.array([LAST_VERSION], dtype=order + "u4").tobytes() + names
+    word = bits // 8
+    time = np.array([seconds & ((1 << (bits - 1)) - 1), 0], dtype=f"{order}u{word}")
+    numbers = np.array([words.get(name, 0) for name in HEAD_FIELDS], dtype=order + "u4")
+    return head.ljust(status_at - 2 * word, b"\0") + time.tobytes() + numbers.tobytes()
+
+
+def encode_sub_header(order: str, bits: int, align: int, fields: Mapping[str, int]) -> bytes:
+    """``struct kdump_sub_header`` of version 6 for an ABI; fields that are not given are 0."""
+    raw = b""
+    for name, kind, _ in _SUB_FIELDS:
+        size = 4 if kind == "int" or (kind == "long" and bits == 32) else 8
+        raw += bytes(-len(raw) % min(size, align))
+        value = fields.get(name, 0) & ((1 << 8 * size) - 1)
+        raw += np.array([value], dtype=f"{order}u{size}").tobytes()
+    return raw + bytes(-len(raw) % (bits // 8))
+
+
 def _header(raw: bytes, order: str, status_at: int) -> Header:
     byteorder = {"<": "little", ">": "big"}[order]
-    words = np.frombuffer(raw, dtype=order + "u4", count=len(_HEAD_FIELDS), offset=status_at).tolist()
-    fields = dict(zip(_HEAD_FIELDS, words, strict=True))
+    words = np.frombuffer(raw, dtype=order + "u4", count=len(HEAD_FIELDS), offset=status_at).tolist()
+    fields = dict(zip(HEAD_FIELDS, words, strict=True))
     machine_at = _UTSNAME_AT + 4 * _UTSNAME_LEN
     machine = raw[machine_at : machine_at + _UTSNAME_LEN].split(b"\0", 1)[0]
     return Header(
@@ -163,7 +193,7 @@ def _header(raw: bytes, order: str, status_at: int) -> Header:
         bits=_STATUS_AT[status_at],
         version=int.from_bytes(raw[_VERSION_AT : _VERSION_AT + 4], byteorder),  # type: ignore[arg-type]
         machine=machine.decode("latin-1"),
-        common=raw[:status_at] + raw[status_at + 4 : status_at + 4 * len(_HEAD_FIELDS)],
+        common=raw[:status_at] + raw[status_at + 4 : status_at + 4 * len(HEAD_FIELDS)],
         **{name: fields[name] for name in ("status", "block_size", "sub_hdr_size", "bitmap_blocks")},
         max_mapnr=fields["max_mapnr"],
     )

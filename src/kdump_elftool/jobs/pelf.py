@@ -17,14 +17,11 @@ from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, producer, summary_note
 from kdump_elftool.elf.physical_layout import build_physical_layout
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import ClaimedMappings, Dump
-from kdump_elftool.jobs.coverage import PAGE, Coverage
-from kdump_elftool.jobs.description import Description
-from kdump_elftool.jobs.kernel import Kernel, KernelRequest, architecture, open_kernel
-from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
-from kdump_elftool.jobs.selection import Pages, count_pages
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.jobs.coverage import Coverage
+from kdump_elftool.jobs.kernel import KernelRequest
+from kdump_elftool.jobs.reduction import Reduction, reduce_dump
+from kdump_elftool.jobs.selection import Pages
 from kdump_elftool.memory.extents import intersect
 from kdump_elftool.memory.virtual import VirtualMemory
 
@@ -44,27 +41,11 @@ class Pelf:
 
 
 def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
-    """Plan the reduction.  Raises UnsupportedError, OutputError.
-
-    A dump whose kernel cannot be identified is rewritten whole, with a warning.
-    """
-    architecture(dump)
-    warnings: list[str] = []
-    kernel: Kernel | None = None
-    choice = None
-    try:
-        kernel = open_kernel(dump, request)
-    except IdentityError as error:
-        warnings.append(ALL_KEPT + error.message)
-    if kernel is not None:
-        warnings += kernel.warnings
-        choice, page_warnings = choose_pages(dump, kernel, level)
-        warnings += page_warnings
-    present = dump.memory.present()
-    kept = subtract_ranges(present, choice.dropped) if choice else present
-    coverage = Coverage.of(dump.memory.declared.total, dump.memory.absent().total, dump.lost)
-    segments = _segments(kept, dump.claimed, kernel.virtual(dump) if kernel else None)
-    notes = _notes(dump, kernel, level, coverage)
+    """Plan the reduction.  Raises UnsupportedError, OutputError."""
+    reduced = reduce_dump(dump, request, level)
+    kernel = reduced.kernel
+    segments = _segments(reduced.kept, dump.claimed, kernel.virtual(dump) if kernel else None)
+    notes = _notes(dump, reduced, level)
     kind = ElfKind(64, dump.kind.order)
     encoded = tuple(encode_notes(notes, kind))
     layout = build_physical_layout(kind, dump.e_machine, dump.e_flags, segments, encoded)
@@ -72,10 +53,10 @@ def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
     return Pelf(
         layout=layout,
         notes=notes,
-        release=kernel.identity.release if kernel else None,
-        pages=count_pages(kept.total // PAGE, dump.memory.absent().total // PAGE, choice),
-        coverage=coverage,
-        warnings=tuple(warnings),
+        release=reduced.release,
+        pages=reduced.pages,
+        coverage=reduced.coverage,
+        warnings=reduced.warnings,
     )
 
 
@@ -104,17 +85,16 @@ def _agreed(vaddr: U64, paddr: U64, size: U64, virtual: VirtualMemory | None) ->
     return result
 
 
-def _notes(dump: Dump, kernel: Kernel | None, level: str, coverage: Coverage) -> tuple[Note, ...]:
+def _notes(dump: Dump, reduced: Reduction, level: str) -> tuple[Note, ...]:
     """The dump's notes as they are, VMCOREINFO once, and ours."""
     own = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
     kept = tuple(note for note in dump.notes if (note.name, note.type) not in own)
-    kept = (kernel.description if kernel else Description(VmcoreInfo({}), "none")).notes(kept)
-    facts = kernel.identity.facts if kernel else ()
+    facts = reduced.kernel.identity.facts if reduced.kernel else ()
     summary = {
         "schema": "kdump-elftool/pelf/1",
         "producer": producer(),
         "facts": [{"name": fact.name, "value": fact.shown(), "source": fact.source} for fact in facts],
         "level": level,
-        "coverage": coverage.as_json(),
+        "coverage": reduced.coverage.as_json(),
     }
-    return (*kept, summary_note(summary))
+    return (*reduced.described(kept), summary_note(summary))

@@ -41,14 +41,14 @@ def without_unreadable(plan: Plan, dump: Dump, written: Written) -> Plan:
         subtract_ranges(Ranges(u64([0]), u64([MASK64])), bad), layout.p_offset, layout.p_filesz
     )
     lost = merge_ranges(written.paddr, written.paddr + written.size)
-    losses: tuple[Lost, ...] = _losses(dump.memory, lost)
+    found: tuple[Lost, ...] = losses(dump.memory, lost)
     if not len(pieces.owner):
-        raise CorruptDumpError(dump.file.path, f"nothing of it can be read: {losses[0].why}")
+        raise CorruptDumpError(dump.file.path, f"nothing of it can be read: {found[0].why}")
     nr_pages = -(-lost.total // PAGE)
     coverage = replace(
         plan.coverage,
         covered=max(plan.coverage.covered - nr_pages, 0),
-        lost=(*plan.coverage.lost, *losses),
+        lost=(*plan.coverage.lost, *found),
     )
     notes = tuple(_with_coverage(note, coverage) for note in plan.notes)
     encoded = tuple(encode_notes(notes, layout.kind))
@@ -56,13 +56,13 @@ def without_unreadable(plan: Plan, dump: Dump, written: Written) -> Plan:
         plan,
         layout=leave_out(layout, pieces.owner, pieces.start, pieces.size, encoded),
         notes=notes,
-        pages=_fewer(plan.pages, nr_pages),
+        pages=fewer(plan.pages, nr_pages),
         coverage=coverage,
         warnings=(*plan.warnings, *_image(plan, dump, bad)),
     )
 
 
-def _losses(memory: PhysicalMemory, lost: Ranges) -> tuple[Lost, ...]:
+def losses(memory: PhysicalMemory, lost: Ranges) -> tuple[Lost, ...]:
     """A reason for each range, unless there are very many."""
     result = []
     for start, end in zip(lost.start[:_TOLD_APART].tolist(), lost.end[:_TOLD_APART].tolist(), strict=True):
@@ -80,7 +80,8 @@ def _with_coverage(note: Note, coverage: Coverage) -> Note:
     return summary_note({**json.loads(note.desc), "coverage": coverage.as_json()})
 
 
-def _fewer(pages: Pages, nr_pages: int) -> Pages:
+def fewer(pages: Pages, nr_pages: int) -> Pages:
+    """The statistics when some of the accepted pages turned out not to be there."""
     gone = min(nr_pages, pages.accepted)
     return replace(pages, accepted=pages.accepted - gone, not_present=pages.not_present + gone)
 
