@@ -24,6 +24,7 @@ from bench.compressed import measure_gzip
 from bench.flattened import measure_flattened
 from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump
+from bench.kdump_out import measure_kdump_out
 from bench.knowledge import measure_knowledge, measure_tasks, measure_vmlinux
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
@@ -234,6 +235,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "makedyn": measure_makedyn,
     "classify": lambda settings: measure_classify(settings.dumps, settings.slowness),
     "topelf": lambda settings: measure_topelf(settings.dumps, settings.work),
+    "kdump-out": lambda settings: measure_kdump_out(settings.dumps, settings.work),
     "gzip": lambda settings: measure_gzip(settings.dumps, settings.work),
     "page-memory": lambda settings: measure_page_memory(settings.work),
     "knowledge": lambda settings: measure_knowledge(settings.dumps, settings.slowness),
