@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import crash_formats, crash_pages, crash_topelf
+from lab import crash_failed, crash_formats, crash_pages, crash_topelf
 from lab.collect import describe_files, disk_usage, install, write_json
 from lab.config import LAB_DIR, SETS, BootError, Config, LabError, Row, cache_dir, lab_lock, row_dir, say
 from lab.crash import run_scenario
@@ -25,7 +25,7 @@ from lab.resolve import KernelPackages, Resolution, Resolver
 from lab.truth import parse_truth
 
 TRIES = 3
-SPECIAL = {module.SCENARIO: module for module in (crash_formats, crash_pages, crash_topelf)}
+SPECIAL = {module.SCENARIO: module for module in (crash_failed, crash_formats, crash_pages, crash_topelf)}
 """Scenarios with sources of their own."""
 SOURCES = ("init", "boot.py", "crash.py", "guest.py", "truth.py", "programs/*.c")
 SCRATCH = ("initrd.img", "truth.raw", "qemu.log", crash_topelf.FACTS)

@@ -20,6 +20,7 @@ DUMP_FILES = {
     "live": ("qemu.elf", "qemu-paging.elf"),
     "formats": ("qemu.elf",),  # the others are compared with it in test_qemu_formats.py
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
+    "failed-kdump": (),  # two kernels and no note: test_failed_kdump.py has its own questions
 }
 HERE = Path(__file__).parent
 GDB = os.environ.get("GDB", "gdb")
