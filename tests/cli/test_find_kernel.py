@@ -250,7 +250,13 @@ def test_two_kernels_the_larger_is_taken(tovelf, info):
 def test_two_kernels_by_number(tovelf, number, release):
     kernels = two_kernels()
     result = tovelf(dump_of(*kernels), "--kernel", str(number))
-    assert (result.code, result.lines("warning")) == (0, [])
+    assert result.code == 0
+    # the register notes are of CPUs in the first
+    warnings = (
+        [] if number == 1 else ["warning: 2 of 2 CPUs were in another kernel: their registers are left out"]
+    )
+    assert result.lines("warning") == warnings
+    assert len(notes_of(result, "CORE")) == (2 if number == 1 else 0)
     assert notes_of(result, "VMCOREINFO") == [kernels[number - 1].vmcoreinfo_text().encode()]
     kernel = kernels[number - 1]
     for vaddr, paddr in kernel.readable_pages().items():  # it may map memory of the other one, too
@@ -276,6 +282,43 @@ def test_registers_tell_the_kernel(info):
     assert "release:       6.1.0-crash-amd64" in info(dump_of(crashed, crash, notes=notes)).out
     notes = [qemu_cpu(kernel.tables.root) for kernel in (crashed, crash, crashed)]
     assert "release:       6.1.0-test-amd64" in info(dump_of(crashed, crash, notes=notes)).out
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "why"),
+    [
+        (0x2000000, 0x27FFFFF, "its crash kernel is 2"),
+        (0x3000000, 0x37FFFFF, None),
+        (0x27FFFFF, 0x2000000, None),
+        (0, 0, None),
+    ],
+)
+def test_a_crash_kernel_in_its_reserve(info, first, last, why):
+    """The crashed kernel is what one wants to see, even if the only CPU is in the other one."""
+    crashed, crash = two_kernels()
+    with_pointers(crashed, crashk_res=0)
+    crashed.ram.write(crashed.spec.text_paddr + POINTERS_AT, struct.pack("<QQ", first, last))
+    notes = [x86_64_prstatus(1, crash.registers(0)), qemu_cpu(crash.tables.root)]
+    result = info(dump_of(crashed, crash, notes=notes), "--json")
+    found = json.loads(result.out)
+    reasons = [f"taken is 1, as {why}"] if why else ["taken is 2, as most CPUs were in it"]
+    assert [reason in found["warnings"][0] for reason in reasons] == [True]
+    assert found["release"] == ("6.1.0-test-amd64" if why else "6.1.0-crash-amd64")
+    assert [kernel["crash_kernel_of"] for kernel in found["kernels"]] == [None, 1 if why else None]
+    assert [kernel["pgt_root"] for kernel in found["kernels"]] == ["0x610000", "0x2210000"]
+    assert [kernel["kaslr_offset"] for kernel in found["kernels"]] == ["0x1a000000", "0x2a000000"]
+    assert ("the crash kernel of 1" in found["warnings"][0]) == bool(why)
+
+
+def test_each_in_the_others_reserve(info):
+    """Which cannot be: both are asked about as if neither was."""
+    crashed, crash = two_kernels()
+    for kernel, other in ((crashed, crash), (crash, crashed)):
+        with_pointers(kernel, crashk_res=0)
+        at = kernel.spec.text_paddr + POINTERS_AT
+        kernel.ram.write(at, struct.pack("<QQ", other.spec.text_paddr, other.spec.text_paddr + 0x3FFFFF))
+    found = json.loads(info(dump_of(crashed, crash, notes=[qemu_cpu(crash.tables.root)]), "--json").out)
+    assert "taken is 2, as most CPUs were in it" in found["warnings"][0]
 
 
 def test_another_kernel_than_the_note_says(tovelf, info):

@@ -69,7 +69,7 @@ def plan_kdump(dump: Dump, request: KernelRequest, level: str, codec: str) -> Kd
     packer(codec)
     arch = architecture(dump)
     reduced = reduce_dump(dump, request, level)
-    own = tuple(note for note in dump.notes if note.name != OWNER)
+    own = tuple(note for note in reduced.notes if note.name != OWNER)
     notes, vmcoreinfo = _encoded(reduced.described(own), dump.kind)
     page = _page_size(reduced.kernel, arch.page_size)
     dumped, torn = _frames(dump.memory, reduced.kept, page)

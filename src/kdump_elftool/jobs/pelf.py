@@ -45,7 +45,7 @@ def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
     reduced = reduce_dump(dump, request, level)
     kernel = reduced.kernel
     segments = _segments(reduced.kept, dump.claimed, kernel.virtual(dump) if kernel else None)
-    notes = _notes(dump, reduced, level)
+    notes = _notes(reduced, level)
     kind = ElfKind(64, dump.kind.order)
     encoded = tuple(encode_notes(notes, kind))
     layout = build_physical_layout(kind, dump.e_machine, dump.e_flags, segments, encoded)
@@ -85,10 +85,10 @@ def _agreed(vaddr: U64, paddr: U64, size: U64, virtual: VirtualMemory | None) ->
     return result
 
 
-def _notes(dump: Dump, reduced: Reduction, level: str) -> tuple[Note, ...]:
-    """The dump's notes as they are, VMCOREINFO once, and ours."""
+def _notes(reduced: Reduction, level: str) -> tuple[Note, ...]:
+    """The notes, VMCOREINFO once, and ours."""
     own = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
-    kept = tuple(note for note in dump.notes if (note.name, note.type) not in own)
+    kept = tuple(note for note in reduced.notes if (note.name, note.type) not in own)
     facts = reduced.kernel.identity.facts if reduced.kernel else ()
     summary = {
         "schema": "kdump-elftool/pelf/1",

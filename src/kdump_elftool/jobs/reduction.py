@@ -11,6 +11,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
 from kdump_elftool.jobs.description import Description
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, architecture, open_kernel
+from kdump_elftool.jobs.own_cpus import own_cpus
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import Pages, count_pages
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
@@ -20,11 +21,13 @@ from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 class Reduction:
     """``kept`` are the physical ranges to write; ``kernel`` is None where it could not be identified.
 
-    ``filtered`` is true when the level could be applied.
+    ``notes`` are the dump's, less registers of CPUs that were in another kernel; ``filtered`` is true when
+    the level could be applied.
     """
 
     kernel: Kernel | None
     kept: Ranges
+    notes: tuple[Note, ...]
     filtered: bool
     pages: Pages
     coverage: Coverage
@@ -49,7 +52,7 @@ def reduce_dump(dump: Dump, request: KernelRequest, level: str) -> Reduction:
     architecture(dump)
     warnings: list[str] = []
     kernel: Kernel | None = None
-    choice = None
+    choice, own = None, dump
     try:
         kernel = open_kernel(dump, request)
     except IdentityError as error:
@@ -58,12 +61,15 @@ def reduce_dump(dump: Dump, request: KernelRequest, level: str) -> Reduction:
         warnings += kernel.warnings
         choice, page_warnings = choose_pages(dump, kernel, level)
         warnings += page_warnings
+        own, cpu_warnings = own_cpus(dump, kernel)
+        warnings += cpu_warnings
     present = dump.memory.present()
     kept = subtract_ranges(present, choice.dropped) if choice else present
     absent = dump.memory.absent().total
     return Reduction(
         kernel=kernel,
         kept=kept,
+        notes=own.notes,
         filtered=choice is not None,
         pages=count_pages(kept.total // PAGE, absent // PAGE, choice),
         coverage=Coverage.of(dump.memory.declared.total, absent, dump.lost),

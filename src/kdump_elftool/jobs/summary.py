@@ -20,6 +20,7 @@ from kdump_elftool.jobs.description import Description, describe
 from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log, last_stamp
 from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
+from kdump_elftool.jobs.own_cpus import elsewhere
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
 from kdump_elftool.jobs.selection import select
 from kdump_elftool.jobs.tasks import TaskList, list_tasks
@@ -222,6 +223,9 @@ def _kernel_items(described: Description) -> Iterator[Item]:
                 "build_id": build_id.hex() if build_id else None,
                 "vmcoreinfo": kernel.where,
                 "verified": kernel.verified,
+                "pgt_root": f"{kernel.identity.pgt_root:#x}" if kernel.identity else None,
+                "kaslr_offset": _hex(kernel.info.kaslr_offset),
+                "crash_kernel_of": kernel.crash_kernel_of,
                 "chosen": len(rows) == described.chosen,
             }
         )
@@ -230,6 +234,10 @@ def _kernel_items(described: Description) -> Iterator[Item]:
         mark = " (taken)" if number - 1 == described.chosen else ""
         detail = not (many and kernel.verified)
         yield Item(f"kernel {number}", kernel.shown() + mark, source, "kernels", rows, detail=detail)
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"
 
 
 def _time_items(found: _Found) -> Iterator[Item]:
@@ -267,7 +275,9 @@ def _panic_items(found: _Found) -> Iterator[Item]:
         yield Item("comm", log_text(crash.comm), "the log", "panic_comm", log_text(crash.comm))
     cpus = sum(map(is_prstatus, found.dump.notes))
     if cpus:
-        yield Item("cpus", str(cpus), "register notes", "cpus", cpus)
+        others = sum(elsewhere(found.dump, found.kernel)) if found.kernel else 0
+        shown = f"{cpus}, {others} of them in another kernel" if others else str(cpus)
+        yield Item("cpus", shown, "register notes", "cpus", cpus)
 
 
 def _paging_items(found: _Found) -> Iterator[Item]:

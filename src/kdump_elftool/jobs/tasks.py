@@ -13,11 +13,13 @@ from kdump_elftool.arch.base import PrStatusLayout, SavedContext
 from kdump_elftool.elf.constants import NT_PRSTATUS
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.task_table import TaskRow
-from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
-from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, cpus_by_base, is_prstatus
+from kdump_elftool.kernel.cpu_place import register_notes
+from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, cpus_by_base
+from kdump_elftool.kernel.crash_notes import read_crash_notes
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.percpu import PerCpu, find_percpu
 from kdump_elftool.kernel.qemu_notes import QEMU, qemu_cpus
@@ -169,11 +171,7 @@ class _Builder:
     ) -> tuple[list[int], list[Note], list[CpuThread]]:
         """Rows on a CPU, their notes and threads, by CPU."""
         tasks, layout = self.listed.tasks, self.layout
-        descs = [
-            note.desc
-            for note in self.dump.notes
-            if is_prstatus(note) and isinstance(note.desc, bytes) and note.size >= layout.size
-        ]
+        descs = register_notes(self.dump, layout.size)
         numbers = self.listed.queues.cpu if self.listed.queues else ()
         tids = [int(tasks.tid[row]) if row >= 0 else -1 for row in running]
         qemu = any(note.name == QEMU for note in self.dump.notes)
@@ -225,22 +223,11 @@ class _Builder:
 
     def _crash_notes(self, numbers: tuple[int, ...]) -> list[bytes]:
         """What the kernel saved for each of these CPUs when it died; empty where it saved nothing."""
-        percpu, memory, word = self.listed.percpu, self.listed.memory, self.layout.word
-        variable = self.listed.known.symbol("crash_notes")
-        nothing = [b""] * len(numbers)
-        if percpu is None or variable is None:
-            return nothing
-        try:
-            pointer = int.from_bytes(memory.read(variable, word), "little" if self.order == "<" else "big")
-        except FaultError:
-            return nothing
-        # an ELF note: sizes of name and descriptor, type, "CORE" padded to eight bytes
-        blocks, readable = memory.gather(percpu.address(pointer), 20 + self.layout.size)
-        saved = {
-            cpu: bytes(block[20:])
-            for cpu, block, there in zip(percpu.cpu, blocks, readable, strict=True)
-            if there
-        }
+        percpu, known = self.listed.percpu, self.listed.known
+        if percpu is None:
+            return [b""] * len(numbers)
+        descs = read_crash_notes(self.listed.memory, known, percpu, self.layout, self.order)
+        saved = dict(zip(percpu.cpu, descs, strict=True))
         return [saved.get(cpu, b"") for cpu in numbers]
 
     def _saved(self, rows: Index) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

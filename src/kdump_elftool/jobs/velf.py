@@ -33,6 +33,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
 from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
+from kdump_elftool.jobs.own_cpus import own_cpus
 from kdump_elftool.jobs.pages import choose_pages
 from kdump_elftool.jobs.selection import Pages, select
 from kdump_elftool.jobs.tasks import task_table, task_threads
@@ -96,7 +97,8 @@ def plan_velf(
     kaslr_offset = kaslr_offset_by(identity, kernel.vmlinux)
     choice, page_warnings = choose_pages(dump, kernel, level)
     chosen = select(dump.memory, walked, dump.lost, choice)
-    cpus, stacks, facts, task_warnings = _threads(dump, kernel, procthreads)
+    own, cpu_warnings = own_cpus(dump, kernel)
+    cpus, stacks, facts, task_warnings = _threads(own, kernel, procthreads)
     notes = _notes(cpus, dump, kernel, kaslr_offset)
     notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
     mapped = chosen.mapped
@@ -123,6 +125,7 @@ def plan_velf(
         warnings=(
             *kernel.warnings,
             *page_warnings,
+            *cpu_warnings,
             *task_warnings,
             *image_warning(kernel.arch, chosen.missing, kernel.walked.lost),
         ),

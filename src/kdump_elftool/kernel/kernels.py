@@ -5,25 +5,27 @@ says it is, and hold the release it names.  Copies with the same top table are o
 those that differ, the one decides that the kernel itself points at, then the form.  More than one
 kernel is what a failed kdump leaves behind: the crashed one, and the crash kernel in its reserve.
 
-References: kernel/vmcore_info.c (vmcoreinfo_note, vmcoreinfo_data), include/uapi/linux/utsname.h.
+References: kernel/vmcore_info.c (vmcoreinfo_note, vmcoreinfo_data), include/uapi/linux/utsname.h,
+kernel/crash_reserve.c (crashk_res; kernel/kexec_core.c until v6.8).
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 
 from kdump_elftool.addr import MASK64
-from kdump_elftool.arch.base import Architecture, PagingForm
+from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
-from kdump_elftool.kernel.cpus import is_prstatus
+from kdump_elftool.kernel.cpu_place import CpuPlaces
 from kdump_elftool.kernel.find import Text, find_texts, text_at
 from kdump_elftool.kernel.identity import KernelIdentity, identify
+from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
-from kdump_elftool.kernel.qemu_notes import qemu_cpus
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override, parse
 from kdump_elftool.memory.virtual import VirtualMemory
 from kdump_elftool.progress import Advance
@@ -36,13 +38,16 @@ _UTSNAME = 6 * 65 + 16
 _MOST_UNVERIFIED = 8
 _PAGE = 4096
 _MOST_CPUS = 256
+_MOST_KERNELS = 8
+"""Of those that are asked what they reserve, which takes their symbol tables."""
 
 
 @dataclass(frozen=True)
 class FoundKernel:
     """A kernel by its VMCOREINFO; ``paddr`` is where that lies, None for the dump's own note.
 
-    ``verified`` means that its page tables and its name are where the text says.
+    ``verified`` means that its page tables and its name are where the text says.  ``crash_kernel_of`` is
+    the number, from 1, of the kernel in whose reserve it runs.
     """
 
     info: VmcoreInfo
@@ -50,6 +55,7 @@ class FoundKernel:
     paddr: int | None
     identity: KernelIdentity | None
     verified: bool
+    crash_kernel_of: int | None = None
 
     @property
     def note(self) -> Note:
@@ -70,6 +76,8 @@ class FoundKernel:
             f"VMCOREINFO {self.where}",
             "verified" if self.verified else "its page tables or its name are not where it says",
         ]
+        if self.crash_kernel_of:
+            parts.append(f"the crash kernel of {self.crash_kernel_of}")
         return ", ".join(parts)
 
 
@@ -111,7 +119,7 @@ class KernelSearch:
         if own is not None and own.identity is not None:
             verified.pop(own.identity.pgt_root, None)
         ranked = sorted(verified.values(), key=lambda kernel: kernel.paddr or 0)
-        found = ([own] if own is not None else []) + ranked
+        found = self._crash_kernels(([own] if own is not None else []) + ranked)
         default, why = self._default(tuple(found)) if own is None else (0, "the dump's note")
         return Kernels((*found, *unverified), default, why, texts.complete)
 
@@ -175,11 +183,7 @@ class KernelSearch:
             for key, value in infos[0].values.items()
             if all(info.values.get(key) == value for info in infos)
         }
-        order, word = self.dump.kind.order, self.arch.prstatus.word
-        low, high = (identity.form.raw(edge) for edge in self.arch.image_window)
-        found = walk(self.dump.memory, identity.form, identity.pgt_root, Window(low, high)).mappings
-        memory = VirtualMemory.of(self.dump.memory, found.vaddr, found.paddr, found.size)
-        symbols = open_kallsyms(memory, VmcoreInfo(agreed), self.arch.image_window, order, word)
+        symbols = self._symbols(identity, VmcoreInfo(agreed))
         for name in ("vmcoreinfo_note", "vmcoreinfo_data"):
             symbol = symbols.find("SYMBOL", name) if symbols else None
             text = self._text_by(identity, int(symbol.value)) if symbol else None
@@ -187,6 +191,14 @@ class KernelSearch:
                 log.info("%s leads to the VMCOREINFO at paddr %#x", name, text.paddr)
                 return text
         return None
+
+    def _symbols(self, identity: KernelIdentity, info: VmcoreInfo) -> Kallsyms | None:
+        """The kernel's own symbol table, by a walk of its image alone."""
+        low, high = (identity.form.raw(edge) for edge in self.arch.image_window)
+        found = walk(self.dump.memory, identity.form, identity.pgt_root, Window(low, high)).mappings
+        memory = VirtualMemory.of(self.dump.memory, found.vaddr, found.paddr, found.size)
+        order, word = self.dump.kind.order, self.arch.prstatus.word
+        return open_kallsyms(memory, info, self.arch.image_window, order, word)
 
     def _text_by(self, identity: KernelIdentity, symbol: int) -> Text | None:
         """The text at the pointer that a symbol names, or at the symbol itself."""
@@ -204,12 +216,56 @@ class KernelSearch:
                 return text
         return None
 
+    def _crash_kernels(self, found: list[FoundKernel]) -> list[FoundKernel]:
+        """With ``crash_kernel_of`` set for those that run in the memory another kernel reserved for that."""
+        verified = [number for number, kernel in enumerate(found, 1) if kernel.verified]
+        if len(verified) < 2:
+            return found
+        reserves = {number: self._reserve(found[number - 1]) for number in verified[:_MOST_KERNELS]}
+        result = []
+        for number, kernel in enumerate(found, 1):
+            root = kernel.identity.pgt_root if kernel.identity else -1
+            owners = [other for other, (start, end) in reserves.items() if start <= root < end]
+            owner = next((other for other in owners if other != number and kernel.verified), None)
+            result.append(replace(kernel, crash_kernel_of=owner))
+        return result
+
+    def _reserve(self, kernel: FoundKernel) -> tuple[int, int]:
+        """Physical addresses of what a kernel keeps for a crash kernel, (0, 0) where that is not known.
+
+        struct resource begins with the first and the last address (include/linux/ioport.h); in 32-bit
+        kernels these may be wider than a word, and are not read.
+        """
+        identity, word = kernel.identity, self.arch.prstatus.word
+        if identity is None or word != 8:
+            return 0, 0
+        symbols = self._symbols(identity, kernel.info)
+        symbol = symbols.find("SYMBOL", "crashk_res") if symbols else None
+        try:
+            data = self._read(identity, int(symbol.value), 2 * word) if symbol else bytes(2 * word)
+        except FaultError:
+            return 0, 0
+        start, last = struct.unpack(self.dump.kind.order + "QQ", data)
+        return (start, last + 1) if last > start else (0, 0)
+
     def _default(self, kernels: tuple[FoundKernel, ...]) -> tuple[int | None, str]:
-        """The kernel most CPUs were in; then the one that maps more memory, as a crash kernel is small."""
+        """A crashed kernel before its crash kernel; then the one that most CPUs were in, that one's own or
+        its crash kernel; then the one that maps more memory.
+        """
         if len(kernels) < 2:
             return (0, "the only one") if kernels else (None, "none is verified")
         votes = [self._cpus_in(kernel) for kernel in kernels]
-        most = [index for index, count in enumerate(votes) if count == max(votes)]
+        first = [index for index, kernel in enumerate(kernels) if not kernel.crash_kernel_of]
+        first = first or list(range(len(kernels)))
+        for index, kernel in enumerate(kernels):
+            if kernel.crash_kernel_of and index not in first:
+                votes[kernel.crash_kernel_of - 1] += votes[index]
+        most = [index for index in first if votes[index] == max(votes[other] for other in first)]
+        if len(first) == 1:
+            others = ", ".join(
+                str(number) for number, other in enumerate(kernels, 1) if other.crash_kernel_of
+            )
+            return first[0], f"its crash kernel is {others}"
         if len(most) == 1:
             return most[0], "most CPUs were in it"
         sizes = {index: self._mapped(kernels[index]) for index in most}
@@ -223,44 +279,10 @@ class KernelSearch:
 
     def _cpus_in(self, kernel: FoundKernel) -> int:
         """How many CPUs used tables that map this kernel's text; by their registers, where they stood."""
-        identity = kernel.identity
-        assert identity is not None
-        states = qemu_cpus(self.dump.notes)[:_MOST_CPUS]
-        if not states:
-            return sum(self._stood_in(identity, note) for note in self._cpu_notes())
-        stext = kernel.info.symbol("_stext") or 0
-        count = 0
-        for registers in states:
-            tables = self.arch.running_tables(kernel.info, registers)
-            count += any(self._maps_alike(identity, stext, *table) for table in tables)
-        return count
-
-    def _maps_alike(self, identity: KernelIdentity, vaddr: int, root: int, form: PagingForm) -> bool:
-        try:
-            return translate(self.dump.memory, form, root, vaddr).paddr == self._paddr(identity, vaddr)
-        except FaultError:
-            return False
-
-    def _cpu_notes(self) -> list[bytes]:
-        return [
-            note.desc
-            for note in self.dump.notes
-            if is_prstatus(note) and isinstance(note.desc, bytes) and note.size >= self.arch.prstatus.size
-        ][:_MOST_CPUS]
-
-    def _stood_in(self, identity: KernelIdentity, desc: bytes) -> bool:
-        """Whether instruction and stack pointer are kernel addresses that are mapped."""
-        layout, little = self.arch.prstatus, self.dump.kind.order == "<"
-        for name in (self.arch.instruction_pointer, self.arch.stack_pointer):
-            at = layout.register_offset(name)
-            vaddr = int.from_bytes(desc[at : at + layout.word], "little" if little else "big")
-            if identity.form.raw(vaddr) < identity.form.kernel_half[0]:
-                return False
-            try:
-                self._paddr(identity, vaddr)
-            except FaultError:
-                return False
-        return True
+        assert kernel.identity is not None
+        places = CpuPlaces(self.dump, _MOST_CPUS)
+        answers = places.by_tables(kernel.identity, kernel.info) or places.by_registers(kernel.identity)
+        return sum(answer is True for answer in answers)
 
 
 def _is_plausible(info: VmcoreInfo) -> bool:
