@@ -1,10 +1,10 @@
 """drgn as the judge of tasks: who they are and their frames, from the original dump, as JSON.
 
-usage: oracle_tasks.py CORE VMLINUX ANSWER [running]
+usage: oracle_tasks.py CORE VMLINUX ANSWER [running | VMCOREINFO]
 
 ``tasks``: by tid [tgid, comm, on a CPU, address], ``stacks``: return addresses by tid, idle tasks as
 -(cpu + 1); inlined frames have no return address of their own.  With ``running`` that is all instead: the
-frames of what each CPU runs.
+frames of what each CPU runs.  VMCOREINFO is a file with that text, for a dump without the note.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def frames(prog: drgn.Program, task: drgn.Object) -> list[int] | None:
 
 
 def main() -> None:
-    core, vmlinux, answer, *running_only = sys.argv[1:]
-    prog = drgn.Program()
+    core, vmlinux, answer, *option = sys.argv[1:]
+    running_only = option == ["running"]
+    text = Path(option[0]).read_bytes() if option and not running_only else None
+    prog = drgn.Program(vmcoreinfo=text)
     prog.set_core_dump(core)
     prog.load_debug_info([vmlinux])
     if running_only:
