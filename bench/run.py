@@ -21,6 +21,7 @@ from pathlib import Path
 from bench import rivals
 from bench.calibrate import loop_seconds, slowness
 from bench.compressed import measure_gzip
+from bench.find_kernel import measure_find_kernel
 from bench.flattened import measure_flattened
 from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump
@@ -44,6 +45,8 @@ MEMORY_LIMIT_MB = 150.0
 MB = 1_000_000
 ZERO_SHARES = (0.0, 0.3)
 DUMP_NAMES = ("vmcore", "qemu*.elf")
+WITHOUT_NOTE = "*.failed-kdump"
+"""Rows whose dump has no VMCOREINFO note and two kernels."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def lab_dir() -> Path:
 def lab_dumps(pattern: str) -> tuple[Path, ...]:
     """The lab's finished dumps (those with a row.json) whose row matches."""
     rows = sorted(path.parent for path in (lab_dir() / "dumps").glob("*/row.json"))
-    rows = [row for row in rows if fnmatchcase(row.name, pattern)]
+    rows = [row for row in rows if fnmatchcase(row.name, pattern) and not fnmatchcase(row.name, WITHOUT_NOTE)]
     found = (dump for row in rows for name in DUMP_NAMES for dump in sorted(row.glob(name)))
     return tuple(dump for dump in found if (dump.parent.name, dump.name) not in CUT_BY_QEMU)
 
@@ -243,6 +246,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
     "kdump": lambda settings: measure_kdump(settings.dumps, settings.work),
     "flattened": lambda settings: measure_flattened(settings.work, settings.slowness, settings.keep),
+    "find-kernel": lambda settings: measure_find_kernel(settings.dumps, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 
