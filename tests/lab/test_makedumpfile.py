@@ -90,10 +90,15 @@ def test_info_knows_the_same(variant: Variant) -> None:
     answers = [
         json.loads(kdump_elftool("info", "--json", *files).stdout) for files in ([DUMP.path], variant.files)
     ]
-    differ = {"file", "format", "memory", "categories", "coverage", "warnings", "sources"}
+    differ = {"file", "format", "memory", "categories", "coverage", "warnings", "sources", "facts"}
     for key in answers[0].keys() - differ:
         assert answers[0][key] == answers[1][key], key
     assert answers[1]["format"] == "kdump"
+    # which questions are asked depends on the format: what both asked has one answer
+    facts = [{fact["name"]: fact["value"] for fact in answer["facts"]} for answer in answers]
+    both = facts[0].keys() & facts[1].keys()
+    assert len(both) > 10
+    assert {name: facts[0][name] for name in both} == {name: facts[1][name] for name in both}
 
 
 def test_single_bytes(original: Variant, variant: Variant) -> None:
