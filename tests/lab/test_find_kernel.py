@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 DUMPS = selected_dumps()
 HEAD = b"VMCOREINFO\0\0OSRELEASE="
-IN_FILE = 1 << 20
-"""Notes lie in front of the memory, and memory has the same text."""
+IN_FILE = 16 << 20
+"""Notes lie in front of the memory, which has the same text, but behind up to 65,536 program headers."""
 
 
 @dataclass(frozen=True)
