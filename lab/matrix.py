@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import crash_failed, crash_formats, crash_pages, crash_topelf
+from lab import crash_failed, crash_formats, crash_machine, crash_newer, crash_pages, crash_topelf
 from lab.collect import describe_files, disk_usage, install, write_json
 from lab.config import LAB_DIR, SETS, BootError, Config, LabError, Row, cache_dir, lab_lock, row_dir, say
 from lab.crash import run_scenario
@@ -25,9 +25,11 @@ from lab.resolve import KernelPackages, Resolution, Resolver
 from lab.truth import parse_truth
 
 TRIES = 3
-SPECIAL = {module.SCENARIO: module for module in (crash_failed, crash_formats, crash_pages, crash_topelf)}
+_MODULES = (crash_failed, crash_formats, crash_machine, crash_newer, crash_pages, crash_topelf)
+SPECIAL = {module.SCENARIO: module for module in _MODULES}
 """Scenarios with sources of their own."""
 SOURCES = ("init", "boot.py", "crash.py", "guest.py", "truth.py", "programs/*.c")
+_PRUNE_AFTER_S = 86400
 SCRATCH = ("initrd.img", "truth.raw", "qemu.log", crash_topelf.FACTS)
 
 
@@ -214,21 +216,28 @@ class Lab:
         return GuestFiles(kernel, userland, programs)
 
     def _prune(self, resolution: Resolution) -> None:
-        """Removes rows that kernels.toml no longer has and kernels no row uses."""
+        """Removes rows that kernels.toml no longer has and kernels no row uses.
+
+        What is younger than a day stays: another checkout with other rows may share the cache.
+        """
         dumps, kernels = cache_dir() / "dumps", cache_dir() / "kernels"
         known = {row.name for row in self.config.rows}
         for folder in dumps.iterdir() if dumps.exists() else ():
-            if folder.name not in known:
+            if folder.name not in known and _old(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         used = {kernel_dir(packages) for packages in resolution.kernels.values()}
         used |= {(folder / "vmlinux").resolve().parent for folder in dumps.iterdir()}
         for folder in kernels.iterdir() if kernels.exists() else ():
-            if folder not in used:
+            if folder not in used and _old(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _summary(self, rows: list[Row]) -> None:
         size = sum(info["bytes_on_disk"] for row in rows for info in read_row(row)["files"].values())
         say(f"{len(rows)} rows, {size / 1e9:.2f} GB of dumps in {cache_dir() / 'dumps'}")
+
+
+def _old(folder: Path) -> bool:
+    return time.time() - folder.stat().st_mtime > _PRUNE_AFTER_S
 
 
 def describe(rows: list[Row]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from lab.config import Config, LabError, cache_dir, lab_lock, say
 from lab.packages import find_source
 
+_STAMP = "lab-root"
 MOUNTS = ("proc", "sys", "dev")
 
 
@@ -88,23 +89,28 @@ def _copy_network_settings(root: Path) -> None:
 
 def ensure_root(config: Config, suite: str, remake: bool = False) -> Path:
     """Makes the root unless it is there with the same packages; returns its folder."""
-    target, packages = root_dir(suite), config.root_packages[suite]
-    stamp = target / "lab-root"
-
-    def is_made() -> bool:
-        return stamp.exists() and stamp.read_text().split() == list(packages)
-
-    if not remake and is_made():
-        return target
-    if os.geteuid() != 0:
-        raise LabError(f"a {suite} root can only be made by root")
+    if not remake and _is_made(config, suite):
+        return root_dir(suite)
     with lab_lock():
-        if remake or not is_made():
-            started = time.monotonic()
-            _make_root(target, suite, packages)
-            stamp.write_text(" ".join(packages) + "\n")
-            say(f"{suite} root made {time.monotonic() - started:.1f} s, downloads included", to_stderr=True)
+        return locked_root(config, suite, remake)
+
+
+def locked_root(config: Config, suite: str, remake: bool = False) -> Path:
+    """:func:`ensure_root` for a caller that has the lab's lock."""
+    target, packages = root_dir(suite), config.root_packages[suite]
+    if remake or not _is_made(config, suite):
+        if os.geteuid() != 0:
+            raise LabError(f"a {suite} root can only be made by root")
+        started = time.monotonic()
+        _make_root(target, suite, packages)
+        (target / _STAMP).write_text(" ".join(packages) + "\n")
+        say(f"{suite} root made {time.monotonic() - started:.1f} s, downloads included", to_stderr=True)
     return target
+
+
+def _is_made(config: Config, suite: str) -> bool:
+    stamp = root_dir(suite) / _STAMP
+    return stamp.exists() and stamp.read_text().split() == list(config.root_packages[suite])
 
 
 def _make_root(target: Path, suite: str, packages: Sequence[str]) -> None:

@@ -19,6 +19,8 @@ DUMP_FILES = {
     "panic": ("qemu.elf", "qemu-paging.elf"),
     "live": ("qemu.elf", "qemu-paging.elf"),
     "formats": ("qemu.elf",),  # the others are compared with it in test_qemu_formats.py
+    "newer": (),
+    "machine": (),  # its ELF dump is what its other files are compared with
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
     "failed-kdump": (),  # two kernels and no note: test_failed_kdump.py has its own questions
 }

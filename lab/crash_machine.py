@@ -1,0 +1,67 @@
+"""The scenario machine: a running guest is stopped and saved in every way a machine can be.
+                     -> qemu.elf, qemu.stream (migrate exec:), qemu.raw (pmemsave), registers.txt
+
+Apart from lab.crash, so that a change here makes the rows of this scenario anew and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lab.boot import Qmp, Running
+from lab.collect import dig_holes
+from lab.config import LAB_DIR, BootError, Config, Row
+from lab.crash import BOOT_SECONDS, DUMP_SECONDS, PANIC_BEFORE_TRUTH, SETTLE_SECONDS, machine_of
+from lab.guest import GuestFiles
+from lab.guest import build_initrd as build_common_initrd
+from lab.truth import is_complete
+
+SCENARIO = "machine"
+SOURCES = ("crash_machine.py",)
+POLL_SECONDS = 0.2
+
+
+def sources_hash(common: str) -> str:
+    """The hash of the sources of all scenarios and of this one's."""
+    digest = hashlib.sha256(f"{common}\0".encode())
+    for name in SOURCES:
+        digest.update((LAB_DIR / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
+    """That of a guest that runs normally."""
+    return build_common_initrd(config, replace(row, scenario="live"), files)
+
+
+def migrate(qmp: Qmp, path: Path) -> None:
+    """Writes the machine's stream to `path` and waits for its end."""
+    qmp.execute("migrate", uri=f"exec:cat >{path.name}")
+    end = time.monotonic() + DUMP_SECONDS
+    while (status := qmp.execute("query-migrate").get("status")) != "completed":
+        if status in ("failed", "cancelled") or time.monotonic() > end:
+            raise BootError(f"migration to {path.name}: {status}")
+        time.sleep(POLL_SECONDS)
+
+
+def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
+    """Boots, stops and saves once; returns QEMU's command line. The work folder holds the initrd."""
+    with Running(machine_of(replace(row, scenario="live"), kernel), work) as running:
+        running.wait(
+            "the guest's truth", lambda: is_complete(work / "truth.raw"), BOOT_SECONDS, PANIC_BEFORE_TRUTH
+        )
+        time.sleep(SETTLE_SECONDS)
+        qmp = running.connect(DUMP_SECONDS)
+        qmp.execute("stop")
+        (work / "registers.txt").write_text(qmp.human("info registers -a").replace("\r", ""))
+        qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{work / 'qemu.elf'}")
+        size = qmp.execute("query-memory-size-summary")["base-memory"]
+        qmp.execute("pmemsave", val=0, size=size, filename=str(work / "qemu.raw"))
+        migrate(qmp, work / "qemu.stream")
+        qmp.close()
+        for name in ("qemu.elf", "qemu.raw"):
+            dig_holes(work / name)
+        return running.argv

@@ -1,0 +1,80 @@
+"""The scenario newer: as formats, by the QEMU of a newer Debian in a tool root.
+                   -> qemu.elf, qemu.kdump-zlib, qemu.kdump-raw-zlib, ..., qemu.stream
+
+Apart from lab.crash, so that a change here makes the rows of this scenario anew and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lab import crash_formats
+from lab.boot import Machine, Running
+from lab.collect import dig_holes
+from lab.config import LAB_DIR, BootError, Config, Row, load_config
+from lab.crash import BOOT_SECONDS, DUMP_SECONDS, PANIC_BEFORE_TRUTH, kernel_command_line
+from lab.crash_machine import migrate
+from lab.guest import GuestFiles
+from lab.roots import chroot_argv, locked_root
+from lab.truth import is_complete
+
+SCENARIO = "newer"
+SUITE = "trixie"
+SOURCES = ("crash_formats.py", "crash_machine.py", "crash_newer.py")
+_WORK, _KERNEL = "/mnt/work", "/mnt/kernel"
+
+
+def sources_hash(common: str) -> str:
+    """The hash of the sources of all scenarios and of this one's."""
+    digest = hashlib.sha256(f"{common}\0".encode())
+    for name in SOURCES:
+        digest.update((LAB_DIR / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
+    """That of a guest that panics without a crash kernel."""
+    return crash_formats.build_initrd(config, row, files)
+
+
+@dataclass(frozen=True)
+class InRoot(Machine):
+    """A machine whose QEMU runs in the tool root ``root``, with the folder ``work`` of the row."""
+
+    root: Path
+    work: Path
+
+    def inner(self) -> list[str]:
+        """QEMU's command line as it is in there."""
+        return super().argv()
+
+    def argv(self) -> list[str]:
+        binds = {self.work: _WORK, self.kernel.parent: _KERNEL}
+        inside = replace(self, kernel=Path(_KERNEL) / self.kernel.name).inner()
+        return chroot_argv(self.root, ["env", "-C", _WORK, *inside], binds)
+
+
+def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
+    """Boots, crashes and dumps once; returns QEMU's command line. The work folder holds the initrd."""
+    panics = replace(row, scenario="panic")
+    root = locked_root(load_config(), SUITE)
+    machine = InRoot(panics, kernel, kernel_command_line(panics), None, root, work)
+    with Running(machine, work) as running:
+        running.wait(
+            "the guest's truth", lambda: is_complete(work / "truth.raw"), BOOT_SECONDS, PANIC_BEFORE_TRUTH
+        )
+        running.wait("the end of the panic", lambda: "end Kernel panic" in running.console(), BOOT_SECONDS)
+        qmp = running.connect(DUMP_SECONDS)
+        qmp.execute("stop")
+        for name in qmp.execute("query-dump-guest-memory-capability")["formats"]:
+            if name not in crash_formats.UNWANTED:
+                path = work / f"qemu.{name}"
+                qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{path.name}", format=name)
+                if not path.exists() or path.stat().st_size == 0:
+                    raise BootError(f"QEMU wrote no {path.name}")
+                dig_holes(path)
+        migrate(qmp, work / "qemu.stream")
+        qmp.close()
+    return machine.inner()
