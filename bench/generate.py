@@ -31,11 +31,15 @@ _STACK_PAGES = 4
 
 @dataclass(frozen=True)
 class DumpSpec:
-    """What to generate.  Zero pages come in runs of ``zero_run`` pages on average."""
+    """What to generate.  Zero pages come in runs of ``zero_run`` pages on average.
+
+    Of each other page the first ``random_words`` of 512 words are random, the rest repeats one word of them.
+    """
 
     ram_bytes: int = 6 * GIB
     zero_share: float = 0.0
     zero_run: int = 16
+    random_words: int = 512
     vmalloc_pages: int = 6000
     cpus: int = 2
     seed: int = 2
@@ -96,7 +100,7 @@ def generate(path: Path, spec: DumpSpec) -> int:
         pwrite(fd, headers + notes, 0)
         for (start, end), offset in zip(spec.ram(), offsets[1:], strict=True):
             zero_pages = _zero_pages(random, (end - start) // SIZE_4K, spec)
-            for paddr, data in _ram_pieces(random, start, end, zero_pages, tables):
+            for paddr, data in _ram_pieces(random, start, end, zero_pages, tables, spec):
                 pwrite(fd, data, offset + paddr - start)
         image = os.pread(fd, IMAGE_SIZE, offsets[2] + TEXT_PADDR - spec.ram()[1][0])
         pwrite(fd, image, offsets[0])
@@ -137,13 +141,19 @@ def _zero_pages(random: np.random.Generator, pages: int, spec: DumpSpec) -> npt.
 
 
 def _ram_pieces(
-    random: np.random.Generator, start: int, end: int, zero_pages: npt.NDArray[np.bool_], tables: PageTables
+    random: np.random.Generator,
+    start: int,
+    end: int,
+    zero_pages: npt.NDArray[np.bool_],
+    tables: PageTables,
+    spec: DumpSpec,
 ) -> Iterator[tuple[int, memoryview]]:
     """(paddr, data) in pieces: random words, never a zero page unless meant, tables on top."""
     placed = sorted(paddr for paddr in tables.tables if start <= paddr < end)
     for paddr in range(start, end, _CHUNK):
         count = min(_CHUNK, end - paddr) // SIZE_4K
         pages = random.integers(1, 1 << 64, size=(count, 512), dtype=np.uint64)
+        pages[:, spec.random_words :] = pages[:, :1]
         first = (paddr - start) // SIZE_4K
         pages[zero_pages[first : first + count]] = 0
         while placed and placed[0] < paddr + _CHUNK:

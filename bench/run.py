@@ -24,7 +24,7 @@ from bench.compressed import measure_gzip
 from bench.find_kernel import measure_find_kernel
 from bench.flattened import measure_flattened
 from bench.generate import GIB, DumpSpec, generate
-from bench.kdump import measure_kdump
+from bench.kdump import measure_kdump, measure_large_kdump
 from bench.kdump_out import measure_kdump_out
 from bench.knowledge import measure_knowledge, measure_tasks, measure_vmlinux
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
@@ -245,6 +245,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "vmlinux": lambda settings: measure_vmlinux(settings.dumps, settings.work, settings.slowness),
     "tasks": lambda settings: measure_tasks(settings.work, settings.slowness),
     "kdump": lambda settings: measure_kdump(settings.dumps, settings.work),
+    "large-kdump": lambda settings: measure_large_kdump(settings.work),
     "flattened": lambda settings: measure_flattened(settings.work, settings.slowness, settings.keep),
     "find-kernel": lambda settings: measure_find_kernel(settings.dumps, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
