@@ -81,6 +81,14 @@ def readable_end(file: ByteSource, offset: int) -> int:
     return max(int(file.missing.start[index]), offset)
 
 
+def behind_gap(file: ByteSource, offset: int) -> int:
+    """Where bytes can be read again from ``offset`` on: there, or behind what is missing."""
+    index = int(np.searchsorted(file.missing.end, np.uint64(offset), side="right"))
+    if index < len(file.missing) and int(file.missing.start[index]) <= offset:
+        return int(file.missing.end[index])
+    return offset
+
+
 class InputFile:
     """A seekable file that is only ever read, by offset; never modified."""
 

@@ -10,7 +10,7 @@ from kdump_elftool.codecs.marks import Mark
 from kdump_elftool.codecs.run import Point, Run
 from kdump_elftool.codecs.streams import Inflate, Stream
 from kdump_elftool.errors import CorruptDumpError, UnsupportedError
-from kdump_elftool.files import ByteSource
+from kdump_elftool.files import ByteSource, readable_end
 from kdump_elftool.progress import Advance, silent
 from kdump_elftool.spool import Spool
 
@@ -173,7 +173,9 @@ class _Indexer:
         name = self._stream.name
         found = [f"the {name} stream {problem}" for problem in run.problems]
         if run.is_cut:
-            found.append(f"the {name} stream ends early, at file offset {self._source.size:#x}")
+            found.append(
+                f"the {name} stream ends early, at file offset {readable_end(self._source, run.at):#x}"
+            )
         elif run.decoder is None and run.at < self._source.size:
             rest = self._source.read_at(run.at, _PADDING)
             if any(rest):

@@ -49,7 +49,7 @@ class IndexedSource:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view``.  Raises CorruptDumpError beyond the end, or where the file changed meanwhile."""
-        if offset + len(view) > self.size:
+        if view and offset + len(view) > self.size:
             raise CorruptDumpError(self.path, "there is nothing behind this", file_offset=self.size)
         done = 0
         with self._lock:

@@ -51,6 +51,10 @@ def open_dump(
                 error.hint = said[0] if said else error.hint  # the cause, most likely
                 raise
             return replace(dump, warnings=said + dump.warnings) if said else dump
+    if not head and files[0].size:
+        raise CorruptDumpError(
+            files[0].path, "its beginning is missing", hint=next(iter(files[0].warnings), None)
+        )
     if not head:
         raise FormatError(file.path, "the file is empty", hint="was the dump written at all?")
     known = recognise(head)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from kdump_elftool.addr import merge_ranges, subtract_ranges, u64
 from kdump_elftool.codecs.pages import INSTALL
 from kdump_elftool.errors import MissingCodecError
-from kdump_elftool.files import ByteSource
+from kdump_elftool.files import ByteSource, readable_end
 from kdump_elftool.formats import lime
 from kdump_elftool.formats.avml_frames import Found, FrameReader, Piece, walk
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions
@@ -62,6 +62,7 @@ def _lost(file: ByteSource, found: Found, memory: PhysicalMemory) -> tuple[Lost,
             u64([piece.range.start + piece.range.size for piece in pieces]),
         )
         what = "truncated" if end == file.size else "damaged"
+        what = what if readable_end(file, end) > end or end == file.size else "missing"
         lost.append(
             Lost("paddr", f"{what} at file offset {end:#x}", subtract_ranges(tails, memory.present()), end)
         )

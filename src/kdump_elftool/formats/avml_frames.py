@@ -14,8 +14,8 @@ from threading import Lock
 import numpy as np
 
 from kdump_elftool.addr import U64, Bools
-from kdump_elftool.files import ByteSource
-from kdump_elftool.formats.lime import MOST_RANGES, BadHeader, Range, read_header
+from kdump_elftool.files import ByteSource, behind_gap, readable_end
+from kdump_elftool.formats.lime import MISSING, MOST_RANGES, BadHeader, Range, header_is_lost, read_header
 from kdump_elftool.memory.paged import Bytes2D, PagedReader, Trouble
 
 PAGE = 4096
@@ -23,6 +23,7 @@ STREAM_START = b"\xff\x06\x00\x00sNaPpY"
 _COMPRESSED, _PLAIN, _FIRST_SKIPPABLE, _START = 0x00, 0x01, 0x80, 0xFF
 _HEADER, _CHECK, _TRAILER = 4, 4, 8
 _FRAME_MOST = 1 << 16
+_DATA_MOST = 32 + _FRAME_MOST + _FRAME_MOST // 6  # snappy.cc: MaxCompressedLength
 _RATIO_MOST = 22  # a copy of 3 bytes makes at most 64
 _WINDOW = 1 << 20
 _KEPT_FRAMES = 64
@@ -66,11 +67,20 @@ class _Window:
 
     def __init__(self, file: ByteSource) -> None:
         self._file, self._begin, self._data = file, 0, b""
+        self._whole = not len(file.missing)
 
     def read(self, at: int, size: int) -> bytes:
         if not self._begin <= at <= at + size <= self._begin + len(self._data):
             self._begin, self._data = at, self._file.read_at(at, max(_WINDOW, size))
         return self._data[at - self._begin : at - self._begin + size]
+
+    def reach(self, at: int) -> int:
+        """Where what can be read from ``at`` on ends."""
+        return self._file.size if self._whole else readable_end(self._file, at)
+
+    def why(self, at: int, what: str) -> str:
+        """Why there is no more from ``at`` on."""
+        return f"the file ends within a {what}" if self.reach(at) == self._file.size else MISSING
 
 
 def walk(file: ByteSource, magic: bytes, version: int) -> Found:
@@ -80,6 +90,8 @@ def walk(file: ByteSource, magic: bytes, version: int) -> Found:
     at, position = 0, 0
     while len(found.pieces) < MOST_RANGES:
         header = read_header(window.read, at, magic, version)
+        if header_is_lost(file, at):
+            header = BadHeader(at, MISSING)
         if header is None:
             return found
         if isinstance(header, Range):
@@ -109,7 +121,7 @@ def _walk_range(
     while held < header.size:
         raw = window.read(at, _HEADER + _CHECK + 3)
         if len(raw) < _HEADER + _CHECK + 3:
-            return held, at + len(raw), BadHeader(at, "the file ends within a range")
+            return held, window.reach(at), BadHeader(at, window.why(at, "range"))
         kind, length = raw[0], int.from_bytes(raw[1:4], "little")
         if kind == _START and raw[:10] == STREAM_START[: len(raw[:10])]:
             at += len(STREAM_START)
@@ -119,8 +131,8 @@ def _walk_range(
             size = _decoded_size(kind, length, raw[_HEADER + _CHECK :])
             if not size or size > header.size - held or (size % PAGE and size != header.size - held):
                 return held, at, BadHeader(at, f"no frame of pages but {raw.hex(' ')}")
-            if len(window.read(at + _HEADER + length - 1, 1)) < 1:
-                return held, at + _HEADER + length, BadHeader(at, "the file ends within a frame")
+            if at + _HEADER + length > window.reach(at):
+                return held, window.reach(at), BadHeader(at, window.why(at, "frame"))
             row = (position + held, size, at, _HEADER + length)
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
@@ -137,7 +149,7 @@ def _decoded_size(kind: int, length: int, preamble: bytes) -> int:
     data = length - _CHECK
     if kind == _PLAIN:
         return data if 0 < data <= _FRAME_MOST else 0
-    if kind != _COMPRESSED or data <= 0:
+    if kind != _COMPRESSED or not 0 < data <= _DATA_MOST:
         return 0
     size = 0
     for place, byte in enumerate(preamble):
@@ -158,7 +170,13 @@ def _next_range(file: ByteSource, at: int, sign: bytes) -> int | None:
             if data[where + head : where + need] == STREAM_START:
                 return at + where
             where = data.find(sign, where + 1)
-        at += max(len(data) - need + 1, 1)
+        if len(data) < need:
+            stop = at + len(data)
+            at = behind_gap(file, stop)
+            if at == stop:
+                return None  # it has become shorter
+        else:
+            at += len(data) - need + 1
     return None
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdump_elftool.addr import U64, Ranges
+from kdump_elftool.addr import U64, Ranges, subtract_ranges, u64
 from kdump_elftool.elf.constants import EM_X86_64
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.files import ByteSource
+from kdump_elftool.memory.extents import intersect
 from kdump_elftool.memory.physical import PhysicalMemory
 
 
@@ -92,3 +93,12 @@ class Layer:
     name: str
     probe: Callable[[bytes], bool]
     open: Callable[[ByteSource, OpenOptions], ByteSource]
+
+
+def there(file: ByteSource, paddr: U64, offset: U64, size: U64) -> tuple[U64, U64, U64]:
+    """paddr, file offset and size of those parts of ranges that a layer around the dump has not lost."""
+    if not len(file.missing):
+        return paddr, offset, size
+    whole = Ranges(u64([0]), u64([file.size]))
+    kept = intersect(subtract_ranges(whole, file.missing), offset, size)
+    return paddr[kept.owner] + (kept.start - offset[kept.owner]), kept.start, kept.size

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges, u64
+from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import TRUNCATED, ElfFile, Segments
 from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions
+from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions, there
 from kdump_elftool.formats.recognised import recognise_core
-from kdump_elftool.memory.extents import ZERO_FILL, Extents, intersect, normalise
+from kdump_elftool.memory.extents import ZERO_FILL, Extents, normalise
 from kdump_elftool.memory.physical import PhysicalMemory
 
 PADDR_LIMIT = 1 << 56
@@ -86,7 +86,7 @@ def _memory(
     size = np.uint64(file.size)
     in_file = np.where(loads.p_offset < size, np.minimum(loads.p_filesz, size - loads.p_offset), 0)
     in_file = in_file.astype(np.uint64)
-    start, position, length = _there(file, loads.p_paddr, loads.p_offset, in_file)
+    start, position, length = there(file, loads.p_paddr, loads.p_offset, in_file)
     tail = loads.p_paddr + loads.p_filesz
     tail_end = np.maximum(loads.p_paddr + loads.p_memsz, tail)
     if zero_excluded:
@@ -107,15 +107,6 @@ def _memory(
     excluded = Lost("paddr", "excluded or zero", _missing(extents, tail, tail_end))
     lost = tuple(part for part in (truncated, missing, excluded) if len(part.ranges))
     return PhysicalMemory(file, extents, declared), lost
-
-
-def _there(file: ByteSource, paddr: U64, offset: U64, size: U64) -> tuple[U64, U64, U64]:
-    """paddr, file offset and size of the parts of segments that a layer around the dump has not lost."""
-    if not len(file.missing):
-        return paddr, offset, size
-    whole = Ranges(u64([0]), u64([file.size]))
-    kept = intersect(subtract_ranges(whole, file.missing), offset, size)
-    return paddr[kept.owner] + (kept.start - offset[kept.owner]), kept.start, kept.size
 
 
 def _missing(extents: Extents, start: U64, end: U64) -> Ranges:

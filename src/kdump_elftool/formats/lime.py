@@ -15,8 +15,8 @@ import numpy as np
 from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges, u64
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import CorruptDumpError, UnsupportedError
-from kdump_elftool.files import ByteSource
-from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions
+from kdump_elftool.files import ByteSource, readable_end
+from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions, there
 from kdump_elftool.memory.extents import ZERO_FILL, normalise
 from kdump_elftool.memory.physical import PhysicalMemory
 
@@ -25,6 +25,7 @@ VERSION = 1
 HEADER = np.dtype(
     [("magic", "S4"), ("version", "<u4"), ("start", "<u8"), ("last", "<u8"), ("reserved", "<u8")]
 )
+MISSING = "this part is missing"
 PADDR_LIMIT = 1 << 56
 """No machine has memory above this; a header that says so is wrong."""
 MOST_RANGES = 1 << 20
@@ -82,10 +83,17 @@ def open_lime(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     ranges, bad = _read_headers(file)
     start, size, at = columns(ranges)
     held = np.minimum(size, np.where(at < file.size, np.uint64(file.size) - at, 0).astype(np.uint64))
-    memory = PhysicalMemory(file, normalise(start, held, at), merge_ranges(start, start + size))
-    why = f"truncated at file offset {file.size:#x}"
-    lost = Lost("paddr", why, memory.absent(), file.size)
-    return image_dump("lime", file, options, memory, (lost,), ending(file, ranges, bad))
+    here, position, length = there(file, start, at, held)
+    extents = normalise(here, length, position)
+    memory = PhysicalMemory(file, extents, merge_ranges(start, start + size))
+    in_file = merge_ranges(start, start + held)
+    missing = subtract_ranges(in_file, memory.present())
+    cut = subtract_ranges(memory.absent(), in_file)
+    lost = (
+        Lost("paddr", f"truncated at file offset {file.size:#x}", cut, file.size),
+        Lost("paddr", f"missing from {file.path}", missing),
+    )
+    return image_dump("lime", file, options, memory, lost, ending(file, ranges, bad))
 
 
 def _read_headers(file: ByteSource) -> tuple[list[Range], BadHeader | None]:
@@ -94,10 +102,15 @@ def _read_headers(file: ByteSource) -> tuple[list[Range], BadHeader | None]:
     while len(ranges) < MOST_RANGES:
         found = read_header(file.read_at, at, MAGIC, VERSION)
         if not isinstance(found, Range):
-            return ranges, found
+            return ranges, BadHeader(at, MISSING) if header_is_lost(file, at) else found
         ranges.append(found)
         at = found.at + found.size
     return ranges, BadHeader(at, f"more than {MOST_RANGES} ranges")
+
+
+def header_is_lost(file: ByteSource, at: int) -> bool:
+    """Whether a layer around the image has lost some of the header at ``at``."""
+    return readable_end(file, at) < min(at + HEADER.itemsize, file.size)
 
 
 def columns(ranges: list[Range]) -> tuple[U64, U64, U64]:

@@ -302,6 +302,15 @@ def test_lz4_blocks_far_too_many(opened, monkeypatch):
     same_everywhere(opened(lz4_frame(PLAIN, block_size=4)), PLAIN)
 
 
+@pytest.mark.parametrize("name", COMPRESS)
+def test_nothing_is_behind_the_end(opened, name):
+    """Formats look where the next header should be: that is the end of the file, not an error."""
+    source = opened(COMPRESS[name](PLAIN[:1000]))
+    assert [source.read_at(at, 32) for at in (1000, 1001, 1 << 40)] == [b""] * 3
+    with pytest.raises(CorruptDumpError, match="nothing behind"):
+        source.read_into(1001, memoryview(bytearray(1)))
+
+
 def test_a_file_that_changes(opened, tmp_path):
     source = opened(gzip.compress(PLAIN, 1))
     (tmp_path / "dump").write_bytes(gzip.compress(Random(1).randbytes(len(PLAIN) // 2)))
