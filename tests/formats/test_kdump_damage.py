@@ -15,6 +15,7 @@ import pytest
 
 from kdump_elftool.addr import NO_RANGES
 from kdump_elftool.errors import KdumpError
+from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from tests.builders.diskdump import KdumpSpec, PageSpec, Placed, build_kdump_map, own_pages
 from tests.builders.elfcore import own_address_words
@@ -196,3 +197,26 @@ def test_a_terabyte_opens_in_a_moment():
     assert peak < 32 << 20
     assert file.read < 100 << 20
     assert dump.memory.read((1 << 40) - PAGE, PAGE) == bytes(PAGE)
+
+
+@pytest.mark.parametrize("value", [2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 4096, 2**64 - 1])
+def test_absurd_words_in_a_real_file(tmp_path, value):
+    """Offsets and sizes beyond what the kernel takes: sub-header and a descriptor."""
+    placed = build_kdump_map(spec_of("zlib"))
+    path = tmp_path / "dump"
+    for at in [*range(4096, 4096 + 104, 4), *range(placed.descriptors + 240, placed.descriptors + 264, 4)]:
+        path.write_bytes(placed.image[:at] + value.to_bytes(8, "little") + placed.image[at + 8 :])
+        with InputFile.open(str(path)) as file:
+            try:
+                dump = open_dump(file)
+            except KdumpError as error:
+                assert error.hint
+                continue
+            present = dump.memory.present()
+            for start, end in zip(present.start.tolist(), present.end.tolist(), strict=True):
+                view = memoryview(bytearray(end - start))
+                holes = [*dump.memory.read_present(start, view), (end - start, end - start)]
+                done = 0
+                for low, high in holes:
+                    assert view[done:low] == own_address_words(start + done, low - done)
+                    done = high
