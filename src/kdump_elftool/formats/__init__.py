@@ -51,16 +51,20 @@ def open_dump(
                 error.hint = said[0] if said else error.hint  # the cause, most likely
                 raise
             return replace(dump, warnings=said + dump.warnings) if said else dump
-    if not head and files[0].size:
-        raise CorruptDumpError(
-            files[0].path, "its beginning is missing", hint=next(iter(files[0].warnings), None)
-        )
+    raise _no_dump(file, files[0], head)
+
+
+def _no_dump(file: ByteSource, contents: ByteSource, head: bytes) -> FormatError:
+    """What to say of a file that begins like no dump; ``contents``: without the layers around it."""
+    if not head and contents.size:
+        hint = next(iter(contents.warnings), None)
+        return CorruptDumpError(contents.path, "its beginning is missing", hint=hint)
     if not head:
-        raise FormatError(file.path, "the file is empty", hint="was the dump written at all?")
+        return FormatError(file.path, "the file is empty", hint="was the dump written at all?")
     known = recognise(head)
     if known:
-        raise UnsupportedError(file.path, f"this is {known[0]}, which is not supported yet", hint=known[1])
-    raise FormatError(
+        return UnsupportedError(file.path, f"this is {known[0]}, which is not supported yet", hint=known[1])
+    return FormatError(
         file.path,
         f"not a dump: it begins with {head[:8].hex(' ')}",
         hint="an ELF core or a kdump-compressed dump is expected",
