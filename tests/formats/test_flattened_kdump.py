@@ -67,6 +67,28 @@ def test_cut_at_200_places(way):
     assert outcome(image[: -len(END)], exact=True) == PAGES
 
 
+@pytest.mark.parametrize("gap", [(24 * 40, 24 * 44), (24 * 40 + 4, 24 * 43 + 20), (24 * 40 + 20, 24 * 44)])
+def test_descriptors_lost(gap):
+    """They cost their own pages, not those whose descriptors stand behind them."""
+    low, high = (PLACED.descriptors + at for at in gap)
+    image = flatten([Record(0, IMAGE[:low]), Record(high, IMAGE[high:])], end=b"")
+    assert outcome(image, exact=True) == PAGES - 4
+    (lost,) = [lost for lost in open_dump(BytesFile(image)).lost if "descriptor" in lost.why]
+    assert f"its descriptor is missing at file offset {PLACED.descriptors + 24 * 40:#x}" in lost.why
+    assert lost.ranges.total == 4 * 4096
+
+
+def test_page_data_lost():
+    low, high = PLACED.offsets[40], PLACED.offsets[44]
+    image = flatten([Record(0, IMAGE[:low]), Record(high, IMAGE[high:])], end=b"")
+    assert outcome(image, exact=True) == PAGES - 4
+    memory = open_dump(BytesFile(image)).memory
+    start, end = int(memory.present().start[0]), int(memory.present().end[-1])
+    holes = memory.read_present(start, memoryview(bytearray(end - start)))
+    why = {memory.trouble(start + hole).why for hole, _ in holes}
+    assert f"missing at file offset {low:#x}" in why
+
+
 def test_flipped_bits_in_record_headers():
     random = Random(SEED)
     print("seed", SEED)

@@ -18,11 +18,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import U64, Bools, Index
+from kdump_elftool.addr import U64, Bools, Index, align_up
 from kdump_elftool.codecs import pages as codecs
 from kdump_elftool.codecs.pages import Batch, Codec, decoder
 from kdump_elftool.errors import CorruptDumpError
-from kdump_elftool.files import ByteSource
+from kdump_elftool.files import ByteSource, behind_gap, readable_end
 from kdump_elftool.formats import diskdump_structs as d
 from kdump_elftool.memory.paged import Bytes2D, PagedReader, Trouble
 
@@ -57,10 +57,24 @@ class PartPages:
     page_size: int
 
     def read(self, first: int, count: int) -> Descriptors:
-        """Descriptors from ``first`` on; those behind the end of the file are zeros."""
+        """Descriptors from ``first`` on; those behind the end of the file, or missing, are zeros."""
         size = count * d.DESCRIPTOR_SIZE
-        raw = self.file.read_at(self.offset + first * d.DESCRIPTOR_SIZE, size)
+        at = self.offset + first * d.DESCRIPTOR_SIZE
+        raw = self.file.read_at(at, size)
+        if len(raw) < size and len(self.file.missing):
+            raw = self._around_gaps(at, size)
         return np.frombuffer(raw.ljust(size, b"\0"), dtype=self.dtype)
+
+    def _around_gaps(self, at: int, size: int) -> bytes:
+        """Whole descriptors that a layer around the dump has not lost, zeros for the others."""
+        raw, done = bytearray(size), 0
+        while done < size and at + done < self.file.size:
+            piece = self.file.read_at(at + done, size - done)
+            whole = len(piece) - len(piece) % d.DESCRIPTOR_SIZE
+            raw[done : done + whole] = piece[:whole]
+            behind = behind_gap(self.file, at + done + len(piece)) - at
+            done = max(align_up(behind, d.DESCRIPTOR_SIZE), done + d.DESCRIPTOR_SIZE)
+        return bytes(raw)
 
     def states(self, found: Descriptors) -> States:
         """What is wrong with each descriptor (GOOD: nothing that shows without decoding)."""
@@ -82,7 +96,11 @@ class PartPages:
         found = self.read(number, 1)
         behind = at + d.DESCRIPTOR_SIZE > self.file.size
         state = TRUNCATED if behind else int(self.states(found)[0])
-        data, flags = int(found["offset"][0]), int(found["flags"][0])
+        data, size, flags = (int(found[name][0]) for name in ("offset", "size", "flags"))
+        if not behind and readable_end(self.file, at) < at + d.DESCRIPTOR_SIZE:
+            return Trouble(f"its descriptor is missing at file offset {at:#x}", at)
+        if state == GOOD and readable_end(self.file, data) < data + size:
+            return Trouble(f"missing at file offset {data:#x}", data)
         words = {
             NEVER_WRITTEN: (f"never written: the descriptor at file offset {at:#x} is empty", at),
             TRUNCATED: (f"truncated at file offset {self.file.size:#x}", self.file.size),
