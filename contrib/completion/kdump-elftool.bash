@@ -17,7 +17,7 @@ _kdump_elftool() {
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -33,7 +33,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -48,7 +48,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -67,7 +67,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -80,7 +80,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -90,7 +90,7 @@ _kdump_elftool() {
         vminfo)
             known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -102,7 +102,7 @@ _kdump_elftool() {
         info)
             known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
@@ -113,7 +113,7 @@ _kdump_elftool() {
         dmesg)
             known="-h --help -I --intype --zero-excluded --arch -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -125,7 +125,7 @@ _kdump_elftool() {
         ps)
             known="-h --help -I --intype --zero-excluded --arch -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml makedumpfile" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;

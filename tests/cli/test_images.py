@@ -1,7 +1,8 @@
-"""LiME and AVML images through the commands: no notes, so the kernel is named by -e or -P."""
+"""LiME and AVML images, migration streams: no notes, so the kernel is named by -e or -P."""
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from kdump_elftool.cli.main import main
 from tests.builders.check import check_pages, check_subset
 from tests.builders.images import build_image, cut_like_avml
 from tests.builders.kernel import SMALL, make_kernel
+from tests.builders.migration import stream_of
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,27 @@ def test_page_table_root_alone(tovelf, kernel, kind):
 def test_named_format(tovelf, kernel, vminfo, kind):
     assert tovelf(image_of(kernel, kind), "-e", vminfo, "-I", kind, "--arch", "x86_64").code == 0
     assert tovelf(kernel.dump(), "-I", kind).code == 1
+
+
+def test_migration_stream(tovelf, kernel, vminfo):
+    """Every page of the kernel, out of a stream as it is and in gzip; a stream that was cut off says so."""
+    image = stream_of([(start, bytes(data)) for start, data in kernel.ram.ranges], 12 << 20)
+    for given in (image, gzip.compress(image, 1)):
+        result = tovelf(given, "-e", vminfo, "-I", "qemu")
+        assert result.code == 0
+        assert not result.err
+        core = result.core
+        for vaddr, paddr in kernel.readable_pages().items():
+            assert core.read(vaddr, 4096) == kernel.ram.read(paddr, 4096)
+        assert core.e_machine == 62
+    result = tovelf(image[: len(image) * 19 // 20], "-e", vminfo)
+    assert result.code == 0
+    assert "different moments" in result.lines("warning")[0]
+    assert "truncated" in result.lines("coverage")[0]
+    pages = kernel.readable_pages().items()
+    held = [(result.core.read(vaddr, 4096), kernel.ram.read(paddr, 4096)) for vaddr, paddr in pages]
+    assert all(found in (None, real) for found, real in held)
+    assert 0 < sum(found is None for found, _ in held) < len(held)
 
 
 def test_a_damaged_frame_is_left_out(tovelf, kernel, vminfo):

@@ -6,11 +6,17 @@ from dataclasses import replace
 
 from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import avml, compressed, diskdump, elfcore, flattened, lime
+from kdump_elftool.formats import avml, compressed, diskdump, elfcore, flattened, lime, migration
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
 
-FORMATS: tuple[Format, ...] = (elfcore.FORMAT, diskdump.FORMAT, lime.FORMAT, avml.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    elfcore.FORMAT,
+    diskdump.FORMAT,
+    lime.FORMAT,
+    avml.FORMAT,
+    migration.FORMAT,
+)
 LAYERS: tuple[Layer, ...] = (*compressed.LAYERS, flattened.LAYER)
 INTYPES = ("auto", *(known.name for known in FORMATS), flattened.LAYER.name)
 """What ``-I`` takes."""

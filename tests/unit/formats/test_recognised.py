@@ -17,7 +17,6 @@ from tests.builders.elfcore import CoreSpec, build_core
 @pytest.mark.parametrize(
     ("head", "word"),
     [
-        (b"QEVM\0\0\0\3", "migration"),
         (b"LibvirtQemudSave", "libvirt"),
         (b"PAGEDU64", "Windows"),
         (b"PAGEDUMP", "Windows"),
