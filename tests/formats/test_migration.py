@@ -62,6 +62,7 @@ def test_any_order_and_the_later_wins(dump_of, monkeypatch, seed):
     """Other blocks between, pages sent up to three times, as data and as zeros, whatever the windows are."""
     random = Random(SEED + seed)
     monkeypatch.setattr(migration_structs, "_WINDOW", random.choice([300, 5000, 70000, 4 << 20]))
+    monkeypatch.setattr(migration_pages, "_FULL", random.choice([1, 100, 1000, 1 << 20]))
     memory = bytearray(MB)
     parts = []
     sizes = {"pc.ram": MB, "pc.bios": 0x40000}
@@ -243,6 +244,7 @@ def test_no_block_at_all(dump_of):
 
 def test_too_many_pages_or_blocks(dump_of, monkeypatch):
     monkeypatch.setattr(migration_pages, "MOST_PIECES", 100)
+    monkeypatch.setattr(migration_pages, "_FULL", 50)
     with pytest.raises(UnsupportedError, match="more than 100 pages"):
         dump_of(full(MB, MB))
     assert len(dump_of(full(MB, 0)).memory.extents) == 1
@@ -280,6 +282,22 @@ def test_truncated_everywhere(dump_of):
         absent = MB // 4 - dump.memory.extents.total
         assert sum(lost.ranges.total for lost in dump.lost) == absent
         assert all(lost.why == f"truncated at file offset {cut:#x}" for lost in dump.lost)
+
+
+def test_pages_sent_many_times_take_no_memory(monkeypatch, tmp_path):
+    """What is kept depends on the guest's memory, not on how often a page was sent."""
+    monkeypatch.setattr(migration_pages, "_FULL", 500)
+    monkeypatch.setattr(migration_structs, "_WINDOW", 900)
+    rows = [(at, None) for at in range(0, MB, 2 * PAGE)] * 50
+    (tmp_path / "dump").write_bytes(mig.Stream([mig.records("pc.ram", rows)]).build())
+    with InputFile.open(str(tmp_path / "dump")) as file:
+        cursor = migration_structs.Cursor(file)
+        cursor.at = file.read_at(0, 400).index(b"\6pc.ram") - 8
+        ram = migration_pages.Ram(frozenset(["pc.ram"]))
+        ram.read_section(cursor)
+        cursor.skip(5 + 5)
+        ram.read_section(cursor)
+        assert len(ram.columns("pc.ram")[0]) <= 500
 
 
 def test_flipped_bits_never_crash(dump_of):

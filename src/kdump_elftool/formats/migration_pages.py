@@ -18,7 +18,7 @@ import numpy as np
 from kdump_elftool.addr import U64
 from kdump_elftool.errors import FormatError
 from kdump_elftool.formats.migration_structs import PAGE, Cursor
-from kdump_elftool.memory.extents import ZERO_FILL
+from kdump_elftool.memory.extents import ZERO_FILL, overlay
 
 VERSION = 4
 MOST_BLOCKS = 4096
@@ -30,6 +30,8 @@ _RECORD = np.dtype(">u8")
 _LOW = PAGE - 1
 _SHORTEST_ROW = 4
 _FIRST_LOOK = 32
+_FULL = 1 << 20
+"""So many pieces are looked through for those that were sent again."""
 
 
 class Flag(enum.IntEnum):
@@ -67,6 +69,7 @@ class Ram:
         self.blocks: dict[str, int] = {}
         self._wanted = wanted
         self._block: str | None = None
+        self._full = _FULL
         self._kept: dict[str, tuple[array[int], array[int], array[int]]] = {}
 
     def columns(self, block: str) -> tuple[U64, U64, U64]:
@@ -187,10 +190,18 @@ class Ram:
         return self._kept.setdefault(self._block, (array("Q"), array("Q"), array("Q")))
 
     def _room(self, cursor: Cursor, at: int, count: int) -> None:
-        if len(self._columns()[0]) + count > MOST_PIECES:
+        """Make room for so many pieces: what was sent again since is thrown out from time to time."""
+        if len(self._columns()[0]) + count <= self._full:
+            return
+        assert self._block is not None
+        left = overlay(*self.columns(self._block))
+        if len(left) + count > MOST_PIECES:
             raise cursor.unsupported(
                 at, f"more than {MOST_PIECES} pages", "use QEMU's dump-guest-memory instead"
             )
+        columns = (array("Q", column.tobytes()) for column in (left.start, left.size, left.position))
+        self._kept[self._block] = (next(columns), next(columns), next(columns))
+        self._full = min(max(_FULL, 2 * len(left) + count), MOST_PIECES)
 
 
 def _skip_words(cursor: Cursor) -> None:
