@@ -8,7 +8,7 @@ import json
 import pytest
 
 from kdump_elftool.cli.main import main
-from tests.builders.check import check_pages, check_subset
+from tests.builders.check import check_pages, check_subset, read_core
 from tests.builders.images import build_image, cut_like_avml
 from tests.builders.kernel import SMALL, make_kernel
 from tests.builders.migration import stream_of
@@ -74,6 +74,41 @@ def test_migration_stream(tovelf, kernel, vminfo):
     held = [(result.core.read(vaddr, 4096), kernel.ram.read(paddr, 4096)) for vaddr, paddr in pages]
     assert all(found in (None, real) for found, real in held)
     assert 0 < sum(found is None for found, _ in held) < len(held)
+
+
+def test_raw_memory_in_pieces(kernel, vminfo, tmp_path):
+    """One through -i, the others as operands; a whole file needs -I raw, and an output is no input."""
+    (start, first), *others = [(start, bytes(data)) for start, data in kernel.ram.ranges]
+    image = bytes(first)
+    half = len(image) // 2 // 4096 * 4096
+    pieces = [(start + half, image[half:]), (start, image[:half]), *others]
+    names = []
+    for paddr, data in pieces:
+        (tmp_path / f"at{paddr:x}").write_bytes(data)
+        names.append(f"{tmp_path}/at{paddr:x}@{paddr:#x}")
+    output = tmp_path / "pieces.velf"
+    assert main(["tovelf", "-l", "all", "-e", vminfo, "-o", str(output), "-i", names[0], *names[1:]]) == 0
+    core = read_core(output)
+    for vaddr, paddr in kernel.readable_pages().items():
+        assert core.read(vaddr, 4096) == kernel.ram.read(paddr, 4096)
+    own = names[0].rpartition("@")[0]
+    assert main(["tovelf", "-e", vminfo, "-o", own, *names]) == 2
+    assert (tmp_path / own).read_bytes() == image[half:]
+
+
+def test_raw_memory_in_one_file(tovelf, kernel, vminfo):
+    (base, _), *_ = kernel.ram.ranges
+    last, data = kernel.ram.ranges[-1]
+    image = bytearray(last + len(data) - base)
+    for start, held in kernel.ram.ranges:
+        image[start - base : start - base + len(held)] = held
+    result = tovelf(bytes(image), "-e", vminfo, "-I", "raw", "--ram-base", hex(base))
+    assert result.code == 0
+    for vaddr, paddr in kernel.readable_pages().items():
+        assert result.core.read(vaddr, 4096) == kernel.ram.read(paddr, 4096)
+    refused = tovelf(bytes(image), "-e", vminfo)
+    assert refused.code == 1
+    assert "-I raw" in refused.err
 
 
 def test_a_damaged_frame_is_left_out(tovelf, kernel, vminfo):

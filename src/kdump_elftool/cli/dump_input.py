@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.cache import Cache
-from kdump_elftool.cli.common import all_inputs, number, read_extra, warn
+from kdump_elftool.cli.common import number, read_extra, warn
+from kdump_elftool.cli.raw_input import named_inputs
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
 from kdump_elftool.files import InputFile, Output, open_output, refuse_terminal
@@ -59,7 +60,8 @@ def add_dump(
             "dump",
             nargs="*",
             metavar="DUMP",
-            help="the dump to read, or the parts of a split one (default /proc/vmcore)",
+            help="the dump to read, or the parts of a split one, or pieces of raw memory as FILE@ADDRESS "
+            "(default /proc/vmcore)",
         )
     else:
         parser.set_defaults(dump=[])
@@ -96,6 +98,12 @@ def add_dump(
         choices=tuple(MACHINES),
         default=next(iter(MACHINES)),
         help="architecture of a memory image that does not say (default %(default)s)",
+    )
+    source.add_argument(
+        "--ram-base",
+        metavar="ADDR",
+        type=number,
+        help="physical address of the first byte of raw memory (-I raw; default 0)",
     )
     kernel = parser.add_argument_group("kernel")
     if vmlinux:
@@ -134,7 +142,7 @@ def open_files(args: argparse.Namespace, stack: ExitStack) -> tuple[InputFile, .
         directory=spool_directory(getattr(args, "outfile", None)),
         show_progress=not (args.no_progress or args.quiet),
     )
-    return tuple(stack.enter_context(InputFile.open(path, piped)) for path in all_inputs(args))
+    return tuple(stack.enter_context(InputFile.open(path, piped)) for path in named_inputs(args).paths)
 
 
 def open_input(
@@ -147,16 +155,18 @@ def open_input(
     """Open the dump in what :func:`add_dump` named (``opened``, if it is already); ``stack`` closes it."""
     if writes_core:
         refuse_terminal(args.outfile)
+    inputs = named_inputs(args)
     first, *more = opened or open_files(args, stack)
     request, files = kernel_request(args, stack)
     options = OpenOptions(
         zero_excluded=args.zero_excluded,
         e_machine=MACHINES[args.arch],
+        addresses=inputs.addresses,
         spool_directory=spool_directory(getattr(args, "outfile", None)),
         show_progress=not (args.no_progress or args.quiet),
         use_cache=True,
     )
-    dump = open_dump(first, args.intype, options, tuple(more))
+    dump = open_dump(first, inputs.intype, options, tuple(more))
     files += [first, *more]
     return Opened(dump, request, files)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import avml, compressed, diskdump, elfcore, flattened, lime, migration
+from kdump_elftool.formats import avml, compressed, diskdump, elfcore, flattened, lime, migration, raw
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
 
@@ -16,6 +16,7 @@ FORMATS: tuple[Format, ...] = (
     lime.FORMAT,
     avml.FORMAT,
     migration.FORMAT,
+    raw.FORMAT,
 )
 LAYERS: tuple[Layer, ...] = (*compressed.LAYERS, flattened.LAYER)
 INTYPES = ("auto", *(known.name for known in FORMATS), flattened.LAYER.name)
@@ -41,7 +42,9 @@ def open_dump(
     options = options or OpenOptions()
     wanted = next((layer for layer in LAYERS if layer.name == fmt), None)
     fmt = "auto" if wanted else fmt
-    files = tuple(_bare(each, options, wanted) for each in (file, *more))
+    files = (file, *more)
+    if fmt != raw.NAME:  # its first bytes mean nothing
+        files = tuple(_bare(each, options, wanted) for each in files)
     head = files[0].read_at(0, _HEAD)
     for candidate in FORMATS:
         if candidate.name == fmt or (fmt == "auto" and candidate.probe(head)):
@@ -73,7 +76,7 @@ def _no_dump(file: ByteSource, contents: ByteSource, head: bytes) -> FormatError
     return FormatError(
         file.path,
         f"not a dump: it begins with {head[:8].hex(' ')}",
-        hint="an ELF core or a kdump-compressed dump is expected",
+        hint="an ELF core or a kdump-compressed dump is expected; a flat file of memory is read with -I raw",
     )
 
 

@@ -63,6 +63,8 @@ class OpenOptions:
     zero_excluded: bool = False
     e_machine: int = EM_X86_64
     """The architecture of a dump that does not say."""
+    addresses: tuple[int, ...] = ()
+    """Where each file of raw memory begins, in their order; none: one file, at 0."""
     spool_directory: str | None = None
     """Where a large temporary file may go if there has to be one."""
     show_progress: bool = False

@@ -1,0 +1,90 @@
+"""QEMU's pmemsave of a stopped guest holds the memory that its dump-guest-memory wrote; so do its pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.config import Row
+from tests.lab.dumps import LabDump, kdump_elftool, selected_rows
+from tests.lab.variants import Variant, loads_of, same_bytes, tovelf
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+ROWS = [row for row in selected_rows() if row.name == "x64-61-l4.machine"]
+ROM_BYTES = 0x40000
+"""The firmware below 4 GB, which dump-guest-memory writes as well and pmemsave of the RAM does not."""
+CUTS = (0, 0x5A5A000, 0x10000000)
+"""Where the three pieces begin; the last reaches up to the end."""
+STEP = 8 << 20
+
+
+def both(row: Row) -> tuple[LabDump, Path]:
+    dump = LabDump(row.name, row.scenario, "qemu.elf")
+    dump.check()
+    return dump, dump.directory / "qemu.raw"
+
+
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variant]:
+    dump, _ = both(request.param)
+    velf = tmp_path_factory.mktemp("original") / "velf"
+    yield tovelf([dump.path], velf, dump.vmlinux)
+    velf.unlink()
+
+
+def raw_tovelf(original: Variant, velf: Path, *words: str | Path) -> Variant:
+    done = kdump_elftool("tovelf", "-l", "all", "--json", "-o", velf, *words)
+    assert done.returncode == 0, done.stderr
+    return Variant([], velf, json.loads(done.stdout), original.vmlinux)
+
+
+def check_same(original: Variant, variant: Variant) -> None:
+    compared = same_bytes(original, variant)
+    whole = sum(size for _, _, size in loads_of(original.velf))
+    assert whole - ROM_BYTES <= compared <= whole
+    assert variant.summary["kaslr_offset"] == original.summary["kaslr_offset"]
+    assert variant.summary["build_id"] == original.summary["build_id"]
+    variant.velf.unlink()
+
+
+def cut(path: Path, scratch: Path) -> list[str]:
+    """The file in pieces, named with their addresses."""
+    ends = (*CUTS[1:], path.stat().st_size)
+    names = []
+    with path.open("rb") as whole:
+        for start, end in zip(CUTS, ends, strict=True):
+            piece = scratch / f"piece-{start:x}"
+            with piece.open("wb") as out:
+                whole.seek(start)
+                for at in range(start, end, STEP):
+                    out.write(whole.read(min(STEP, end - at)))
+            names.append(f"{piece}@{start:#x}")
+    return names
+
+
+def test_the_same_memory(original: Variant, tmp_path: Path) -> None:
+    path = original.files[0].with_name("qemu.raw")
+    check_same(original, raw_tovelf(original, tmp_path / "velf", "-I", "raw", path))
+
+
+def test_pieces_in_any_order(original: Variant, tmp_path: Path) -> None:
+    path = original.files[0].with_name("qemu.raw")
+    names = cut(path, tmp_path)
+    assert len(names) == len(CUTS) == 3
+    first, second, third = names
+    check_same(original, raw_tovelf(original, tmp_path / "velf", "-i", third, "-i", first, second))
+    for name in names:
+        Path(name.rpartition("@")[0]).unlink()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_same_answers(row: Row) -> None:
+    dump, path = both(row)
+    for command in ("dmesg", "ps"):
+        answers = [kdump_elftool(command, dump.path), kdump_elftool(command, "-I", "raw", path)]
+        assert [answer.returncode for answer in answers] == [0, 0], answers[1].stderr
+        assert answers[0].stdout == answers[1].stdout
