@@ -7,7 +7,6 @@ The first kernel does exactly what it does for kdump.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,14 +29,6 @@ SCENARIO = "failed-kdump"
 DUMP = "qemu.elf"
 MARK = "LAB-HANGS"
 SOURCES = ("crash_failed.py", "failed-init")
-
-
-def sources_hash(common: str) -> str:
-    """The hash of the sources of all scenarios and of this one's."""
-    digest = hashlib.sha256(f"{common}\0".encode())
-    for name in SOURCES:
-        digest.update((LAB_DIR / name).read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ Apart from lab.crash, so that a change here makes the rows of this scenario anew
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from lab.boot import Running
+from lab.boot import Qmp, Running
 from lab.collect import dig_holes
-from lab.config import LAB_DIR, BootError, Config, Row
+from lab.config import BootError, Config, Row
 from lab.crash import BOOT_SECONDS, DUMP_SECONDS, PANIC_BEFORE_TRUTH, machine_of
 from lab.guest import GuestFiles
 from lab.guest import build_initrd as build_common_initrd
@@ -23,17 +22,21 @@ SOURCES = ("crash_formats.py",)
 UNWANTED = ("win-dmp",)
 
 
-def sources_hash(common: str) -> str:
-    """The hash of the sources of all scenarios and of this one's."""
-    digest = hashlib.sha256(f"{common}\0".encode())
-    for name in SOURCES:
-        digest.update((LAB_DIR / name).read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
     """That of a guest that panics without a crash kernel."""
     return build_common_initrd(config, replace(row, scenario="panic"), files)
+
+
+def dump_in_each_format(qmp: Qmp, work: Path, inside: Path) -> None:
+    """Writes qemu.FORMAT into `work`, which is `inside` for QEMU."""
+    for name in qmp.execute("query-dump-guest-memory-capability")["formats"]:
+        if name not in UNWANTED:
+            path = work / f"qemu.{name}"
+            protocol = f"file:{inside / path.name}"
+            qmp.execute("dump-guest-memory", paging=False, protocol=protocol, format=name)
+            if not path.exists() or path.stat().st_size == 0:
+                raise BootError(f"QEMU wrote no {path.name}")
+            dig_holes(path)
 
 
 def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
@@ -45,12 +48,6 @@ def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
         running.wait("the end of the panic", lambda: "end Kernel panic" in running.console(), BOOT_SECONDS)
         qmp = running.connect(DUMP_SECONDS)
         qmp.execute("stop")
-        for name in qmp.execute("query-dump-guest-memory-capability")["formats"]:
-            if name not in UNWANTED:
-                path = work / f"qemu.{name}"
-                qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{path}", format=name)
-                if not path.exists() or path.stat().st_size == 0:
-                    raise BootError(f"QEMU wrote no {path.name}")
-                dig_holes(path)
+        dump_in_each_format(qmp, work, work)
         qmp.close()
         return running.argv

@@ -6,14 +6,13 @@ Apart from lab.crash, so that a change here makes the rows of this scenario anew
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from lab.boot import Qmp, Running
 from lab.collect import dig_holes
-from lab.config import LAB_DIR, BootError, Config, Row
+from lab.config import BootError, Config, Row
 from lab.crash import BOOT_SECONDS, DUMP_SECONDS, PANIC_BEFORE_TRUTH, SETTLE_SECONDS, machine_of
 from lab.guest import GuestFiles
 from lab.guest import build_initrd as build_common_initrd
@@ -22,14 +21,6 @@ from lab.truth import is_complete
 SCENARIO = "machine"
 SOURCES = ("crash_machine.py",)
 POLL_SECONDS = 0.2
-
-
-def sources_hash(common: str) -> str:
-    """The hash of the sources of all scenarios and of this one's."""
-    digest = hashlib.sha256(f"{common}\0".encode())
-    for name in SOURCES:
-        digest.update((LAB_DIR / name).read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:

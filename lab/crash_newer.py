@@ -6,14 +6,12 @@ Apart from lab.crash, so that a change here makes the rows of this scenario anew
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import crash_formats
 from lab.boot import Machine, Running
-from lab.collect import dig_holes
-from lab.config import LAB_DIR, BootError, Config, Row, load_config
+from lab.config import Config, Row, load_config
 from lab.crash import BOOT_SECONDS, DUMP_SECONDS, PANIC_BEFORE_TRUTH, kernel_command_line
 from lab.crash_machine import migrate
 from lab.guest import GuestFiles
@@ -24,14 +22,6 @@ SCENARIO = "newer"
 SUITE = "trixie"
 SOURCES = ("crash_formats.py", "crash_machine.py", "crash_newer.py")
 _WORK, _KERNEL = "/mnt/work", "/mnt/kernel"
-
-
-def sources_hash(common: str) -> str:
-    """The hash of the sources of all scenarios and of this one's."""
-    digest = hashlib.sha256(f"{common}\0".encode())
-    for name in SOURCES:
-        digest.update((LAB_DIR / name).read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
@@ -68,13 +58,7 @@ def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
         running.wait("the end of the panic", lambda: "end Kernel panic" in running.console(), BOOT_SECONDS)
         qmp = running.connect(DUMP_SECONDS)
         qmp.execute("stop")
-        for name in qmp.execute("query-dump-guest-memory-capability")["formats"]:
-            if name not in crash_formats.UNWANTED:
-                path = work / f"qemu.{name}"
-                qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{path.name}", format=name)
-                if not path.exists() or path.stat().st_size == 0:
-                    raise BootError(f"QEMU wrote no {path.name}")
-                dig_holes(path)
+        crash_formats.dump_in_each_format(qmp, work, Path(_WORK))
         migrate(qmp, work / "qemu.stream")
         qmp.close()
     return machine.inner()

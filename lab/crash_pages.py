@@ -28,14 +28,6 @@ SWAP_BYTES = 256 << 20
 BALLOON_BYTES = 16 << 20
 
 
-def sources_hash(common: str) -> str:
-    """The hash of the sources of all scenarios and of this one's."""
-    digest = hashlib.sha256(f"{common}\0".encode())
-    for name in SOURCES:
-        digest.update((LAB_DIR / name).read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class WithBalloon(Machine):
     """A machine with a disk to swap to and a balloon."""

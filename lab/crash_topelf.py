@@ -8,7 +8,6 @@ The first kernel does exactly what it does for kdump.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from lab.crash import (
 )
 from lab.guest import CRASH_CMDLINE, PROGRAMS, Cpio, GuestFiles, add_program, find_program, wanted_modules
 from lab.kernels import load_order, module_files
-from lab.tool import ensure_tool, tool_hash
+from lab.tool import ensure_tool
 from lab.truth import is_complete
 
 SCENARIO = "topelf"
@@ -34,14 +33,6 @@ DISKS = ("vmcore", "pmcore.gz")
 FACTS = "crash-kernel.json"
 NO_CX16 = "clearcpuid=cx16"
 SOURCES = ("crash_topelf.py", "crash-init", "tool.py")
-
-
-def sources_hash(common: str) -> str:
-    """The hash of the sources of all scenarios, of this one's, and of the program that it runs."""
-    digest = hashlib.sha256(f"{common}\0{tool_hash()}\0".encode())
-    for name in SOURCES:
-        digest.update((LAB_DIR / name).read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

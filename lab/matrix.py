@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from lab.guest import GuestFiles, build_initrd, ensure_programs, ensure_userland
 from lab.kernels import ensure_kernel, kernel_dir
 from lab.packages import Apt, DownloadError
 from lab.resolve import KernelPackages, Resolution, Resolver
+from lab.tool import tool_hash
 from lab.truth import parse_truth
 
 TRIES = 3
 _MODULES = (crash_failed, crash_formats, crash_machine, crash_newer, crash_pages, crash_topelf)
 SPECIAL = {module.SCENARIO: module for module in _MODULES}
-"""Scenarios with sources of their own."""
+"""Scenarios with sources of their own (SOURCES): a change there makes their rows anew and no others."""
+MADE_WITH: dict[str, Callable[[], str]] = {crash_topelf.SCENARIO: tool_hash}
+"""What else shapes the rows of a scenario: the program that topelf runs in the guest."""
 SOURCES = ("init", "boot.py", "crash.py", "guest.py", "truth.py", "programs/*.c")
 _PRUNE_AFTER_S = 86400
 SCRATCH = ("initrd.img", "truth.raw", "qemu.log", crash_topelf.FACTS)
@@ -39,6 +43,20 @@ def sources_hash(folder: Path = LAB_DIR) -> str:
     for pattern in SOURCES:
         for path in sorted(folder.glob(pattern)):
             digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def scenario_hash(scenario: str, common: str) -> str:
+    """``common``, and for a scenario with sources of its own these and what else it is made with."""
+    special = SPECIAL.get(scenario)
+    if special is None:
+        return common
+    made_with = MADE_WITH.get(scenario)
+    digest = hashlib.sha256(f"{common}\0".encode())
+    if made_with:
+        digest.update(f"{made_with()}\0".encode())
+    for name in special.SOURCES:
+        digest.update((LAB_DIR / name).read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -80,8 +98,7 @@ def make_plans(config: Config, rows: list[Row], resolver: Resolver, resolution: 
     plans = []
     for row in rows:
         packages = resolver.kernel(resolution, row.guest)
-        special = SPECIAL.get(row.scenario)
-        sources = special.sources_hash(common) if special else common
+        sources = scenario_hash(row.scenario, common)
         plans.append(Plan(row, packages, row_key(row, packages, wanted_modules(config, row), sources)))
     return plans
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lab.config import BootError, load_config
-from lab.crash_topelf import machine_of, parse_facts, sources_hash
+from lab.crash_topelf import machine_of, parse_facts
+from lab.matrix import MADE_WITH, SPECIAL, scenario_hash
 from lab.tool import pins, tool_hash
 
 ROW = next(row for row in load_config().rows if row.scenario == "topelf")
@@ -55,7 +56,19 @@ def test_numpy_is_pinned():
 
 
 def test_the_key_covers_the_lab():
-    assert sources_hash("one") != sources_hash("two")
+    assert scenario_hash("topelf", "one") != scenario_hash("topelf", "two")
+
+
+def test_the_key_covers_the_program(monkeypatch):
+    before = scenario_hash("topelf", "one")
+    monkeypatch.setitem(MADE_WITH, "topelf", lambda: "another program")
+    assert scenario_hash("topelf", "one") != before
+
+
+def test_the_key_covers_what_a_scenario_has_for_itself():
+    hashes = {scenario_hash(name, "one") for name in SPECIAL}
+    assert len(hashes) == len(SPECIAL)
+    assert scenario_hash("live", "one") == "one"
 
 
 def test_the_machine_has_two_disks_and_little_memory_for_the_crash_kernel():
