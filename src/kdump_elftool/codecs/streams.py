@@ -10,6 +10,7 @@ Modules are imported when they are needed: a crash kernel may not have them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 import importlib
 import struct
 from collections.abc import Callable, Iterator
@@ -131,7 +132,7 @@ class Stream:
         return at, None
 
 
-class _Deflated(Stream):
+class _Deflated(Stream, ABC):
     """gzip and zlib: raw deflate with a header and trailer that are read here.
 
     So a checksum that does not match costs no data, and reading again need not compute it.
@@ -144,11 +145,13 @@ class _Deflated(Stream):
             return None
         return Begun(self.raw(verify), at + size)
 
+    @abstractmethod
     def header_size(self, head: bytes) -> int | None:
-        raise NotImplementedError
+        """Bytes of the header that ``head`` begins with; None if it is none."""
 
+    @abstractmethod
     def raw(self, verify: bool) -> Inflate:
-        raise NotImplementedError
+        """A decoder of what is behind the header."""
 
 
 class _Gzip(_Deflated):

@@ -43,7 +43,7 @@ def open_dump(
     wanted = next((layer for layer in LAYERS if layer.name == fmt), None)
     fmt = "auto" if wanted else fmt
     files = (file, *more)
-    if fmt != raw.NAME:  # its first bytes mean nothing
+    if all(known.layered for known in FORMATS if known.name == fmt):
         files = tuple(_bare(each, options, wanted) for each in files)
     head = files[0].read_at(0, _HEAD)
     for candidate in FORMATS:

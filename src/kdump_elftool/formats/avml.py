@@ -61,8 +61,9 @@ def _lost(file: ByteSource, found: Found, memory: PhysicalMemory) -> tuple[Lost,
             u64([piece.range.start + piece.held for piece in pieces]),
             u64([piece.range.start + piece.range.size for piece in pieces]),
         )
-        what = "truncated" if end == file.size else "damaged"
-        what = what if readable_end(file, end) > end or end == file.size else "missing"
+        what = "damaged" if readable_end(file, end) > end else "missing"
+        if end == file.size:
+            what = "truncated"
         lost.append(
             Lost("paddr", f"{what} at file offset {end:#x}", subtract_ranges(tails, memory.present()), end)
         )

@@ -76,13 +76,15 @@ class OpenOptions:
 class Format:
     """One dump format.  ``probe`` answers whether a file begins like one; ``open`` reads it.
 
-    ``open`` gets more than one file only from a format of which a set makes one dump (``sets``).
+    ``open`` gets more than one file only from a format of which a set makes one dump (``sets``).  Without
+    ``layered`` nothing around the file is taken off: its first bytes mean nothing.
     """
 
     name: str
     probe: Callable[[bytes], bool]
     open: Callable[[tuple[ByteSource, ...], OpenOptions], Dump]
     sets: bool = False
+    layered: bool = True
 
 
 @dataclass(frozen=True)

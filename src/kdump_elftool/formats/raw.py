@@ -139,4 +139,4 @@ def _check_places(files: tuple[ByteSource, ...], addresses: tuple[int, ...]) -> 
         reach, before = end, file
 
 
-FORMAT = Format(NAME, lambda _head: False, open_raw, sets=True)
+FORMAT = Format(NAME, lambda _head: False, open_raw, sets=True, layered=False)
