@@ -49,6 +49,13 @@ def open_avml(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     return lime.image_dump("avml", file, options, memory, _lost(file, found, memory), _warnings(found))
 
 
+def _what_ended(file: ByteSource, end: int) -> str:
+    """Why a range stops at ``end``."""
+    if end == file.size:
+        return "truncated"
+    return "damaged" if readable_end(file, end) > end else "missing"
+
+
 def _lost(file: ByteSource, found: Found, memory: PhysicalMemory) -> tuple[Lost, ...]:
     """What the ranges should hold beyond the frames that were found."""
     ends: dict[int, list[Piece]] = {}
@@ -61,9 +68,7 @@ def _lost(file: ByteSource, found: Found, memory: PhysicalMemory) -> tuple[Lost,
             u64([piece.range.start + piece.held for piece in pieces]),
             u64([piece.range.start + piece.range.size for piece in pieces]),
         )
-        what = "damaged" if readable_end(file, end) > end else "missing"
-        if end == file.size:
-            what = "truncated"
+        what = _what_ended(file, end)
         lost.append(
             Lost("paddr", f"{what} at file offset {end:#x}", subtract_ranges(tails, memory.present()), end)
         )
