@@ -10,9 +10,9 @@ Modules are imported when they are needed: a crash kernel may not have them.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 import importlib
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
