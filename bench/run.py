@@ -174,7 +174,7 @@ def measure_walk(settings: Settings) -> Iterator[Figure]:
 def _walk_once(dump: Dump, identity: KernelIdentity) -> Walk:
     form = identity.form
     aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
-    return walk(dump.memory, form, identity.pgt_root, Window(*form.kernel_half, aliases))
+    return walk(dump.memory, form, identity.pgt_root, Window(form.kernel.start, form.kernel.end, aliases))
 
 
 def measure_memory(settings: Settings) -> Iterator[Figure]:

@@ -143,7 +143,7 @@ def test_a_kernel_that_lists_functions_alone(dump: LabDump) -> None:
     with InputFile.open(str(dump.path)) as file:
         opened = open_dump(file)
         kernel = open_kernel(opened, KernelRequest())
-        memory, window = kernel.virtual(opened), kernel.arch.image_window
+        memory, window = kernel.virtual(opened), kernel.identity.image_window
         kallsyms = open_kallsyms(memory, kernel.info, window, "<", 8)
         assert kallsyms is not None
         start, end = (kallsyms.symbol(name) or 0 for name in ("_stext", "_etext"))
@@ -173,7 +173,7 @@ def test_vmlinux_changes_nothing(dump: LabDump) -> None:
         assert kernel.vmlinux is not None
         offset = kaslr_offset_by(kernel.identity, kernel.vmlinux)
         assert offset is not None
-        symbols = VmlinuxSymbols(kernel.vmlinux, int(offset.value), kernel.arch.image_window[0])
+        symbols = VmlinuxSymbols(kernel.vmlinux, int(offset.value), kernel.identity.image_window[0])
         types = vmlinux_btf(kernel.vmlinux, 8)
         assert types is not None
         known = Knowledge((kernel.info, symbols, types))

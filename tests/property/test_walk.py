@@ -52,7 +52,8 @@ def build(levels: int, sme_mask: int, wanted) -> tuple[Ram, PageTables]:
 def check(ram: Ram, tables: PageTables, window) -> None:
     form = x86_64.paging_form(tables.levels, tables.sme_mask)
     memory = ram_memory(ram)
-    low, high = form.kernel_half if window else form.user_half
+    region = form.kernel if window else form.user
+    low, high = region.start, region.end
     found = walk(memory, form, tables.root, Window(low, high))
     expected = {
         (leaf.vaddr, leaf.paddr, leaf.size)
@@ -89,7 +90,7 @@ def test_garbage_in_tables_never_raises_and_stays_a_subset(wanted, seed, damage)
         tables.put(page + 8 * random.randrange(512), value)
     form = x86_64.paging_form(4)
     memory = ram_memory(ram)
-    found = walk(memory, form, tables.root, Window(*form.kernel_half))
+    found = walk(memory, form, tables.root, Window(form.kernel.start, form.kernel.end))
     for row in columns(found.mappings.vaddr, found.mappings.paddr, found.mappings.size)[:200]:
         vaddr, paddr, size = row
         assert size > 0

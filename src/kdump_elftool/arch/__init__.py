@@ -1,8 +1,17 @@
-"""The architectures this version knows, by ELF machine number."""
+"""The architectures this version knows: one file and one line each."""
 
 from __future__ import annotations
 
 from kdump_elftool.arch import x86_64
 from kdump_elftool.arch.base import Architecture
 
-ARCHITECTURES: dict[int, Architecture] = {arch.e_machine: arch for arch in (x86_64.ARCH,)}
+ARCHITECTURES: tuple[Architecture, ...] = (x86_64.ARCH,)
+
+
+def find_architecture(e_machine: int, bits: int) -> Architecture | None:
+    """The architecture with this ELF machine number; ``bits``, of the dump's header, where it has two.
+
+    QEMU writes an i386 guest into a 64-bit file, so where there is one the width says nothing.
+    """
+    found = [arch for arch in ARCHITECTURES if arch.e_machine == e_machine]
+    return next((arch for arch in found if len(found) == 1 or arch.bits == bits), None)

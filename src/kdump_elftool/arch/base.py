@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from kdump_elftool.addr import MASK64, U64, Bools
+import numpy as np
+
+from kdump_elftool.addr import U64, Bools, Ranges
 
 
 @dataclass(frozen=True)
 class Level:
-    """One table level: its kernel name, the lowest address bit it decodes, how many bits."""
+    """One table level: its kernel name, lowest address bit it decodes, how many bits, bytes of an entry."""
 
     name: str
     shift: int
     bits: int
+    entry: int = 8
 
     @property
     def span(self) -> int:
@@ -25,7 +28,7 @@ class Level:
     @property
     def table_size(self) -> int:
         """Bytes of one table."""
-        return 8 << self.bits
+        return self.entry << self.bits
 
 
 @dataclass(frozen=True)
@@ -46,40 +49,69 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class PagingForm:
-    """A page-table format: levels from the root down, entry decoders, address width.
+class Region:
+    """Raw addresses, as tables decode them, ``start`` to ``end``; plus ``base`` they are virtual ones."""
 
+    start: int
+    end: int
+    base: int = 0
+
+    def __contains__(self, vaddr: int) -> bool:
+        return self.start <= vaddr - self.base < self.end
+
+
+NO_REGION = Region(0, 0)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """``size`` bytes from ``vaddr`` on that the processor maps to ``paddr`` without any table."""
+
+    vaddr: int
+    paddr: int
+    size: int
+
+
+@dataclass(frozen=True)
+class PagingForm:
+    """A page-table format: levels from the root down, entry decoders, which addresses it maps.
+
+    ``decode`` and ``decode_one`` get entries, their level and the raw addresses that they map first.
+    ``kernel`` and ``user`` are the addresses under one root; where a process has a table of its own
+    for its half, that has another form, ``user_form``, and ``user`` is empty.
     ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form; ``ignored_bits`` are cleared from
     entries before decoding (AMD's encryption bit).
     """
 
     name: str
-    va_bits: int
     levels: tuple[Level, ...]
-    decode: Callable[[U64, Level], Entries]
-    decode_one: Callable[[int, Level], Entry]
+    decode: Callable[[U64, Level, U64], Entries]
+    decode_one: Callable[[int, Level, int], Entry]
     physmem_bits: int
+    kernel: Region
+    user: Region
     byte_order: str = "<"
     ignored_bits: int = 0
+    fixed: tuple[Fixed, ...] = ()
+    user_form: PagingForm | None = None
 
     @property
-    def kernel_half(self) -> tuple[int, int]:
-        """The upper half in raw (not sign-extended) address bits, half-open."""
-        return 1 << (self.va_bits - 1), 1 << self.va_bits
-
-    @property
-    def user_half(self) -> tuple[int, int]:
-        """The lower half."""
-        return 0, 1 << (self.va_bits - 1)
+    def va_bits(self) -> int:
+        """Address bits that the tables decode."""
+        return self.levels[0].shift + self.levels[0].bits
 
     def raw(self, vaddr: int) -> int:
-        """A canonical address without its sign extension."""
+        """The bits of an address that the tables decode."""
         return vaddr & ((1 << self.va_bits) - 1)
 
+    def full(self, raw: U64) -> U64:
+        """Virtual addresses of raw ones."""
+        kernel = (raw >= np.uint64(self.kernel.start)) & (raw <= np.uint64(max(self.kernel.end - 1, 0)))
+        return raw + np.where(kernel, np.uint64(self.kernel.base), np.uint64(self.user.base))
+
     def is_canonical(self, vaddr: int) -> bool:
-        """True when the bits above ``va_bits`` repeat the sign."""
-        top = vaddr >> (self.va_bits - 1)
-        return top in (0, MASK64 >> (self.va_bits - 1))
+        """True when an address is one that the tables can map."""
+        return vaddr in self.kernel or vaddr in self.user
 
 
 @dataclass(frozen=True)
@@ -101,15 +133,19 @@ class PrStatusLayout:
 class SavedContext:
     """Where the registers of a task that does not run are.
 
-    ``pointer`` is the offset in task_struct of its saved stack pointer.  ``registers`` lie at
-    offsets from where that points; those of ``derived`` are the pointer itself plus a number, those
-    of ``constants`` the same for every task.
+    ``pointer`` is the offset in task_struct of a pointer, or with ``inside`` of the registers
+    themselves.  ``registers`` lie at offsets from where that points, or from there; those of
+    ``derived`` are that address plus a number, those of ``constants`` the same for every task.
+    ``stack_pointer`` names the one of the registers that points into the task's stack; None where
+    ``pointer`` does.
     """
 
     pointer: int
     registers: tuple[tuple[str, int], ...]
-    derived: tuple[tuple[str, int], ...]
-    constants: tuple[tuple[str, int], ...]
+    derived: tuple[tuple[str, int], ...] = ()
+    constants: tuple[tuple[str, int], ...] = ()
+    inside: bool = False
+    stack_pointer: str | None = None
 
 
 class KernelFacts(Protocol):
@@ -133,16 +169,21 @@ class KernelNumbers(Protocol):
 
     def symbol(self, name: str, /) -> int | None: ...
 
+    def text(self, key: str, /) -> str | None: ...
+
 
 @dataclass(frozen=True)
 class Architecture:
     """One architecture: constants and small functions, no state.
 
-    ``byte_orders`` holds those that a dump's header may have, of ``<`` and ``>``.
-    ``paging_forms`` gives the forms a kernel may use, most likely first.  ``image_paddr``
-    translates an address of the kernel image without page tables (None: not known), which finds
-    the root.  ``saved_context`` says how a kernel saves a task's registers (None: too little is
-    known), ``thread_keys`` what it asks for that.  ``image_window`` is where the image may be mapped;
+    ``byte_orders`` are those that a dump's header may have, of ``<`` and ``>``, each with the name by
+    which a user asks for it.
+    ``paging_forms`` gives the forms a kernel may use, most likely first.  ``image_paddrs``
+    translates an address of the kernel image without page tables, which finds the root: where it can
+    be, most likely first, by what the kernel says and where the dump has RAM; nothing if that is
+    not known; ``image_source`` says by what.  ``saved_context`` says how a kernel saves a task's
+    registers (None: too little is known), ``thread_keys`` what it asks for that.  ``image_window`` is
+    where the image may be mapped (as wide as it can be, for a kernel that says nothing);
     ``alias_ranges`` are mapped many times over and left out.  ``running_tables`` are the top tables
     that a CPU with these registers may be using, and their form; ``percpu_registers`` hold the base
     of a CPU's per-CPU area, or something else.
@@ -150,18 +191,24 @@ class Architecture:
 
     name: str
     e_machine: int
-    byte_orders: str
+    byte_orders: Mapping[str, str]
     page_size: int
     section_size_bits: int
     stack_size: int
     prstatus: PrStatusLayout
     stack_pointer: str
     instruction_pointer: str
-    image_window: tuple[int, int]
+    image_window: Callable[[KernelNumbers], tuple[int, int]]
     alias_ranges: tuple[tuple[int, int], ...]
     paging_forms: Callable[[KernelNumbers], tuple[PagingForm, ...]]
-    image_paddr: Callable[[KernelNumbers, int], int | None]
+    image_paddrs: Callable[[KernelNumbers, int, Ranges], tuple[int, ...]]
+    image_source: str
     saved_context: Callable[[KernelFacts, Read], SavedContext | None]
     thread_keys: tuple[str, ...]
     running_tables: Callable[[KernelNumbers, Mapping[str, int]], tuple[tuple[int, PagingForm], ...]]
     percpu_registers: tuple[str, ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits of an address."""
+        return 8 * self.prstatus.word

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Bools, sign_extend, sign_extend_column
-from kdump_elftool.arch.base import Level, PagingForm
+from kdump_elftool.addr import U64, Bools, align_down, u64
+from kdump_elftool.arch.base import Fixed, Level, PagingForm
 from kdump_elftool.errors import NotMappedError
+from kdump_elftool.memory.extents import intersect
 from kdump_elftool.memory.physical import PhysicalMemory
 
 TABLES_AT_ONCE = 2048
@@ -58,12 +59,13 @@ class Walk:
 
 @dataclass(frozen=True)
 class Step:
-    """One level of a single translation."""
+    """One level of a single translation; the entry lies at ``paddr``."""
 
     level: str
     table: int
     index: int
     entry: int
+    paddr: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class _Frontier:
 
 
 def walk(memory: PhysicalMemory, form: PagingForm, root: int, window: Window) -> Walk:
-    """All mappings below ``root`` in ``window``."""
+    """All mappings below ``root`` in ``window``, and those of RAM that need no tables."""
     frontier = _Frontier(np.array([root], dtype=np.uint64), np.zeros(1, dtype=np.uint64))
     leaves: list[Mappings] = []
     lost: list[LostTables] = []
@@ -124,9 +126,10 @@ def walk(memory: PhysicalMemory, form: PagingForm, root: int, window: Window) ->
             np.concatenate([part.table for part in below] or [frontier.table[:0]]),
             np.concatenate([part.base for part in below] or [frontier.base[:0]]),
         )
-    mappings = merge_mappings(_concatenate(leaves))
-    canonical = Mappings(sign_extend_column(mappings.vaddr, form.va_bits), mappings.paddr, mappings.size)
-    return Walk(canonical, _by_level(lost, form), tables, aliases, complete)
+    found = _concatenate(leaves)
+    found = Mappings(form.full(found.vaddr), found.paddr, found.size)
+    mappings = merge_mappings(_concatenate([found, *(_of_fixed(memory, part) for part in form.fixed)]))
+    return Walk(mappings, _by_level(lost, form), tables, aliases, complete)
 
 
 def translate(memory: PhysicalMemory, form: PagingForm, root: int, vaddr: int) -> Translation:
@@ -135,12 +138,16 @@ def translate(memory: PhysicalMemory, form: PagingForm, root: int, vaddr: int) -
         raise NotMappedError(vaddr, "address is not canonical,", 0)
     raw, table = form.raw(vaddr), root
     steps: list[Step] = []
+    for part in form.fixed:
+        if 0 <= vaddr - part.vaddr < part.size:
+            return Translation(part.paddr + vaddr - part.vaddr, part.size, ())
     order = "little" if form.byte_order == "<" else "big"
     for level in form.levels:
         index = raw >> level.shift & ((1 << level.bits) - 1)
-        entry = int.from_bytes(memory.read(table + 8 * index, 8), order)  # type: ignore[arg-type]
-        steps.append(Step(level.name, table, index, entry))
-        decoded = form.decode_one(entry & ~form.ignored_bits, level)
+        at, base = table + level.entry * index, align_down(raw, level.span)
+        entry = int.from_bytes(memory.read(at, level.entry), order)  # type: ignore[arg-type]
+        steps.append(Step(level.name, table, index, entry, at))
+        decoded = form.decode_one(entry & ~form.ignored_bits, level, base)
         if decoded.kind == "none":
             raise NotMappedError(vaddr, level.name, entry)
         if decoded.kind == "leaf":
@@ -158,6 +165,12 @@ def merge_mappings(mappings: Mappings) -> Mappings:
     joined = (vaddr[1:] == vaddr[:-1] + size[:-1]) & (paddr[1:] == paddr[:-1] + size[:-1])
     first = np.flatnonzero(np.concatenate([[True], ~joined]))
     return Mappings(vaddr[first], paddr[first], np.add.reduceat(size, first))
+
+
+def _of_fixed(memory: PhysicalMemory, part: Fixed) -> Mappings:
+    """The RAM that is mapped without tables."""
+    pieces = intersect(memory.declared, u64([part.paddr]), u64([part.size]))
+    return Mappings(pieces.start + u64([part.vaddr - part.paddr]), pieces.start, pieces.size)
 
 
 def _visit_once(frontier: _Frontier) -> _Frontier:
@@ -180,12 +193,12 @@ def _read_level(
     window: Window,
 ) -> tuple[Mappings, _Frontier, LostTables]:
     blocks, readable = memory.gather(part.table, level.table_size)
-    words = blocks.view(form.byte_order + "u8").astype(np.uint64, copy=False)
+    words = blocks.view(f"{form.byte_order}u{level.entry}").astype(np.uint64, copy=False)
     row, column = np.nonzero(words)
     vaddr = part.base[row] + (column.astype(np.uint64) << np.uint64(level.shift))
     wanted = window.admits(vaddr, level.span)
     row, column, vaddr = row[wanted], column[wanted], vaddr[wanted]
-    entries = form.decode(words[row, column] & ~np.uint64(form.ignored_bits), level)
+    entries = form.decode(words[row, column] & ~np.uint64(form.ignored_bits), level, vaddr)
     leaf, table = entries.leaf, entries.table
     size = np.full(int(leaf.sum()), level.span, dtype=np.uint64)
     found = merge_mappings(Mappings(vaddr[leaf], entries.paddr[leaf], size))
@@ -211,7 +224,6 @@ def _by_level(lost: list[LostTables], form: PagingForm) -> tuple[LostTables, ...
             continue
         paddr = np.concatenate([part.paddr for part in parts])[:MAX_LOST]
         base = np.concatenate([part.vaddr for part in parts])[:MAX_LOST]
-        vaddr = np.array([sign_extend(raw, form.va_bits) for raw in base.tolist()], dtype=np.uint64)
         span = form.levels[depth - 1].span if depth else 1 << form.va_bits
-        result.append(LostTables(level.name, paddr, vaddr, span))
+        result.append(LostTables(level.name, paddr, form.full(base), span))
     return tuple(result)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64
+from kdump_elftool.addr import MASK64, U64, Ranges
 from kdump_elftool.arch.base import (
     Architecture,
     Entries,
@@ -22,6 +22,7 @@ from kdump_elftool.arch.base import (
     PagingForm,
     PrStatusLayout,
     Read,
+    Region,
     SavedContext,
 )
 from kdump_elftool.elf.constants import EM_X86_64
@@ -48,8 +49,9 @@ _PGD5 = Level("pgd", 48, 9)
 _PGD4 = Level("pgd", 39, 9)
 
 
-def decode(entries: U64, level: Level) -> Entries:
+def decode(entries: U64, level: Level, raw: U64) -> Entries:
     """Decode a column of entries of one level."""
+    del raw
     present = (entries & np.uint64(_PRESENT)) != 0
     if level.name == "pte":
         leaf = present
@@ -62,8 +64,9 @@ def decode(entries: U64, level: Level) -> Entries:
     return Entries(table=present & ~leaf, leaf=leaf, paddr=entries & mask)
 
 
-def decode_one(entry: int, level: Level) -> Entry:
+def decode_one(entry: int, level: Level, raw: int) -> Entry:
     """Decode one entry; the plain twin of :func:`decode`."""
+    del raw
     if not entry & _PRESENT:
         return Entry("none", 0)
     if level.name == "pte" or (level.name in _LARGE and entry & _PSE):
@@ -74,14 +77,16 @@ def decode_one(entry: int, level: Level) -> Entry:
 def paging_form(levels: int, sme_mask: int = 0) -> PagingForm:
     """The paging form with 4 or 5 levels; ``sme_mask`` is AMD's memory encryption bit."""
     tables = (_PGD5, _P4D, _PUD, _PMD, _PTE) if levels == 5 else (_PGD4, _PUD, _PMD, _PTE)
+    top = 1 << (tables[0].shift + tables[0].bits)
     return PagingForm(
         name=f"x86_64 {levels}-level",
-        va_bits=tables[0].shift + tables[0].bits,
         levels=tables,
         decode=decode,
         decode_one=decode_one,
         # arch/x86/include/asm/sparsemem.h
         physmem_bits=52 if levels == 5 else 46,
+        kernel=Region(top // 2, top, (1 << 64) - top),
+        user=Region(0, top // 2),
         ignored_bits=sme_mask,
     )
 
@@ -99,12 +104,18 @@ def _paging_forms(kernel: KernelNumbers) -> tuple[PagingForm, ...]:
     return tuple(paging_form(count, sme_mask) for count in levels)
 
 
-def _image_paddr(kernel: KernelNumbers, vaddr: int) -> int | None:
+def _image_paddrs(kernel: KernelNumbers, vaddr: int, ram: Ranges) -> tuple[int, ...]:
     """NUMBER(phys_base) is the value since v4.10, printed as a signed number."""
+    del ram
     phys_base = kernel.number("phys_base")
     if phys_base is None or not START_KERNEL_MAP <= vaddr <= MASK64:
-        return None
-    return (vaddr - START_KERNEL_MAP + phys_base) & MASK64
+        return ()
+    return ((vaddr - START_KERNEL_MAP + phys_base) & MASK64,)
+
+
+def _image_window(kernel: KernelNumbers) -> tuple[int, int]:
+    del kernel
+    return START_KERNEL_MAP, START_KERNEL_MAP + IMAGE_SIZE
 
 
 _CR0_PG, _CR4_PAE, _CR4_LA57 = 1 << 31, 1 << 5, 1 << 12
@@ -192,7 +203,7 @@ def _old_switch(
 ARCH = Architecture(
     name="x86_64",
     e_machine=EM_X86_64,
-    byte_orders="<",
+    byte_orders={"<": "x86_64"},
     page_size=4096,
     section_size_bits=27,
     stack_size=16384,
@@ -201,10 +212,11 @@ ARCH = Architecture(
     ),
     stack_pointer="rsp",
     instruction_pointer="rip",
-    image_window=(START_KERNEL_MAP, START_KERNEL_MAP + IMAGE_SIZE),
+    image_window=_image_window,
     alias_ranges=(ESPFIX,),
     paging_forms=_paging_forms,
-    image_paddr=_image_paddr,
+    image_paddrs=_image_paddrs,
+    image_source="and NUMBER(phys_base)",
     saved_context=_saved_context,
     thread_keys=(
         "OFFSET(thread_struct.sp)",

@@ -13,6 +13,7 @@ from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.cache import Cache
 from kdump_elftool.cli.common import number, read_extra, warn
 from kdump_elftool.cli.raw_input import named_inputs
+from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
 from kdump_elftool.files import InputFile, Output, open_output, refuse_terminal
@@ -28,7 +29,11 @@ from kdump_elftool.spool import spool_directory
 if TYPE_CHECKING:
     from kdump_elftool.jobs.unreadable import Plan
 
-MACHINES = {arch.name: e_machine for e_machine, arch in ARCHITECTURES.items()}
+MACHINES = {
+    name: (arch.e_machine, ElfKind(arch.bits, order))
+    for arch in ARCHITECTURES
+    for order, name in arch.byte_orders.items()
+}
 
 
 @dataclass(frozen=True)
@@ -158,9 +163,11 @@ def open_input(
     inputs = named_inputs(args)
     first, *more = opened or open_files(args, stack)
     request, files = kernel_request(args, stack)
+    e_machine, kind = MACHINES[args.arch]
     options = OpenOptions(
         zero_excluded=args.zero_excluded,
-        e_machine=MACHINES[args.arch],
+        e_machine=e_machine,
+        kind=kind,
         addresses=inputs.addresses,
         spool_directory=spool_directory(getattr(args, "outfile", None)),
         show_progress=not (args.no_progress or args.quiet),

@@ -73,9 +73,9 @@ def _print_walks(found: Found) -> None:
             continue
         print(f"{vaddr:#x}:", file=sys.stderr)
         for step in result.steps:
-            at = step.table + 8 * step.index
             print(
-                f"  {step.level:<4} entry {step.index:#05x} at {at:#x}: {step.entry:#018x}", file=sys.stderr
+                f"  {step.level:<4} entry {step.index:#05x} at {step.paddr:#x}: {step.entry:#018x}",
+                file=sys.stderr,
             )
         print(f"  page of {result.page_size:#x} bytes, paddr {result.paddr:#x}", file=sys.stderr)
 

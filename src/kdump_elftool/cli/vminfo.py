@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 
-from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch import find_architecture
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.cli.common import add_common, one_input, warn
 from kdump_elftool.cli.dump_input import add_dump, open_files, open_input, user_cache
@@ -76,7 +76,7 @@ def _is_vmlinux(file: InputFile) -> bool:
 def _of_vmlinux(file: InputFile, stack: ExitStack) -> tuple[Knowledge, Architecture, str | None]:
     """Link-time addresses: right for a kernel without KASLR."""
     vmlinux = read_vmlinux(file)
-    arch = ARCHITECTURES.get(vmlinux.e_machine)
+    arch = find_architecture(vmlinux.e_machine, vmlinux.bits)
     if arch is None:
         raise UnsupportedError(file.path, f"ELF machine {vmlinux.e_machine} is not supported yet")
     return vmlinux_knowledge(vmlinux, arch, user_cache(stack)), arch, vmlinux.release

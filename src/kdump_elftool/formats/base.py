@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdump_elftool.addr import U64, Ranges, subtract_ranges, u64
 from kdump_elftool.elf.constants import EM_X86_64
@@ -63,6 +63,8 @@ class OpenOptions:
     zero_excluded: bool = False
     e_machine: int = EM_X86_64
     """The architecture of a dump that does not say."""
+    kind: ElfKind = field(default_factory=lambda: ElfKind(64, "<"))
+    """Its word size and byte order."""
     addresses: tuple[int, ...] = ()
     """Where each file of raw memory begins, in their order; none: one file, at 0."""
     spool_directory: str | None = None

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges, u64
-from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import CorruptDumpError, UnsupportedError
 from kdump_elftool.files import ByteSource, readable_end
 from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions, there
@@ -157,7 +156,7 @@ def image_dump(
     return Dump(
         format=name,
         file=file,
-        kind=ElfKind(64, "<"),
+        kind=options.kind,
         e_machine=options.e_machine,
         e_flags=0,
         memory=_with_zeros(memory) if options.zero_excluded else memory,

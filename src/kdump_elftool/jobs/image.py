@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import LostTables, Mappings
+from kdump_elftool.kernel.identity import KernelIdentity
 
 
 def image_warning(
-    arch: Architecture, missing: Mappings, lost_tables: tuple[LostTables, ...] = ()
+    identity: KernelIdentity, missing: Mappings, lost_tables: tuple[LostTables, ...] = ()
 ) -> list[str]:
     """What to say when pages of the image are absent, or may be behind a table that is."""
-    low, high = (np.uint64(edge) for edge in arch.image_window)
+    low, high = (np.uint64(edge) for edge in identity.image_window)
     inside = (missing.vaddr >= low) & (missing.vaddr < high)
-    pages = int(missing.size[inside].sum()) // arch.page_size
+    pages = int(missing.size[inside].sum()) // identity.arch.page_size
     hidden = any(
         bool(np.any((part.vaddr < high) & (part.vaddr + np.uint64(part.span - 1) >= low)))
         for part in lost_tables

@@ -194,7 +194,7 @@ def _phys_base(dump: Dump, kernel: Kernel | None) -> int:
     if stext is None:
         return dump.phys_base or 0
     paddr, mapped = kernel.virtual(dump).translate(u64([stext]))
-    return int(paddr[0]) - (stext - kernel.arch.image_window[0]) if mapped[0] else 0
+    return int(paddr[0]) - (stext - kernel.identity.image_window[0]) if mapped[0] else 0
 
 
 def _encoded(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch import ARCHITECTURES, find_architecture
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import Walk, Window, walk
 from kdump_elftool.cache import Cache
@@ -126,14 +126,14 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
 
 def architecture(dump: Dump) -> Architecture:
     """The dump's architecture.  Raises UnsupportedError."""
-    arch = ARCHITECTURES.get(dump.e_machine)
+    arch = find_architecture(dump.e_machine, dump.kind.bits)
     if arch is None:
         name = EM_NAMES.get(dump.e_machine, f"ELF machine {dump.e_machine}")
-        known = ", ".join(known.name for known in ARCHITECTURES.values())
+        known = ", ".join(known.name for known in ARCHITECTURES)
         raise UnsupportedError(
             dump.file.path, f"dumps of {name} are not supported yet", hint=f"supported: {known}"
         )
-    if (dump.kind.bits == 32 and arch.prstatus.word == 8) or dump.kind.order not in arch.byte_orders:
+    if dump.kind.bits < arch.bits or dump.kind.order not in arch.byte_orders:
         order = {"<": "little-endian", ">": "big-endian"}[dump.kind.order]
         raise UnsupportedError(
             dump.file.path,
@@ -195,7 +195,7 @@ def _identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | 
 
 def _walk(dump: Dump, identity: KernelIdentity, root: int, *, with_user_half: bool) -> Walk:
     form = identity.form
-    low, high = form.user_half[0] if with_user_half else form.kernel_half[0], form.kernel_half[1]
+    low, high = form.user.start if with_user_half else form.kernel.start, form.kernel.end
     aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
     walked = walk(dump.memory, form, root, Window(low, high, aliases))
     log.info(

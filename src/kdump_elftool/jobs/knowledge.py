@@ -17,6 +17,7 @@ from kdump_elftool.kernel.content import ContentSource
 from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import (
     Advise,
@@ -31,7 +32,7 @@ TYPES = ("OFFSET", "SIZE", "LENGTH", "NUMBER")
 
 def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
     """The sources for one dump; those that cost something are opened when they are asked."""
-    memory, window = kernel.virtual(dump), kernel.arch.image_window
+    memory, window = kernel.virtual(dump), kernel.identity.image_window
     order, word = dump.kind.order, kernel.arch.prstatus.word
     advice: list[str] = []
     symbols = Later(("SYMBOL",), lambda: open_kallsyms(memory, kernel.info, window, order, word))
@@ -51,7 +52,9 @@ def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture, cache: Cache | None 
     types = Later(TYPES, lambda: vmlinux_types(vmlinux, word, cache, advice.append))
     # what BTF has suffices: that more could be known is no advice
     arrays = ArrayLengths(Later(TYPES, lambda: vmlinux_dwarf(vmlinux, cache, lambda _text: None)))
-    return Knowledge((VmlinuxSymbols(vmlinux, 0, arch.image_window[0]), types, arrays), advice)
+    return Knowledge(
+        (VmlinuxSymbols(vmlinux, 0, arch.image_window(VmcoreInfo({}))[0]), types, arrays), advice
+    )
 
 
 def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:
@@ -81,7 +84,7 @@ def _vmlinux(kernel: Kernel, locate: Callable[[], Vmlinux | None], advise: Advis
         offset = None if vmlinux is None else kaslr_offset_by(kernel.identity, vmlinux)
         if vmlinux is None or offset is None:
             return None
-        return VmlinuxSymbols(vmlinux, int(offset.value), kernel.arch.image_window[0])
+        return VmlinuxSymbols(vmlinux, int(offset.value), kernel.identity.image_window[0])
 
     def types() -> Source | None:
         vmlinux = locate()

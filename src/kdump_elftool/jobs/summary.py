@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch import find_architecture
 from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, KdumpError, UnsupportedError
 from kdump_elftool.formats.base import Dump
@@ -99,7 +99,7 @@ def summarise(dump: Dump, request: KernelRequest, *, with_tasks: bool = False) -
     if found.kernel is not None:
         chosen = select(memory, found.kernel.walked, dump.lost)
         coverage = chosen.coverage
-        warnings += image_warning(found.kernel.arch, chosen.missing, found.kernel.walked.lost)
+        warnings += image_warning(found.kernel.identity, chosen.missing, found.kernel.walked.lost)
     items = (
         *_file_items(dump),
         *_release_items(found),
@@ -154,7 +154,7 @@ def memory_lines(dump: Dump, kernel: Kernel | None) -> Iterator[Item]:
 
 
 def _find(dump: Dump, request: KernelRequest, *, with_tasks: bool) -> _Found:
-    described = describe(dump, ARCHITECTURES.get(dump.e_machine), request)
+    described = describe(dump, find_architecture(dump.e_machine, dump.kind.bits), request)
     warnings: list[str] = []
     kernel = log = None
     try:
@@ -205,7 +205,7 @@ def _release_items(found: _Found) -> Iterator[Item]:
     elif begins:
         yield Item("build id", f"{begins.hex()}...", source + MISREAD, "build_id", None)
     machine = found.dump.e_machine
-    arch = ARCHITECTURES.get(machine)
+    arch = find_architecture(machine, found.dump.kind.bits)
     name = arch.name if arch else EM_NAMES.get(machine, f"ELF machine {machine}")
     yield Item("arch", name, "the dump's header", "arch", name)
 

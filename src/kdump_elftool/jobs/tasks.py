@@ -235,24 +235,35 @@ class _Builder:
         tasks, layout, context = self.listed.tasks, self.layout, self.context
         memory, word = self.listed.memory, layout.word
         descs = np.zeros((len(rows), layout.size), dtype=np.uint8)
-        blocks, good = memory.gather(tasks.task[rows] + np.uint64(context.pointer), word)
-        sp = blocks.reshape(-1).view(f"{self.order}u{word}").astype(np.uint64)
+        base, good = tasks.task[rows] + np.uint64(context.pointer), np.ones(len(rows), dtype=np.bool_)
+        if not context.inside:
+            blocks, good = memory.gather(base, word)
+            base = blocks.reshape(-1).view(f"{self.order}u{word}").astype(np.uint64)
         stack = tasks.stack[rows]
-        # within the task's own stack, whole frames
         size = max([offset + word for _, offset in context.registers], default=word)
-        good &= (sp >= stack) & (sp - stack <= np.uint64(self.stack_size - size))
-        frame, readable = memory.gather(np.where(good, sp, stack), size)
+        if context.stack_pointer is None:  # whole frames within the task's own stack
+            good &= self._on_stack(base, stack, size)
+        frame, readable = memory.gather(np.where(good, base, stack), size)
         good &= readable
         for name, offset in context.registers:
             at = layout.register_offset(name)
             descs[:, at : at + word] = frame[:, offset : offset + word]
+        if context.stack_pointer is not None:
+            at = layout.register_offset(context.stack_pointer)
+            sp = np.ascontiguousarray(descs[:, at : at + word]).reshape(-1).view(f"{self.order}u{word}")
+            good &= self._on_stack(sp.astype(np.uint64), stack, 0)
         for name, number in context.derived:
-            self._put(descs, layout.register_offset(name), sp + np.uint64(number), word)
+            self._put(descs, layout.register_offset(name), base + np.uint64(number), word)
         for name, number in context.constants:
             self._put(descs, layout.register_offset(name), np.full(len(rows), number, dtype=np.uint64), word)
         self._put(descs, layout.pid_offset, tasks.lwp[rows].astype(np.uint64), 4)
         self._put(descs, layout.pid_offset + 4, tasks.ppid[rows].clip(0).astype(np.uint64), 4)
         return descs, good
+
+    def _on_stack(self, sp: U64, stack: U64, size: int) -> npt.NDArray[np.bool_]:
+        """Whether ``size`` bytes from ``sp`` on lie in the task's own stack."""
+        inside: npt.NDArray[np.bool_] = (sp >= stack) & (sp - stack <= np.uint64(self.stack_size - size))
+        return inside
 
     def _put(self, descs: npt.NDArray[np.uint8], at: int, values: U64, size: int) -> None:
         column = values.astype(f"{self.order}u8" if size == 8 else f"{self.order}u4")

@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 
 from kdump_elftool.addr import MASK64, Ranges, merge_ranges, subtract_ranges, u64
-from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.layout import leave_out
 from kdump_elftool.elf.notes import Note, encode_notes
@@ -58,7 +57,7 @@ def without_unreadable(plan: Plan, dump: Dump, written: Written) -> Plan:
         notes=notes,
         pages=fewer(plan.pages, nr_pages),
         coverage=coverage,
-        warnings=(*plan.warnings, *_image(plan, dump, bad)),
+        warnings=(*plan.warnings, *_image(plan, bad)),
     )
 
 
@@ -86,12 +85,11 @@ def fewer(pages: Pages, nr_pages: int) -> Pages:
     return replace(pages, accepted=pages.accepted - gone, not_present=pages.not_present + gone)
 
 
-def _image(plan: Velf | Pelf, dump: Dump, bad: Ranges) -> list[str]:
+def _image(plan: Velf | Pelf, bad: Ranges) -> list[str]:
     """A velf without some of the kernel image needs a word on how to give gdb the vmlinux."""
-    arch = ARCHITECTURES.get(dump.e_machine)
-    if arch is None or isinstance(plan, Pelf):
+    if isinstance(plan, Pelf):
         return []
     layout = plan.layout
     gone = intersect(bad, layout.p_offset, layout.p_filesz)
     vaddr = layout.p_vaddr[gone.owner] + (gone.start - layout.p_offset[gone.owner])
-    return image_warning(arch, Mappings(vaddr, np.zeros_like(vaddr), gone.size))
+    return image_warning(plan.identity, Mappings(vaddr, np.zeros_like(vaddr), gone.size))

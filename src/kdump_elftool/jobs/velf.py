@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import MASK64, U64, Index, align_down, merge_ranges, u64
-from kdump_elftool.arch.base import Architecture
+from kdump_elftool.arch import find_architecture
 from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.constants import NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
@@ -28,6 +28,7 @@ from kdump_elftool.elf.own_notes import (
     summary_note,
     task_note,
 )
+from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.task_table import as_json
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
@@ -73,9 +74,14 @@ LayOut = Callable[[Dump, Memory, tuple[Note, ...]], CoreLayout]
 
 def new_file(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
     """The layout of a core that is a file of its own."""
-    return build_layout(
-        dump.kind, dump.e_machine, dump.e_flags, memory, tuple(encode_notes(notes, dump.kind))
-    )
+    kind = core_kind(dump)
+    return build_layout(kind, dump.e_machine, dump.e_flags, memory, tuple(encode_notes(notes, kind)))
+
+
+def core_kind(dump: Dump) -> ElfKind:
+    """What gdb wants, whatever the dump is: QEMU writes i386 guests into 64-bit files."""
+    arch = find_architecture(dump.e_machine, dump.kind.bits)
+    return dump.kind if arch is None else ElfKind(arch.bits, dump.kind.order)
 
 
 def plan_velf(
@@ -102,7 +108,7 @@ def plan_velf(
     notes = _notes(cpus, dump, kernel, kaslr_offset)
     notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
     mapped = chosen.mapped
-    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel.arch, stacks))
+    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel, stacks))
     layout = lay_out(dump, memory, tuple(notes))
     log.info(
         "layout: %d segments, %d bytes, %d of them stored twice",
@@ -127,7 +133,7 @@ def plan_velf(
             *page_warnings,
             *cpu_warnings,
             *task_warnings,
-            *image_warning(kernel.arch, chosen.missing, kernel.walked.lost),
+            *image_warning(identity, chosen.missing, kernel.walked.lost),
         ),
     )
 
@@ -156,17 +162,17 @@ def _notes(cpus: CpuNotes, dump: Dump, kernel: Kernel, kaslr_offset: Fact | None
     if vmlinux is not None and kaslr_offset is not None:
         entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
         dropped.add((CORE, NT_AUXV))
-        added.append(auxv_note(dump.kind, entry))
+        added.append(auxv_note(core_kind(dump), entry))
     kept = tuple(note for note in cpus.notes if (note.name, note.type) not in dropped)
     return [*ours, *kernel.description.notes(kept), *added]
 
 
-def _rank(mapped: Mappings, arch: Architecture, stacks: U64) -> Index:
+def _rank(mapped: Mappings, kernel: Kernel, stacks: U64) -> Index:
     """0 the kernel image, 1 the stacks of the threads, 2 the direct map, 3 the rest.
 
     The direct map is recognised as the distance between vaddr and paddr that maps most memory.
     """
-    rank = np.full(len(mapped), 3, dtype=np.intp)
+    arch, rank = kernel.arch, np.full(len(mapped), 3, dtype=np.intp)
     distance, member = np.unique(mapped.vaddr - mapped.paddr, return_inverse=True)
     if len(distance):
         weight = np.bincount(member, weights=mapped.size.astype(np.float64))
@@ -177,7 +183,7 @@ def _rank(mapped: Mappings, arch: Architecture, stacks: U64) -> Index:
     last = mapped.vaddr + (mapped.size - np.uint64(1))
     below = np.searchsorted(tops.end, mapped.vaddr, side="right")
     rank[np.searchsorted(tops.start, last, side="right") > below] = 1
-    low, high = arch.image_window
+    low, high = kernel.identity.image_window
     rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
     return rank
 

@@ -65,6 +65,7 @@ class KernelIdentity:
     stext: int | None
     phys_base: int | None
     kaslr_offset: int | None
+    image_window: tuple[int, int]
     facts: tuple[Fact, ...]
 
 
@@ -106,6 +107,7 @@ def identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | N
         stext=stext,
         phys_base=info.number("phys_base"),
         kaslr_offset=info.kaslr_offset,
+        image_window=arch.image_window(info),
         facts=tuple(facts),
     )
 
@@ -155,9 +157,8 @@ def _roots(dump: Dump, arch: Architecture, info: VmcoreInfo, forms: tuple[Paging
     if patched is not None:
         yield root(patched, "ADDRESS(phys_pgd_ptr)")
     symbol = info.symbol("swapper_pg_dir")
-    by_base = None if symbol is None else arch.image_paddr(info, symbol)
-    if by_base is not None:
-        yield root(by_base, "SYMBOL(swapper_pg_dir) and NUMBER(phys_base)")
+    for paddr in () if symbol is None else arch.image_paddrs(info, symbol, dump.memory.declared):
+        yield root(paddr, f"SYMBOL(swapper_pg_dir) {arch.image_source}")
     yield from _running(dump, arch, info, symbol)
     if symbol is None:
         return
@@ -195,7 +196,7 @@ def _choose(
     if not roots:
         raise IdentityError(
             "SYMBOL(swapper_pg_dir)",
-            "the page-table root is not known: VMCOREINFO lacks SYMBOL(swapper_pg_dir) or phys_base",
+            "the page-table root is not known: VMCOREINFO lacks SYMBOL(swapper_pg_dir), or what places it",
             hint="give its physical address with -P, or the missing lines in a file with -e",
         )
     readable = [root for root in roots if _readable(dump, root.paddr, root.forms[0])]
@@ -216,7 +217,7 @@ def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form:
     """
     vaddr = info.symbol("_stext") or info.symbol("swapper_pg_dir")
     if vaddr is None:
-        low, high = (form.raw(edge) for edge in arch.image_window)
+        low, high = (form.raw(edge) for edge in arch.image_window(info))
         return bool(len(walk(dump.memory, form, root, Window(low, high)).mappings))
     if not form.is_canonical(vaddr):
         return False
@@ -224,8 +225,8 @@ def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form:
         found = translate(dump.memory, form, root, vaddr).paddr
     except FaultError:
         return False
-    expected = arch.image_paddr(info, vaddr)
-    return expected is None or found == expected
+    expected = arch.image_paddrs(info, vaddr, dump.memory.declared)
+    return not expected or found in expected
 
 
 def _readable(dump: Dump, root: int, form: PagingForm) -> bool:

@@ -194,11 +194,11 @@ class KernelSearch:
 
     def _symbols(self, identity: KernelIdentity, info: VmcoreInfo) -> Kallsyms | None:
         """The kernel's own symbol table, by a walk of its image alone."""
-        low, high = (identity.form.raw(edge) for edge in self.arch.image_window)
+        low, high = (identity.form.raw(edge) for edge in identity.image_window)
         found = walk(self.dump.memory, identity.form, identity.pgt_root, Window(low, high)).mappings
         memory = VirtualMemory.of(self.dump.memory, found.vaddr, found.paddr, found.size)
         order, word = self.dump.kind.order, self.arch.prstatus.word
-        return open_kallsyms(memory, info, self.arch.image_window, order, word)
+        return open_kallsyms(memory, info, identity.image_window, order, word)
 
     def _text_by(self, identity: KernelIdentity, symbol: int) -> Text | None:
         """The text at the pointer that a symbol names, or at the symbol itself."""
@@ -274,7 +274,8 @@ class KernelSearch:
     def _mapped(self, kernel: FoundKernel) -> int:
         assert kernel.identity is not None
         form = kernel.identity.form
-        mapped = walk(self.dump.memory, form, kernel.identity.pgt_root, Window(*form.kernel_half)).mappings
+        window = Window(form.kernel.start, form.kernel.end)
+        mapped = walk(self.dump.memory, form, kernel.identity.pgt_root, window).mappings
         return int(mapped.size.sum())
 
     def _cpus_in(self, kernel: FoundKernel) -> int:

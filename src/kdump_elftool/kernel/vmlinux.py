@@ -50,6 +50,7 @@ class Vmlinux:
 
     file: ByteSource
     e_machine: int
+    bits: int
     e_entry: int
     build_id: bytes | None
     release: str | None
@@ -78,6 +79,7 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
     return Vmlinux(
         file=file,
         e_machine=header.e_machine,
+        bits=header.kind.bits,
         e_entry=header.e_entry,
         build_id=_build_id(elf),
         release=_release(elf, symbols.get("linux_banner")),

@@ -22,7 +22,7 @@ def tables(levels: int = 4, sme_mask: int = 0) -> tuple[Ram, PageTables]:
 def kernel_walk(ram: Ram, made: PageTables, skip: tuple[tuple[int, int], ...] = ()) -> Walk:
     form = x86_64.paging_form(made.levels, made.sme_mask)
     raw = tuple((form.raw(begin), form.raw(end)) for begin, end in skip)
-    return walk(ram_memory(ram), form, made.root, Window(*form.kernel_half, raw))
+    return walk(ram_memory(ram), form, made.root, Window(form.kernel.start, form.kernel.end, raw))
 
 
 def pages(found: Walk) -> dict[int, int]:
@@ -140,7 +140,7 @@ def test_table_outside_of_memory_loses_its_range_only(level, span):
 def test_root_outside_of_memory():
     ram, _made = tables()
     form = x86_64.paging_form(4)
-    found = walk(ram_memory(ram), form, 1 << 45, Window(*form.kernel_half))
+    found = walk(ram_memory(ram), form, 1 << 45, Window(form.kernel.start, form.kernel.end))
     assert len(found.mappings) == 0
     assert [lost.level for lost in found.lost] == ["pgd"]
 

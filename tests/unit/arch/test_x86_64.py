@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from kdump_elftool.addr import u64
+from kdump_elftool.addr import NO_RANGES, u64
 from kdump_elftool.arch import ARCHITECTURES, x86_64
 from tests.builders.notes import PR_PID_AT, X86_64_PRSTATUS_SIZE, X86_64_REGISTERS
 from tests.builders.pagetables import KERNEL, NX, PAT_4K, PAT_LARGE, PKEY_BITS, PSE, SOFT_BITS
@@ -16,7 +16,7 @@ FIVE = {level.name: level for level in x86_64.paging_form(5).levels}
 
 
 def test_registry():
-    arch = ARCHITECTURES[62]
+    arch = ARCHITECTURES[0]
     assert (arch.name, arch.page_size, arch.stack_pointer) == ("x86_64", 4096, "rsp")
 
 
@@ -34,7 +34,7 @@ class Numbers:
 
 
 def test_paging_forms_from_vmcoreinfo():
-    forms = ARCHITECTURES[62].paging_forms
+    forms = ARCHITECTURES[0].paging_forms
     assert [form.va_bits for form in forms(Numbers(pgtable_l5_enabled=1))] == [57, 48]
     assert [form.va_bits for form in forms(Numbers(pgtable_l5_enabled=0))] == [48, 57]
     assert [form.va_bits for form in forms(Numbers())] == [48, 57]
@@ -43,11 +43,11 @@ def test_paging_forms_from_vmcoreinfo():
 
 @pytest.mark.parametrize("phys_base", [0, 0x1A000000, -0x1AC00000, (1 << 64) - 0x1AC00000])
 def test_image_address_without_tables(phys_base):
-    to_paddr = ARCHITECTURES[62].image_paddr
-    vaddr = 0xFFFFFFFF9B000000
-    assert to_paddr(Numbers(phys_base=phys_base), vaddr) == (0x1B000000 + phys_base) % (1 << 64)
-    assert to_paddr(Numbers(phys_base=phys_base), 0xFFFF888000000000) is None
-    assert to_paddr(Numbers(), vaddr) is None
+    to_paddrs = ARCHITECTURES[0].image_paddrs
+    vaddr, known = 0xFFFFFFFF9B000000, Numbers(phys_base=phys_base)
+    assert to_paddrs(known, vaddr, NO_RANGES) == ((0x1B000000 + phys_base) % (1 << 64),)
+    assert to_paddrs(known, 0xFFFF888000000000, NO_RANGES) == ()
+    assert to_paddrs(Numbers(), vaddr, NO_RANGES) == ()
 
 
 def test_levels():
@@ -80,9 +80,9 @@ def test_levels():
 )
 def test_entry(levels, level, entry, kind, paddr):
     at = (FOUR if levels == 4 else FIVE)[level]
-    single = x86_64.decode_one(entry, at)
+    single = x86_64.decode_one(entry, at, 0)
     assert (single.kind, single.paddr if kind != "none" else 0) == (kind, paddr)
-    column = x86_64.decode(u64([entry]), at)
+    column = x86_64.decode(u64([entry]), at, u64([0]))
     assert (bool(column.leaf[0]), bool(column.table[0])) == (kind == "leaf", kind == "table")
     if kind != "none":
         assert int(column.paddr[0]) == paddr
@@ -91,9 +91,9 @@ def test_entry(levels, level, entry, kind, paddr):
 @pytest.mark.parametrize("name", ["pgd", "p4d", "pud", "pmd", "pte"])
 def test_column_equals_single_on_random_entries(name):
     values = [random.Random(name).getrandbits(64) for _ in range(2000)]
-    column = x86_64.decode(u64(values), FIVE[name])
+    column = x86_64.decode(u64(values), FIVE[name], u64([0]))
     for index, value in enumerate(values):
-        single = x86_64.decode_one(value, FIVE[name])
+        single = x86_64.decode_one(value, FIVE[name], 0)
         assert (single.kind == "leaf", single.kind == "table") == (column.leaf[index], column.table[index])
         if single.kind != "none":
             assert single.paddr == int(column.paddr[index])
@@ -101,8 +101,8 @@ def test_column_equals_single_on_random_entries(name):
 
 def test_address_halves():
     four, five = x86_64.paging_form(4), x86_64.paging_form(5)
-    assert four.kernel_half == (1 << 47, 1 << 48)
-    assert five.user_half == (0, 1 << 56)
+    assert (four.kernel.start, four.kernel.end) == (1 << 47, 1 << 48)
+    assert (five.user.start, five.user.end) == (0, 1 << 56)
     assert four.is_canonical(0xFFFF888000000000) and not four.is_canonical(0xFF11000000000000)
     assert five.is_canonical(0xFF11000000000000) and not five.is_canonical(1 << 57)
     assert four.is_canonical(0x7FFFFFFFFFFF) and not four.is_canonical(1 << 47)
@@ -110,7 +110,7 @@ def test_address_halves():
 
 
 def test_prstatus_layout_is_the_kernels():
-    layout = ARCHITECTURES[62].prstatus
+    layout = ARCHITECTURES[0].prstatus
     assert (layout.size, layout.pid_offset) == (X86_64_PRSTATUS_SIZE, PR_PID_AT)
     assert layout.registers == tuple(X86_64_REGISTERS)
     assert [layout.register_offset(name) for name in ("r15", "rip", "rsp", "gs")] == [112, 240, 264, 320]

@@ -10,7 +10,7 @@ from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.kernel.cpus import cpu_threads
 from tests.builders.notes import PR_PID_AT, prstatus_pid, qemu_cpu, vmcoreinfo_note, x86_64_prstatus
 
-ARCH, KIND = ARCHITECTURES[62], ElfKind(64, "<")
+ARCH, KIND = ARCHITECTURES[0], ElfKind(64, "<")
 
 
 def note(spec) -> Note:
