@@ -40,7 +40,7 @@ class ClaimedMappings:
 class Dump:
     """An open dump.  ``warnings`` are things worth saying that lost no memory.
 
-    ``phys_base`` is x86_64's, where the dump's headers have it.
+    ``phys_base`` is x86_64's, where the dump's headers have it.  ``format_source`` is what told the format.
     """
 
     format: str
@@ -54,6 +54,7 @@ class Dump:
     lost: tuple[Lost, ...]
     warnings: tuple[str, ...]
     phys_base: int | None = None
+    format_source: str = "the file's beginning"
 
 
 @dataclass(frozen=True)

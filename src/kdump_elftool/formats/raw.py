@@ -9,7 +9,7 @@ a file is taken off either: memory may begin with the page of any compressed fil
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,7 +115,8 @@ def open_raw(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     memory = PhysicalMemory(joined, normalise(paddr, length, position), declared)
     missing = subtract_ranges(declared, memory.present())
     lost = Lost("paddr", f"missing from {joined.path}", missing)
-    return image_dump(NAME, joined, options, memory, (lost,), ())
+    dump = image_dump(NAME, joined, options, memory, (lost,), ())
+    return replace(dump, format_source="the command line")
 
 
 def _check_places(files: tuple[ByteSource, ...], addresses: tuple[int, ...]) -> None:

@@ -189,8 +189,7 @@ def _file_items(dump: Dump) -> Iterator[Item]:
     path = printable(os.fspath(dump.file.path))
     yield Item("file", path, "the command line", "file", path)
     shown = f"{dump.format}, {dump.kind.bits}-bit, {dump.file.size} bytes"
-    source = "the command line" if dump.format == "raw" else "the file's beginning"
-    yield Item("format", shown, source, "format", dump.format)
+    yield Item("format", shown, dump.format_source, "format", dump.format)
 
 
 def _release_items(found: _Found) -> Iterator[Item]:
