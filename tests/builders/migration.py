@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from tests.builders.migration_devices import Device, behind, common, timer, x86_cpu
+
 PAGE = 4096
 ZERO, MEM_SIZE, DATA, EOS, CONTINUE = 2, 4, 8, 0x10, 0x20
 START, PART, END, FULL, SUBSECTION, VMDESCRIPTION, CONFIGURATION, COMMAND, FOOTER = (
@@ -81,7 +83,7 @@ class Stream:
     commands: bytes = b""
     version: int = 3
     footers: bool = True
-    behind: bytes = b"\x04\0\0\0\3\5timer" + bytes(100)
+    behind: bytes = field(default_factory=lambda: behind([timer(), common(0), x86_cpu(0, {"rip": 0x1000})]))
 
     def build(self) -> bytes:
         """The stream's bytes."""
@@ -103,11 +105,12 @@ def records(block: str, pages: list[tuple[int, bytes | None]]) -> bytes:
     )
 
 
-def stream_of(ranges: list[tuple[int, bytes]], size: int) -> bytes:
+def stream_of(ranges: list[tuple[int, bytes]], size: int, devices: list[Device] | None = None) -> bytes:
     """A pc guest of so many bytes that holds these ranges, and zeros elsewhere."""
     memory = bytearray(size)
     for start, data in ranges:
         memory[start : start + len(data)] = data
     pages = [(at, bytes(memory[at : at + PAGE])) for at in range(0, size, PAGE)]
     told = [(at, data if any(data) else None) for at, data in pages]
-    return Stream([records("pc.ram", told), b""], {"pc.ram": size}).build()
+    more = {} if devices is None else {"behind": behind(devices)}
+    return Stream([records("pc.ram", told), b""], {"pc.ram": size}, **more).build()

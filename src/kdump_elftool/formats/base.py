@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kdump_elftool.addr import U64, Ranges, subtract_ranges, u64
@@ -37,10 +37,23 @@ class ClaimedMappings:
 
 
 @dataclass(frozen=True)
+class CpuRegisters:
+    """The registers of CPU ``number`` by name, as unsigned integers.
+
+    Names are those of register notes and of QEMU's own note: rax, rip, eflags or rflags, cs, cs_base,
+    gdt_limit, cr3, kernel_gs_base; x0, sp, pc, pstate, ttbr1_el1; r0, cpsr.
+    """
+
+    number: int
+    values: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Dump:
     """An open dump.  ``warnings`` are things worth saying that lost no memory.
 
-    ``phys_base`` is x86_64's, where the dump's headers have it.  ``format_source`` is what told the format.
+    ``phys_base`` is x86_64's, where the dump's headers have it.  ``cpu_registers`` are registers that came
+    otherwise than as notes; ``format_source`` is what told the format.
     """
 
     format: str
@@ -54,6 +67,7 @@ class Dump:
     lost: tuple[Lost, ...]
     warnings: tuple[str, ...]
     phys_base: int | None = None
+    cpu_registers: tuple[CpuRegisters, ...] = ()
     format_source: str = "the file's beginning"
 
 

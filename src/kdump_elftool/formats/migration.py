@@ -1,8 +1,8 @@
 """QEMU migration streams: what ``migrate`` writes into a file or through a pipe, version 3.
 
 Sections one after the other; memory is in the section ``ram``, which comes in parts while the guest may
-still run: a page that was sent again counts as it came last.  The devices behind it have no lengths
-and are not needed for memory, so nothing behind the end of ``ram`` is read.
+still run: a page that was sent again counts as it came last.  Of the devices behind it the CPUs are
+read (``qemu_devices``); memory is whole without them.
 
 A stream has blocks of memory and not where the machine has them: that is known for some machines.
 Sources: migration/savevm.c; hw/i386/pc_piix.c (``pc_init1``), hw/i386/pc_q35.c (``pc_q35_init``),
@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kdump_elftool.addr import U64, merge_ranges, u64
-from kdump_elftool.elf.constants import EM_AARCH64, EM_RISCV, EM_X86_64
+from kdump_elftool.elf.constants import EM_AARCH64, EM_ARM, EM_RISCV, EM_X86_64
+from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats import migration_pages
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions
@@ -34,6 +35,7 @@ from kdump_elftool.formats.migration_structs import (
     skip_command,
     skip_footer,
 )
+from kdump_elftool.formats.qemu_devices import NO_CPUS, read_cpus
 from kdump_elftool.memory.extents import overlay
 from kdump_elftool.memory.physical import PhysicalMemory
 
@@ -105,15 +107,23 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     machine = _machine(cursor, stream)
     places = machine.places(stream.ram.blocks[machine.block])
     _, size, paddr = (u64(column) for column in zip(*places, strict=True))
+    cpus = read_cpus(cursor) if stream.ended else NO_CPUS
     extents = overlay(*_physical(stream.ram.columns(machine.block), places))
     memory = PhysicalMemory(file, extents, merge_ranges(paddr, paddr + size))
     why = "never sent" if stream.ended else f"truncated at file offset {cursor.limit:#x}"
     lost = Lost("paddr", why, memory.absent(), None if stream.ended else cursor.limit)
-    if options.e_machine == EM_X86_64:  # also the default: the machine knows better
-        options = replace(options, e_machine=machine.e_machine)
+    if options.e_machine == EM_X86_64:  # also the default: the machine knows better, its CPUs even more so
+        options = replace(options, e_machine=cpus.e_machine or machine.e_machine)
     # what was not sent is not known to be zero
     options = replace(options, zero_excluded=False)
-    return image_dump("qemu", file, options, memory, (lost,), _warnings(stream, machine))
+    dump = image_dump("qemu", file, options, memory, (lost,), (*_warnings(stream, machine), *cpus.warnings))
+    return replace(dump, kind=_kind(options.e_machine, memory), cpu_registers=cpus.registers)
+
+
+def _kind(e_machine: int, memory: PhysicalMemory) -> ElfKind:
+    """As dump-guest-memory writes: 32 bits where memory ends before 4 GB; the firmware of x86 does not."""
+    narrow = e_machine == EM_ARM and int(memory.declared.end[-1]) < GB4
+    return ElfKind(32 if narrow else 64, "<")
 
 
 def _read_section(cursor: Cursor, stream: Stream) -> None:
@@ -196,7 +206,8 @@ def _warnings(stream: Stream, machine: Machine) -> tuple[str, ...]:
     said = []
     if not stream.ended:
         said.append(
-            "the guest may still have run when what is there was sent: it can be of different moments"
+            "the guest may still have run when what is there was sent: it can be of different moments, "
+            "and its CPUs are not in here"
         )
     for name, size in stream.ram.blocks.items():
         if size >= _LARGE and name != machine.block and "vram" not in name and "flash" not in name:
