@@ -22,10 +22,9 @@ from kdump_elftool.kernel.cpus import CORE, cpus_by_base, is_prstatus
 from kdump_elftool.kernel.crash_notes import read_crash_notes
 from kdump_elftool.kernel.percpu import PerCpu, find_percpu
 from kdump_elftool.kernel.qemu_notes import QEMU, qemu_cpus
+from kdump_elftool.kernel.saved_registers import LINUX
 
 log = logging.getLogger(__name__)
-
-LINUX = b"LINUX"
 
 
 def elsewhere(dump: Dump, kernel: Kernel) -> list[bool]:

@@ -16,7 +16,7 @@ from kdump_elftool.elf.notes import Note
 log = logging.getLogger(__name__)
 
 QEMU = b"QEMU"
-_VERSION = 1
+VERSION = 1
 _GENERAL = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
 _SEGMENTS = "cs ds es fs gs ss ldt tr gdt idt"
 _CONTROL = "cr0 cr1 cr2 cr3 cr4"
@@ -43,7 +43,7 @@ def qemu_cpus(notes: tuple[Note, ...]) -> tuple[Mapping[str, int], ...]:
         if note.name != QEMU or note.type != 0 or not isinstance(note.desc, bytes):
             continue
         values = dict(_fields(note.desc))
-        if values.get("version") != _VERSION or "cr4" not in values:
+        if values.get("version") != VERSION or "cr4" not in values:
             log.info("a note of QEMU's of %d bytes, version %s: not used", note.size, values.get("version"))
             continue
         found.append(values)
