@@ -13,13 +13,14 @@ _kdump_elftool() {
             mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
-            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -30,13 +31,14 @@ _kdump_elftool() {
             esac
             ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -46,13 +48,14 @@ _kdump_elftool() {
             esac
             ;;
         addrandoff)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base -m --vmlinux -e --extravminfo -P --physpgd --kernel --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -66,13 +69,14 @@ _kdump_elftool() {
             esac
             ;;
         dumpmem)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -80,24 +84,26 @@ _kdump_elftool() {
             esac
             ;;
         virttophys)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
             esac
             ;;
         vminfo)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -106,11 +112,12 @@ _kdump_elftool() {
             esac
             ;;
         info)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
@@ -118,11 +125,12 @@ _kdump_elftool() {
             esac
             ;;
         dmesg)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -131,11 +139,12 @@ _kdump_elftool() {
             esac
             ;;
         ps)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
+                --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;

@@ -110,6 +110,12 @@ def add_dump(
         type=number,
         help="physical address of the first byte of raw memory (-I raw; default 0)",
     )
+    source.add_argument(
+        "--cpu-regs",
+        metavar="FILE",
+        help="registers of the CPUs, for memory that comes without: what QEMU's monitor prints for "
+        "'info registers -a', or lines such as cpu0.rip=ffffffff81000000; they go before those of the dump",
+    )
     kernel = parser.add_argument_group("kernel")
     if vmlinux:
         kernel.add_argument(
@@ -175,6 +181,12 @@ def open_input(
     )
     dump = open_dump(first, inputs.intype, options, tuple(more))
     files += [first, *more]
+    if args.cpu_regs is not None or dump.cpu_registers:
+        # a crash kernel, whose dump has notes, need not load it
+        from kdump_elftool.cli.register_input import with_registers
+
+        dump, given = with_registers(dump, args.cpu_regs, stack)
+        files += given
     return Opened(dump, request, files)
 
 

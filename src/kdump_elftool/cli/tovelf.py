@@ -76,6 +76,10 @@ def _file_to_change(args: argparse.Namespace) -> ChangedFile:
         raise UsageError(
             "--in-place cannot add zero pages to a dump", hint="make a copy with -o for --zero-excluded"
         )
+    if args.cpu_regs is not None:
+        raise UsageError(
+            "--in-place keeps the dump's own registers", hint="make a copy with -o for --cpu-regs"
+        )
     return ChangedFile.open(_named_input(args))
 
 
