@@ -13,7 +13,7 @@ _kdump_elftool() {
             mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
-            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -31,7 +31,7 @@ _kdump_elftool() {
             esac
             ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +162,31 @@ def test_neither_changed_in_place_nor_written_over(kernel, tmp_path, capfd):
     assert "--in-place" in capfd.readouterr().err
     assert main(["tovelf", "-i", str(dump), "--cpu-regs", str(path), "-o", str(path)]) == 2
     assert path.read_text() == text(kernel, 1)
+
+
+@pytest.mark.parametrize("option", ["--m64", "-8", "--m32", "-4"])
+def test_the_seeds_machine_options(tovelf, kernel, vminfo, option):
+    result = tovelf(stream(kernel, 1), "-I", "qemu", "-e", vminfo, option)
+    assert result.code == 0
+    assert not result.err
+    check_threads(result.core, kernel, 1)
+
+
+def test_the_seeds_line(kernel, tmp_path, monkeypatch, capfd):
+    """``tovelf -i qemu-vmdump -o vmcore``, and the one of its README, both in the directory of the dump."""
+    monkeypatch.chdir(tmp_path)
+    image = stream(kernel, 2)
+    Path("qemu-vmdump").write_bytes(image)
+    Path("qemu_vmcore").write_bytes(image)
+    Path("vminfo").write_text(kernel.vmcoreinfo_text())
+    for line in (
+        "tovelf -i qemu-vmdump -o vmcore",
+        "tovelf -I qemu -i qemu_vmcore -e vminfo --m64 -o vmcore",
+        "topelf -I qemu -i qemu_vmcore -e vminfo --m64 -o pelf",
+    ):
+        assert main(line.split()) == 0, capfd.readouterr().err
+    check_threads(read_core(Path("vmcore")), kernel, 2)
+    assert len(prstatus(read_core(Path("pelf")))) == 2
 
 
 def test_info_tells_what_told_the_format(kernel, tmp_path, capfd):

@@ -48,6 +48,20 @@ def add_level(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_seed_machine(parser: argparse.ArgumentParser) -> None:
+    """The original tool had to be told of what machine a migration stream is."""
+    group = parser.add_argument_group("accepted from earlier versions")
+    for short, bits in (("-8", 64), ("-4", 32)):
+        group.add_argument(
+            short,
+            f"--m{bits}",
+            action="store_true",
+            help=f"no longer needed: a migration stream says whether its machine is of {bits} bits",
+        )
+    # argparse would take every negative number for an option now; these two it knows by name
+    parser._has_negative_number_optionals.clear()
+
+
 def print_statistics(pages: Pages, stream: TextIO) -> None:
     """The original tool's statistics; lines it did not have appear when there is something to say."""
     print(f"Skipped {pages.not_present} not present pages", file=stream)

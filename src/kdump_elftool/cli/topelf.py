@@ -8,7 +8,15 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from kdump_elftool.cli.common import DEFAULT_LEVEL, add_common, add_level, pages_json, print_statistics, warn
+from kdump_elftool.cli.common import (
+    DEFAULT_LEVEL,
+    add_common,
+    add_level,
+    add_seed_machine,
+    pages_json,
+    print_statistics,
+    warn,
+)
 from kdump_elftool.cli.dump_input import add_dump, open_input, write_result
 from kdump_elftool.errors import UsageError
 from kdump_elftool.jobs.pelf import Pelf, plan_pelf
@@ -39,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how --format kdump compresses pages (default zstd if its package is installed, else zlib)",
     )
     selection.add_argument("-o", "--outfile", metavar="FILE", help="the file to write (default: stdout)")
+    add_seed_machine(parser)
     add_common(parser)
 
 

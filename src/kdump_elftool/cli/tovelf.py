@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from kdump_elftool.cli.common import (
     add_common,
     add_level,
+    add_seed_machine,
     one_input,
     pages_json,
     print_statistics,
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--undo", action="store_true", help="take back --in-place: the dump is what it was, byte for byte"
     )
+    add_seed_machine(parser)
     add_common(parser)
 
 
