@@ -10,26 +10,18 @@ import pytest
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from lab.config import Row
-from tests.lab.dumps import LabDump, kdump_elftool, selected_rows
-from tests.lab.variants import loads_of, same_bytes, tovelf
+from tests.lab.dumps import kdump_elftool, selected_rows
+from tests.lab.variants import ROM_BYTES, both, loads_of, same_bytes, tovelf
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ROWS = [row for row in selected_rows() if row.scenario in ("machine", "newer")]
-ROM_BYTES = 0x40000
-"""The firmware below 4 GB, which dump-guest-memory writes as well and a stream has elsewhere."""
 PIECE = 1 << 20
-
-
-def both(row: Row) -> tuple[LabDump, Path]:
-    dump = LabDump(row.name, row.scenario, "qemu.elf")
-    dump.check()
-    return dump, dump.directory / "qemu.stream"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_same_memory(row: Row, tmp_path: Path) -> None:
-    dump, stream = both(row)
+    dump, stream = both(row, "qemu.stream")
     original = tovelf([dump.path], tmp_path / "original", dump.vmlinux)
     variant = tovelf([stream], tmp_path / "velf", dump.vmlinux)
     compared = same_bytes(original, variant)
@@ -39,7 +31,7 @@ def test_the_same_memory(row: Row, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_same_answers(row: Row) -> None:
-    dump, stream = both(row)
+    dump, stream = both(row, "qemu.stream")
     for command in ("dmesg", "ps"):
         answers = [kdump_elftool(command, path) for path in (dump.path, stream)]
         assert [answer.returncode for answer in answers] == [0, 0], answers[1].stderr
@@ -52,7 +44,7 @@ def test_the_same_answers(row: Row) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_page_of_ram(row: Row) -> None:
     """Also what no page table maps: read by physical address, in pieces."""
-    dump, stream = both(row)
+    dump, stream = both(row, "qemu.stream")
     compared = 0
     with InputFile.open(str(dump.path)) as elf, InputFile.open(str(stream)) as saved:
         ours, theirs = open_dump(saved).memory, open_dump(elf).memory

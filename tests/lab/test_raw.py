@@ -9,28 +9,20 @@ from pathlib import Path
 import pytest
 
 from lab.config import Row
-from tests.lab.dumps import LabDump, kdump_elftool, selected_rows
-from tests.lab.variants import Variant, loads_of, same_bytes, tovelf
+from tests.lab.dumps import kdump_elftool, selected_rows
+from tests.lab.variants import ROM_BYTES, Variant, both, loads_of, same_bytes, tovelf
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ROWS = [row for row in selected_rows() if row.name == "x64-61-l4.machine"]
-ROM_BYTES = 0x40000
-"""The firmware below 4 GB, which dump-guest-memory writes as well and pmemsave of the RAM does not."""
 CUTS = (0, 0x5A5A000, 0x10000000)
 """Where the three pieces begin; the last reaches up to the end."""
 STEP = 8 << 20
 
 
-def both(row: Row) -> tuple[LabDump, Path]:
-    dump = LabDump(row.name, row.scenario, "qemu.elf")
-    dump.check()
-    return dump, dump.directory / "qemu.raw"
-
-
 @pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variant]:
-    dump, _ = both(request.param)
+    dump, _ = both(request.param, "qemu.raw")
     velf = tmp_path_factory.mktemp("original") / "velf"
     yield tovelf([dump.path], velf, dump.vmlinux)
     velf.unlink()
@@ -83,7 +75,7 @@ def test_pieces_in_any_order(original: Variant, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_same_answers(row: Row) -> None:
-    dump, path = both(row)
+    dump, path = both(row, "qemu.raw")
     for command in ("dmesg", "ps"):
         answers = [kdump_elftool(command, dump.path), kdump_elftool(command, "-I", "raw", path)]
         assert [answer.returncode for answer in answers] == [0, 0], answers[1].stderr

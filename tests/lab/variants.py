@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-from tests.lab.dumps import gdb, kdump_elftool
+from lab.config import Row
+from tests.lab.dumps import LabDump, gdb, kdump_elftool
+
+ROM_BYTES = 0x40000
+"""The firmware below 4 GB, which dump-guest-memory writes as well and what holds the RAM alone does not."""
+
+
+def both(row: Row, name: str) -> tuple[LabDump, Path]:
+    """QEMU's ELF dump of a machine, and another file of the same."""
+    dump = LabDump(row.name, row.scenario, "qemu.elf")
+    dump.check()
+    return dump, dump.directory / name
 
 
 @dataclass(frozen=True)
@@ -26,8 +38,8 @@ class Variant:
         return f"symbol-file -o {self.summary['kaslr_offset']} {self.vmlinux}"
 
 
-def tovelf(files: list[Path], velf: Path, vmlinux: Path) -> Variant:
-    done = kdump_elftool("tovelf", "-l", "all", "--json", "-o", velf, *files)
+def tovelf(files: list[Path], velf: Path, vmlinux: Path, *words: str | Path) -> Variant:
+    done = kdump_elftool("tovelf", "-l", "all", "--json", "-o", velf, *files, *words)
     assert done.returncode == 0, done.stderr
     return Variant(files, velf, json.loads(done.stdout), vmlinux)
 
@@ -59,6 +71,21 @@ def same_bytes(original: Variant, variant: Variant) -> int:
             compared += size
     assert compared == sum(size for _, _, size in loads_of(variant.velf))
     return compared
+
+
+def notes_of(path: Path) -> list[tuple[str, int, bytes]]:
+    """Owner, type and descriptor of each note but our own account of the run, in order."""
+    with path.open("rb") as file:
+        (segment,) = [part for part in ELFFile(file).iter_segments() if part["p_type"] == "PT_NOTE"]
+        file.seek(segment["p_offset"])
+        data = file.read(segment["p_filesz"])
+    notes, at = [], 0
+    while at < len(data):
+        name_size, size, kind = struct.unpack_from("<III", data, at)
+        begin = at + 12 + -(-name_size // 4) * 4
+        notes.append((data[at + 12 : at + 11 + name_size].decode(), kind, data[begin : begin + size]))
+        at = begin + -(-size // 4) * 4
+    return [note for note in notes if note[:2] != ("kdump-elftool", 1)]
 
 
 def frames_of(core: Variant) -> list[str]:
