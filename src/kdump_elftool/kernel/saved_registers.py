@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import replace
 
-from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch import find_architecture
 from kdump_elftool.arch.base import Architecture, PrStatusLayout
 from kdump_elftool.elf.constants import EM_386, EM_X86_64, NT_PRFPREG, NT_PRSTATUS
 from kdump_elftool.elf.notes import Note
@@ -53,7 +53,7 @@ def with_register_notes(dump: Dump) -> Dump:
     Unchanged without any, or if the architecture is not known.  Raises UsageError where they can't be
     this architecture's.
     """
-    arch = ARCHITECTURES.get(dump.e_machine)
+    arch = find_architecture(dump.e_machine, dump.kind.bits)
     if arch is None or not dump.cpu_registers:
         return dump
     layout, order = arch.prstatus, dump.kind.order
