@@ -172,6 +172,10 @@ class KernelNumbers(Protocol):
     def text(self, key: str, /) -> str | None: ...
 
 
+def _prints_nothing(form: PagingForm, vaddr: int, paddr: int, /) -> Mapping[str, int]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture: constants and small functions, no state.
@@ -187,6 +191,10 @@ class Architecture:
     ``alias_ranges`` are mapped many times over and left out.  ``running_tables`` are the top tables
     that a CPU with these registers may be using, and their form; ``percpu_registers`` hold the base
     of a CPU's per-CPU area, or something else.
+
+    The last two are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
+    table, the first that there is counts; ``image_numbers`` gives the NUMBERs that VMCOREINFO would have if
+    the image, mapped by tables of this form, had ``vaddr`` at ``paddr`` (what ``image_paddr`` needs).
     """
 
     name: str
@@ -207,6 +215,8 @@ class Architecture:
     thread_keys: tuple[str, ...]
     running_tables: Callable[[KernelNumbers, Mapping[str, int]], tuple[tuple[int, PagingForm], ...]]
     percpu_registers: tuple[str, ...]
+    root_symbols: tuple[str, ...] = ("swapper_pg_dir",)
+    image_numbers: Callable[[PagingForm, int, int], Mapping[str, int]] = _prints_nothing
 
     @property
     def bits(self) -> int:

@@ -118,6 +118,16 @@ def _image_window(kernel: KernelNumbers) -> tuple[int, int]:
     return START_KERNEL_MAP, START_KERNEL_MAP + IMAGE_SIZE
 
 
+def _image_numbers(form: PagingForm, vaddr: int, paddr: int) -> Mapping[str, int]:
+    """arch_crash_save_vmcoreinfo(), arch/x86/kernel/vmcore_info_64.c (machine_kexec_64.c until v6.8)."""
+    phys_base = (paddr - (vaddr - START_KERNEL_MAP)) & MASK64
+    return {
+        "phys_base": phys_base - (1 << 64) if phys_base >> 63 else phys_base,
+        "pgtable_l5_enabled": int(len(form.levels) == 5),
+        "sme_mask": form.ignored_bits,
+    }
+
+
 _CR0_PG, _CR4_PAE, _CR4_LA57 = 1 << 31, 1 << 5, 1 << 12
 _USER_TABLES = 1 << 12
 """With page-table isolation a CPU in user mode uses the page behind the kernel's table
@@ -224,4 +234,7 @@ ARCH = Architecture(
     ),
     running_tables=_running_tables,
     percpu_registers=("gs_base", "kernel_gs_base"),
+    # swapper_pg_dir is a macro; init_level4_pgt until v4.12
+    root_symbols=("init_top_pgt", "init_level4_pgt"),
+    image_numbers=_image_numbers,
 )

@@ -16,10 +16,11 @@ from kdump_elftool.elf.reader import read_header
 from kdump_elftool.errors import FormatError, UnsupportedError
 from kdump_elftool.files import InputFile
 from kdump_elftool.jobs.kernel import open_kernel
-from kdump_elftool.jobs.knowledge import knowledge, vmlinux_knowledge
+from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.jobs.vminfo import GROUPS, vminfo
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.vmlinux import read_vmlinux
+from kdump_elftool.kernel.vmlinux_source import vmlinux_knowledge
 
 NAME = "vminfo"
 HELP = "print what is known of a kernel as lines for -e"

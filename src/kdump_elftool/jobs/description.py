@@ -13,6 +13,7 @@ from kdump_elftool.arch.base import Architecture
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.errors import UsageError
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import dump_vmcoreinfo
 from kdump_elftool.kernel.kernels import FoundKernel, Kernels, KernelSearch
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override
@@ -29,9 +30,9 @@ SEARCHING = "searching memory for a kernel"
 class Description:
     """What a kernel says about itself, ``-e`` laid over it; ``info`` is empty where nothing does.
 
-    ``source`` is for people.  ``paddr`` is where the text lies if it was found in memory, and then
-    ``note`` is what a core made of the dump needs in place of the dump's own.  ``kernels`` are all
-    that were found, of which ``chosen`` is the index.
+    ``source`` is for people.  ``paddr`` is where the text lies if it was found in memory (or the banner of
+    the vmlinux that told it; ``fact`` says which), and then ``note`` is what a core made of the dump needs
+    in place of the dump's own.  ``kernels`` are all that were found, of which ``chosen`` is the index.
     """
 
     info: VmcoreInfo
@@ -41,6 +42,7 @@ class Description:
     kernels: tuple[FoundKernel, ...] = ()
     chosen: int | None = None
     warnings: tuple[str, ...] = ()
+    fact: Fact | None = None
 
     @property
     def is_known(self) -> bool:
@@ -62,13 +64,26 @@ def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> D
     if arch is None or (described and request.kernel is None):
         info = _with_phys_base(noted, dump.phys_base) if noted else VmcoreInfo({})
         return _laid_over(Description(info, "ELF note" if noted else "none"), request)
-    search = KernelSearch(dump, arch, request.extra, request.pgt_root)
+    search = kernel_search(dump, arch, request)
     text = next((note.desc for note in dump.notes if note.name == NOTE_NAME and noted is not None), None)
     with request.progress(SEARCHING, dump.memory.present().total) as advance:
         kernels = search.run(text if isinstance(text, bytes) else None, advance)
     for number, kernel in enumerate(kernels.found, 1):
         log.info("kernel %d: %s", number, kernel.shown())
     return _laid_over(_choose(kernels, request.kernel), request)
+
+
+def kernel_search(dump: Dump, arch: Architecture, request: KernelRequest) -> KernelSearch:
+    """What finds the kernels in the dump's memory, those of the vmlinux that the user named among them."""
+    images = None
+    if request.vmlinux is not None and request.vmlinux.e_machine == arch.e_machine:
+        # topelf in a crash kernel need not load this
+        from kdump_elftool.kernel.image import ImageSearch
+        from kdump_elftool.kernel.vmlinux_source import vmlinux_knowledge
+
+        known = vmlinux_knowledge(request.vmlinux, arch, request.cache)
+        images = ImageSearch(dump, arch, request.vmlinux, known, request.extra or VmcoreInfo({}))
+    return KernelSearch(dump, arch, request.extra, request.pgt_root, images, request.seen)
 
 
 def _with_phys_base(info: VmcoreInfo, phys_base: int | None) -> VmcoreInfo:
@@ -110,7 +125,9 @@ def _choose(kernels: Kernels, wanted: int | None) -> Description:
     if not kernel.verified:
         warnings.append(f"--kernel {chosen + 1}: {kernel.shown()}")
     note = None if kernel.paddr is None else kernel.note
-    return Description(kernel.info, kernel.where, kernel.paddr, note, found, chosen, tuple(warnings))
+    return Description(
+        kernel.info, kernel.where, kernel.paddr, note, found, chosen, tuple(warnings), kernel.fact
+    )
 
 
 def _listed(found: tuple[FoundKernel, ...]) -> str:

@@ -15,6 +15,7 @@ from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.description import Description, describe
 from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.find import Texts
 from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, identify
 from kdump_elftool.kernel.qemu_notes import qemu_cpus
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
@@ -35,6 +36,7 @@ class KernelRequest:
     ``kernel`` counts from 1; ``progress`` shows the search for kernels in memory.  ``find`` takes the
     vmlinux out of a directory that was given instead (or raises); ``locate`` looks for one that was not
     given, when types or symbols are wanted that the dump lacks.  ``cache`` keeps what takes long to read.
+    ``seen`` is what a search of memory has found, if there was one already.
     """
 
     vmlinux: Vmlinux | None = None
@@ -46,6 +48,7 @@ class KernelRequest:
     find: FindVmlinux | None = None
     locate: FindVmlinux | None = None
     cache: Cache | None = None
+    seen: Texts | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,8 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
     if not written.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    if description.paddr is not None:
-        found = Fact("vmcoreinfo", description.paddr, "found in memory")
-        identity = replace(identity, facts=(*identity.facts, found))
+    if description.fact is not None:
+        identity = replace(identity, facts=(*identity.facts, description.fact))
     return Kernel(arch, info, identity, walked, written, root, tuple(warnings), description, request, vmlinux)
 
 

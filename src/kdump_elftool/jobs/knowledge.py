@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdump_elftool.arch.base import Architecture
-from kdump_elftool.cache import Cache
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.kernel.btf import open_btf
@@ -17,17 +15,8 @@ from kdump_elftool.kernel.content import ContentSource
 from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
-from kdump_elftool.kernel.vmlinux_source import (
-    Advise,
-    ArrayLengths,
-    VmlinuxSymbols,
-    vmlinux_dwarf,
-    vmlinux_types,
-)
-
-TYPES = ("OFFSET", "SIZE", "LENGTH", "NUMBER")
+from kdump_elftool.kernel.vmlinux_source import TYPES, Advise, VmlinuxSymbols, vmlinux_types
 
 
 def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
@@ -44,17 +33,6 @@ def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
         sources += _located(kernel, types, advice.append)
     sources.append(ContentSource(memory, Knowledge(tuple(sources)), window, order, word))
     return Knowledge(tuple(sources), advice)
-
-
-def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture, cache: Cache | None = None) -> Knowledge:
-    """What a vmlinux alone tells: its link-time addresses and its types."""
-    word, advice = arch.prstatus.word, list[str]()
-    types = Later(TYPES, lambda: vmlinux_types(vmlinux, word, cache, advice.append))
-    # what BTF has suffices: that more could be known is no advice
-    arrays = ArrayLengths(Later(TYPES, lambda: vmlinux_dwarf(vmlinux, cache, lambda _text: None)))
-    return Knowledge(
-        (VmlinuxSymbols(vmlinux, 0, arch.image_window(VmcoreInfo({}))[0]), types, arrays), advice
-    )
 
 
 def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:

@@ -13,11 +13,12 @@ include/linux/vmcore_info.h.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from kdump_elftool.errors import PageAbsentError
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME
@@ -30,6 +31,8 @@ LARGEST = 1 << 16
 """VMCOREINFO_BYTES with the largest pages that Linux has."""
 MOST_TEXTS = 1000
 """Different texts looked at, of each form."""
+LONGEST = 1024
+"""Of what else is looked for."""
 _MOST_HITS = 4000
 _PIECE = 8 << 20
 _PAGE = 4096
@@ -60,30 +63,64 @@ class Text:
 
 @dataclass(frozen=True)
 class Texts:
-    """Copies that differ, by ascending address; ``complete`` unless there were too many to look at."""
+    """Copies that differ, by ascending address; ``complete`` unless there were too many to look at.
+
+    ``places`` are the physical addresses of whatever else was looked for, by what that was.
+    """
 
     found: tuple[Text, ...]
     complete: bool = True
+    places: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict)
+
+    def moved(self, by: int) -> Texts:
+        """The same with ``by`` added to all addresses."""
+        found = tuple(replace(text, paddr=text.paddr + by) for text in self.found)
+        places = {wanted: tuple(at + by for at in places) for wanted, places in self.places.items()}
+        return Texts(found, self.complete, places)
 
 
-def find_texts(memory: PhysicalMemory, order: str, advance: Advance) -> Texts:
-    """All of memory is read once, in large pieces; ``advance`` is told how many bytes were done."""
-    found: dict[tuple[int, bytes], Text] = {}
-    hits, kept = [0] * 4, [0] * 4
-    complete = True
-    for paddr in _marks(memory, advance):
-        size = _note_size(memory, order, paddr)
+@dataclass
+class _Kept:
+    """What was found so far; of each form no more than is bearable."""
+
+    memory: PhysicalMemory
+    order: str
+    found: dict[tuple[int, bytes], Text] = field(default_factory=dict)
+    hits: list[int] = field(default_factory=lambda: [0] * 4)
+    kept: list[int] = field(default_factory=lambda: [0] * 4)
+    complete: bool = True
+
+    def add(self, paddr: int) -> None:
+        """A place at which a text begins."""
+        size = _note_size(self.memory, self.order, paddr)
         form = _form(paddr, size)
-        hits[form] += 1
-        if hits[form] > _MOST_HITS or kept[form] >= MOST_TEXTS:
-            complete = False
-            continue
-        data = _letters(memory, paddr, size)
-        if data and (form, data) not in found:
-            kept[form] += 1
-            found[form, data] = Text(paddr, data, form)
-    log.info("VMCOREINFO looked for in memory: %d places, %d texts", sum(hits), len(found))
-    return Texts(tuple(found.values()), complete)
+        self.hits[form] += 1
+        if self.hits[form] > _MOST_HITS or self.kept[form] >= MOST_TEXTS:
+            self.complete = False
+            return
+        data = _letters(self.memory, paddr, size)
+        if data and (form, data) not in self.found:
+            self.kept[form] += 1
+            self.found[form, data] = Text(paddr, data, form)
+
+
+def find_texts(
+    memory: PhysicalMemory, order: str, advance: Advance, others: tuple[bytes, ...] = ()
+) -> Texts:
+    """All of memory is read once, in large pieces; ``advance`` is told how many bytes were done.
+
+    ``others`` are bytes that are looked for as well, each at least 16 and at most LONGEST long.
+    """
+    kept = _Kept(memory, order)
+    places: dict[bytes, list[int]] = {wanted: [] for wanted in others}
+    for piece in _pieces(memory, max([_HEAD_SIZE, *map(len, others)]), advance):
+        for paddr in _hits(piece):
+            kept.add(paddr)
+        for wanted, found in places.items():
+            found += itertools.islice(_places(piece, wanted), _MOST_HITS - len(found))
+    log.info("VMCOREINFO looked for in memory: %d places, %d texts", sum(kept.hits), len(kept.found))
+    seen = {wanted: tuple(found) for wanted, found in places.items()}
+    return Texts(tuple(kept.found.values()), kept.complete, seen)
 
 
 def text_at(memory: PhysicalMemory, order: str, paddr: int) -> Text | None:
@@ -100,9 +137,19 @@ def text_at(memory: PhysicalMemory, order: str, paddr: int) -> Text | None:
     return None
 
 
-def _marks(memory: PhysicalMemory, advance: Advance) -> Iterator[int]:
-    """Physical addresses of lines that begin a VMCOREINFO."""
-    buffer = bytearray(_HEAD_SIZE + _PIECE)
+@dataclass(frozen=True)
+class _Piece:
+    """``filled`` bytes of memory from ``base`` on; what begins at ``stop`` or behind is in the next piece."""
+
+    buffer: bytearray
+    base: int
+    stop: int
+    filled: int
+
+
+def _pieces(memory: PhysicalMemory, overlap: int, advance: Advance) -> Iterator[_Piece]:
+    """All of memory; what is at most ``overlap`` bytes long is whole in one of them."""
+    buffer = bytearray(overlap + _PIECE)
     view = memoryview(buffer)
     present = memory.present()
     for start, end in zip(present.start.tolist(), present.end.tolist(), strict=True):
@@ -113,24 +160,33 @@ def _marks(memory: PhysicalMemory, advance: Advance) -> Iterator[int]:
             filled = kept + size
             last = at + size == end
             # a beginning too near to the end of the piece is found in the next one
-            stop = filled if last else filled - _HEAD_SIZE
-            yield from (at - kept + hit for hit in _hits(buffer, at - kept, stop, filled))
-            kept = 0 if last else _HEAD_SIZE
+            stop = filled if last else max(filled - overlap, 0)
+            yield _Piece(buffer, at - kept, stop, filled)
+            kept = 0 if last else min(overlap, filled)
             buffer[:kept] = buffer[filled - kept : filled]
             advance(size)
 
 
-def _hits(buffer: bytearray, base: int, stop: int, filled: int) -> Iterator[int]:
-    """Where in the buffer texts begin, before ``stop``.
+def _places(piece: _Piece, wanted: bytes) -> Iterator[int]:
+    """Physical addresses of ``wanted``."""
+    at = piece.buffer.find(wanted, 0, piece.filled)
+    while 0 <= at < piece.stop:
+        yield piece.base + at
+        at = piece.buffer.find(wanted, at + 1, piece.filled)
+
+
+def _hits(piece: _Piece) -> Iterator[int]:
+    """Physical addresses at which texts begin.
 
     What lies closer behind another beginning than a text is long is passed over, up to the next page:
     a dump full of beginnings costs little.
     """
+    buffer, filled = piece.buffer, piece.filled
     at = buffer.find(MARK, 0, filled)
-    while 0 <= at < stop:
+    while 0 <= at < piece.stop:
         if _HEAD.match(buffer, at, filled):
-            yield at
-        next_page = at + _PAGE - (base + at) % _PAGE
+            yield piece.base + at
+        next_page = at + _PAGE - (piece.base + at) % _PAGE
         at = buffer.find(MARK, min(at + _CLOSEST, next_page), filled)
 
 

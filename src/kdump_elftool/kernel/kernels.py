@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kdump_elftool.addr import MASK64
 from kdump_elftool.arch.base import Architecture
@@ -22,7 +24,8 @@ from kdump_elftool.elf.notes import Note
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.cpu_place import CpuPlaces
-from kdump_elftool.kernel.find import Text, find_texts, text_at
+from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.find import Text, Texts, find_texts, text_at
 from kdump_elftool.kernel.identity import KernelIdentity, identify
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
@@ -30,6 +33,9 @@ from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override, par
 from kdump_elftool.memory.virtual import VirtualMemory
 from kdump_elftool.progress import Advance
 from kdump_elftool.safe_text import printable
+
+if TYPE_CHECKING:
+    from kdump_elftool.kernel.image import ImageSearch
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ _MOST_KERNELS = 8
 class FoundKernel:
     """A kernel by its VMCOREINFO; ``paddr`` is where that lies, None for the dump's own note.
 
+    With ``by_vmlinux`` the text is made of what the vmlinux says, and ``paddr`` is where linux_banner lies.
     ``verified`` means that its page tables and its name are where the text says.  ``crash_kernel_of`` is
     the number, from 1, of the kernel in whose reserve it runs.
     """
@@ -56,6 +63,7 @@ class FoundKernel:
     identity: KernelIdentity | None
     verified: bool
     crash_kernel_of: int | None = None
+    by_vmlinux: bool = False
 
     @property
     def note(self) -> Note:
@@ -65,7 +73,16 @@ class FoundKernel:
     @property
     def where(self) -> str:
         """Where its VMCOREINFO is."""
+        if self.by_vmlinux:
+            return f"made from vmlinux, its linux_banner found in memory at {self.paddr:#x}"
         return "ELF note" if self.paddr is None else f"found in memory at {self.paddr:#x}"
+
+    @property
+    def fact(self) -> Fact | None:
+        """What was found in memory, if anything had to be."""
+        if self.paddr is None:
+            return None
+        return Fact("linux_banner" if self.by_vmlinux else "vmcoreinfo", self.paddr, "found in memory")
 
     def shown(self) -> str:
         """One line about it."""
@@ -96,26 +113,34 @@ class Kernels:
 
 @dataclass(frozen=True)
 class KernelSearch:
-    """Finds the kernels of one dump.  ``extra`` are the ``-e`` lines, ``pgt_root`` is ``-P``."""
+    """Finds the kernels of one dump.  ``extra`` are the ``-e`` lines, ``pgt_root`` is ``-P``.
+
+    ``images`` finds those of a vmlinux.  ``seen`` is what reading all of memory has already shown.
+    """
 
     dump: Dump
     arch: Architecture
     extra: VmcoreInfo | None
     pgt_root: int | None
+    images: ImageSearch | None = None
+    seen: Texts | None = None
 
     def run(self, noted: bytes | None, advance: Advance) -> Kernels:
         """Read all of memory.  ``noted`` is the text of the dump's own note, which stays the first."""
-        texts = find_texts(self.dump.memory, self.dump.kind.order, advance)
+        texts = self.seen or find_texts(self.dump.memory, self.dump.kind.order, advance, self.wanted)
         groups: dict[int, list[tuple[Text, FoundKernel]]] = {}
         unverified: list[FoundKernel] = []
         for text in texts.found:
-            kernel = self._judge(text.data, text.paddr)
+            kernel = self.judge(text.data, text.paddr)
             if kernel.verified and kernel.identity is not None:
                 groups.setdefault(kernel.identity.pgt_root, []).append((text, kernel))
             elif len(unverified) < _MOST_UNVERIFIED:
                 unverified.append(kernel)
         verified = {root: self._best(group) for root, group in groups.items()}
-        own = None if noted is None else self._judge(noted, None)
+        for kernel in self._by_vmlinux(texts, known=set(verified)):
+            if kernel.identity is not None:
+                verified[kernel.identity.pgt_root] = kernel
+        own = None if noted is None else self.judge(noted, None)
         if own is not None and own.identity is not None:
             verified.pop(own.identity.pgt_root, None)
         ranked = sorted(verified.values(), key=lambda kernel: kernel.paddr or 0)
@@ -123,7 +148,24 @@ class KernelSearch:
         default, why = self._default(tuple(found)) if own is None else (0, "the dump's note")
         return Kernels((*found, *unverified), default, why, texts.complete)
 
-    def _judge(self, data: bytes, paddr: int | None) -> FoundKernel:
+    @property
+    def wanted(self) -> tuple[bytes, ...]:
+        """What to look for in memory beside texts."""
+        banner = self.images.wanted if self.images else None
+        return () if banner is None else (banner,)
+
+    def _by_vmlinux(self, texts: Texts, known: set[int]) -> Iterator[FoundKernel]:
+        """Kernels that no text describes; their top tables are not among the ``known`` ones."""
+        places = [paddr for wanted in self.wanted for paddr in texts.places.get(wanted, ())]
+        for image in self.images.images(tuple(places)) if self.images else ():
+            if image.identity.pgt_root not in known and self.images:
+                info = self.images.described(image)
+                data = "".join(f"{key}={value}\n" for key, value in info.values.items())
+                encoded = data.encode("latin-1")
+                yield FoundKernel(info, encoded, image.banner, image.identity, True, by_vmlinux=True)
+
+    def judge(self, data: bytes, paddr: int | None) -> FoundKernel:
+        """The kernel that a text describes; ``paddr`` is where it was found, None for the dump's note."""
         source = "VMCOREINFO" if paddr is None else f"VMCOREINFO found in memory at paddr {paddr:#x}"
         info = parse(data, source)
         asked = override(info, self.extra) if self.extra else info
@@ -172,7 +214,7 @@ class KernelSearch:
         pointed = self._pointed_at(kernel.identity, [kernel.info for _, kernel in group])
         if pointed is None:
             return kernel
-        chosen = self._judge(pointed.data, pointed.paddr)
+        chosen = self.judge(pointed.data, pointed.paddr)
         same = chosen.identity is not None and chosen.identity.pgt_root == kernel.identity.pgt_root
         return chosen if chosen.verified and same else kernel
 

@@ -8,7 +8,7 @@ and Documentation/admin-guide/kdump/vmcoreinfo.rst.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from kdump_elftool.addr import MASK64
@@ -133,6 +133,20 @@ def parse(data: bytes, source: str = "VMCOREINFO") -> VmcoreInfo:
         if separator and key.strip():
             values.setdefault(key.strip(), value.strip())
     return VmcoreInfo(values, dict.fromkeys(values, source))
+
+
+def as_text(facts: Collection[Fact]) -> VmcoreInfo:
+    """Facts in the form in which the kernel prints them, each with its source."""
+    values = {fact.name: _printed(fact) for fact in facts}
+    return VmcoreInfo(values, {fact.name: fact.source for fact in facts})
+
+
+def _printed(fact: Fact) -> str:
+    if isinstance(fact.value, str):
+        return fact.value
+    if fact.name.startswith(_HEX_KINDS) or fact.name in _HEX_NUMBERS_BARE:
+        return f"{fact.value:x}"
+    return f"{fact.value:#x}" if fact.name in _HEX_NUMBERS else str(fact.value)
 
 
 def override(base: VmcoreInfo, extra: VmcoreInfo) -> VmcoreInfo:

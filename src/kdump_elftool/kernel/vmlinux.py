@@ -43,9 +43,8 @@ class SymbolTable:
 
 @dataclass(frozen=True)
 class Vmlinux:
-    """What the conversion needs of a vmlinux; ``symbols`` and ``table`` are link-time addresses.
-
-    ``file`` stays open as long as types may be read from it.
+    """What the conversion needs of a vmlinux; ``symbols`` and ``table`` are link-time addresses,
+    ``banner`` is the text of linux_banner.  ``file`` stays open as long as types may be read from it.
     """
 
     file: ByteSource
@@ -57,6 +56,7 @@ class Vmlinux:
     symbols: dict[str, int]
     table: SymbolTable
     has_types: bool
+    banner: bytes | None = None
 
     @property
     def path(self) -> str:
@@ -76,16 +76,19 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
     table = read_symbols(elf)
     found = {name: table.find(name) for name in WANTED}
     symbols = {name: value for name, value in found.items() if value is not None}
+    banner = _banner(elf, symbols.get("linux_banner"))
+    said = _BANNER.match(banner) if banner else None
     return Vmlinux(
         file=file,
         e_machine=header.e_machine,
         bits=header.kind.bits,
         e_entry=header.e_entry,
         build_id=_build_id(elf),
-        release=_release(elf, symbols.get("linux_banner")),
+        release=said[1].decode("latin-1") if said else None,
         symbols=symbols,
         table=table,
         has_types=not section_headers(elf).keys().isdisjoint((b".BTF", b".debug_info")),
+        banner=banner if said else None,
     )
 
 
@@ -152,13 +155,15 @@ def _build_id(elf: ElfFile) -> bytes | None:
     return None
 
 
-def _release(elf: ElfFile, banner: int | None) -> str | None:
+def _banner(elf: ElfFile, banner: int | None) -> bytes | None:
+    """What linux_banner says, with the NUL behind it."""
     if banner is None:
         return None
-    for section in elf.sections():
+    sections = elf.sections()
+    for section in sections[sections["sh_type"] != c.SHT_NOBITS]:
         start, size = int(section["sh_addr"]), int(section["sh_size"])
         if start and start <= banner < start + size:
             text = elf.file.read_at(int(section["sh_offset"]) + banner - start, _BANNER_SIZE)
-            match = _BANNER.match(text)
-            return match[1].decode("latin-1") if match else None
+            said, end, _ = text.partition(b"\0")
+            return said + end if end else None
     return None

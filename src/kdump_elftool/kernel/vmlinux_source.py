@@ -15,16 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdump_elftool.addr import MASK64
+from kdump_elftool.arch.base import Architecture
 from kdump_elftool.cache import Cache
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.kernel.btf import MAX_SIZE, Btf
 from kdump_elftool.kernel.dwarf_types import KINDS, LABEL, DwarfTypes, open_dwarf_types
-from kdump_elftool.kernel.facts import Fact, Source
+from kdump_elftool.kernel.facts import Fact, Knowledge, Later, Source
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux, section_headers
 
 log = logging.getLogger(__name__)
 
+TYPES = ("OFFSET", "SIZE", "LENGTH", "NUMBER")
 _FORMAT = 1
 """Of the cached answers: another one whenever the same question may be answered differently."""
 _MOST_CACHED = 1 << 20
@@ -85,6 +88,15 @@ class ArrayLengths:
     def find(self, kind: str, name: str, /) -> Fact | None:
         """As :class:`kernel.facts.Source`."""
         return self.source.find(kind, name) if kind == "LENGTH" and "." not in name else None
+
+
+def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture, cache: Cache | None = None) -> Knowledge:
+    """What a vmlinux alone tells: its link-time addresses and its types."""
+    word, advice = arch.prstatus.word, list[str]()
+    types = Later(TYPES, lambda: vmlinux_types(vmlinux, word, cache, advice.append))
+    # what BTF has suffices: that more could be known is no advice
+    arrays = ArrayLengths(Later(TYPES, lambda: vmlinux_dwarf(vmlinux, cache, lambda _text: None)))
+    return Knowledge((VmlinuxSymbols(vmlinux, 0, arch.image_window(VmcoreInfo({}))[0]), types, arrays), advice)
 
 
 def vmlinux_types(vmlinux: Vmlinux, word: int, cache: Cache | None, advise: Advise) -> Source | None:
