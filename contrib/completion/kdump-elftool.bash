@@ -13,7 +13,7 @@ _kdump_elftool() {
             mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
             return ;;
         topelf)
-            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -21,6 +21,7 @@ _kdump_elftool() {
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
+                -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -69,7 +70,7 @@ _kdump_elftool() {
             esac
             ;;
         dumpmem)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -p --is_physical --raw -o --outfile --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -77,6 +78,7 @@ _kdump_elftool() {
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
+                -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -84,7 +86,7 @@ _kdump_elftool() {
             esac
             ;;
         virttophys)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -92,6 +94,7 @@ _kdump_elftool() {
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
+                -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
@@ -125,12 +128,13 @@ _kdump_elftool() {
             esac
             ;;
         dmesg)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
+                -m | --vmlinux) return ;;
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;

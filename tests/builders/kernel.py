@@ -235,7 +235,7 @@ class SyntheticKernel:
 
 SYMBOLS = {
     "_text": 0, "_stext": 0, "startup_64": 0, "panic": 0x1000, "linux_banner": 0x200000,
-    "init_uts_ns": 0x208000, "init_task": 0x20C000, "swapper_pg_dir": SWAPPER_AT,
+    "init_uts_ns": 0x208000, "init_task": 0x20C000, "init_top_pgt": SWAPPER_AT, "swapper_pg_dir": SWAPPER_AT,
     "_end": IMAGE_SIZE,
 }  # fmt: skip
 
@@ -272,13 +272,18 @@ def make_kernel(spec: KernelSpec | None = None, **changes: object) -> SyntheticK
     _map_direct(kernel)
     _map_scattered(kernel)
     _map_corners(kernel)
-    banner = b"Linux version 6.1.0-test-amd64 (builder@test) #1 SMP\n\0"
-    ram.write(spec.text_paddr + SYMBOLS["linux_banner"], banner)
     release = spec.vmcoreinfo.get("OSRELEASE", RELEASE) or RELEASE
+    ram.write(spec.text_paddr + SYMBOLS["linux_banner"], banner_of(release))
+    ram.write(spec.text_paddr + SYMBOLS["init_task"] + 0xB80, b"swapper/0".ljust(16, b"\0"))
     names = ("Linux", "test", release, "#1 SMP", "x86_64", "(none)")
     uts = b"".join(name.encode("latin-1").ljust(65, b"\0") for name in names)
     ram.write(spec.text_paddr + SYMBOLS["init_uts_ns"], uts)
     return kernel
+
+
+def banner_of(release: str) -> bytes:
+    """The text of linux_banner, with its NUL."""
+    return f"Linux version {release} (builder@test) #1 SMP\n\0".encode()
 
 
 def _frames(spec: KernelSpec) -> Iterator[int]:
@@ -359,9 +364,16 @@ def _cut_out(ram: Ram, absent: Sequence[tuple[int, int]]) -> Iterator[tuple[int,
 
 
 def build_vmlinux(
-    kernel: SyntheticKernel | None = None, *, build_id: bytes | None = BUILD_ID, e_type: int = 2
+    kernel: SyntheticKernel | None = None,
+    *,
+    build_id: bytes | None = BUILD_ID,
+    e_type: int = 2,
+    banner: bytes = b"",
 ) -> bytes:
-    """A minimal vmlinux: .text and .data without contents, .notes, .symtab, one PT_LOAD, one PT_NOTE."""
+    """A minimal vmlinux: .text and .data without contents, .notes, .symtab, one PT_LOAD, one PT_NOTE.
+
+    With ``banner`` that is in a section of its own, over the beginning of .data.
+    """
     note = b""
     if build_id is not None:
         note = struct.pack("<III", 4, len(build_id), 3) + b"GNU\0" + build_id
@@ -373,9 +385,10 @@ def build_vmlinux(
             "<IBBHQQ", len(strings), kind, 0, section, LINK_TEXT + at, 0x1000 if kind == 0x12 else 16
         )
         strings += name.encode() + b"\0"
-    names = b"\0.text\0.data\0.notes\0.symtab\0.strtab\0.shstrtab\0"
+    names = b"\0.text\0.data\0.notes\0.symtab\0.strtab\0.shstrtab\0.rodata\0"
     text = kernel.ram.read(kernel.spec.text_paddr, LINKED_SIZE) if kernel else bytes(LINKED_SIZE)
     parts = {"text": text, "notes": note, "symtab": symbols, "strtab": strings, "names": names}
+    parts |= {"banner": banner} if banner else {}
     offset, at = {}, 64 + 2 * 56
     at += -at % SIZE_4K
     for key, blob in parts.items():
@@ -399,8 +412,12 @@ def build_vmlinux(
     shdrs += section(".symtab", 2, 0, 0, offset["symtab"], len(symbols), 5, 1, 8, 24)
     shdrs += section(".strtab", 3, 0, 0, offset["strtab"], len(strings))
     shdrs += section(".shstrtab", 3, 0, 0, offset["names"], len(names))
+    if banner:
+        shdrs += section(".rodata", 1, 2, LINK_TEXT + 0x200000, offset["banner"], len(banner))
     ehdr = b"\x7fELF\x02\x01\x01" + bytes(9)
-    ehdr += struct.pack("<HHIQQQIHHHHHH", e_type, 62, 1, 0x1000000, 64, shoff, 0, 64, 56, 2, 64, 7, 6)
+    ehdr += struct.pack(
+        "<HHIQQQIHHHHHH", e_type, 62, 1, 0x1000000, 64, shoff, 0, 64, 56, 2, 64, len(shdrs) // 64, 6
+    )
     image = bytearray(shoff + len(shdrs))
     image[: len(ehdr) + len(phdrs)] = ehdr + phdrs
     for key, blob in parts.items():

@@ -172,7 +172,7 @@ class KernelNumbers(Protocol):
     def text(self, key: str, /) -> str | None: ...
 
 
-def _prints_nothing(form: PagingForm, vaddr: int, paddr: int, /) -> Mapping[str, int]:
+def _prints_nothing(_form: PagingForm, _vaddr: int, _paddr: int, /) -> Mapping[str, int]:
     return {}
 
 

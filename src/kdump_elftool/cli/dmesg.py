@@ -22,7 +22,7 @@ HELP = "print the kernel's log"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options: those of dmesg(1) where it has one."""
-    add_dump(parser)
+    add_dump(parser, vmlinux=True)
     output = parser.add_argument_group("selection and output")
     output.add_argument("-r", "--raw", action="store_true", help="facility and level as <N> before each line")
     output.add_argument("-x", "--decode", action="store_true", help="facility and level as words")

@@ -101,8 +101,8 @@ def add_dump(
     source.add_argument(
         "--arch",
         choices=tuple(MACHINES),
-        default=next(iter(MACHINES)),
-        help="architecture of a memory image that does not say (default %(default)s)",
+        help="architecture of a memory image that does not say "
+        f"(default: that of the vmlinux given with -m, else {next(iter(MACHINES))})",
     )
     source.add_argument(
         "--ram-base",
@@ -169,7 +169,7 @@ def open_input(
     inputs = named_inputs(args)
     first, *more = opened or open_files(args, stack)
     request, files = kernel_request(args, stack)
-    e_machine, kind = MACHINES[args.arch]
+    e_machine, kind = _machine(args.arch, request)
     options = OpenOptions(
         zero_excluded=args.zero_excluded,
         e_machine=e_machine,
@@ -188,6 +188,14 @@ def open_input(
         dump, given = with_registers(dump, args.cpu_regs, stack)
         files += given
     return Opened(dump, request, files)
+
+
+def _machine(arch: str | None, request: KernelRequest) -> tuple[int, ElfKind]:
+    """The machine of an image that does not say: the user's word, the vmlinux's, the most likely one."""
+    vmlinux = request.vmlinux
+    if arch is None and vmlinux is not None and (vmlinux.e_machine, vmlinux.kind) in MACHINES.values():
+        return vmlinux.e_machine, vmlinux.kind
+    return MACHINES[arch] if arch else next(iter(MACHINES.values()))
 
 
 def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRequest, list[InputFile]]:

@@ -25,7 +25,7 @@ _MOST_JSON = 16 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser, ("-i", "--infile"), operands=False)
+    add_dump(parser, ("-i", "--infile"), vmlinux=True, operands=False)
     output = parser.add_argument_group("selection and output")
     output.add_argument(
         "-p", "--is_physical", action="store_true", help="ADDR is a physical address, not a virtual one"

@@ -31,7 +31,7 @@ CODECS = ("zstd", "zlib", "lzo", "snappy", "none")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser, ("-i", "--oldmem", "--infile"))
+    add_dump(parser, ("-i", "--oldmem", "--infile"), vmlinux=True)
     selection = parser.add_argument_group("selection and output")
     add_level(selection)
     selection.add_argument(

@@ -20,7 +20,7 @@ HELP = "translate virtual addresses to physical ones"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_dump(parser, ("-i", "--infile"), operands=False)
+    add_dump(parser, ("-i", "--infile"), vmlinux=True, operands=False)
     parser.add_argument(
         "address", nargs="*", metavar="ADDR", type=hexadecimal, help="virtual addresses, hexadecimal"
     )

@@ -77,7 +77,7 @@ def _is_vmlinux(file: InputFile) -> bool:
 def _of_vmlinux(file: InputFile, stack: ExitStack) -> tuple[Knowledge, Architecture, str | None]:
     """Link-time addresses: right for a kernel without KASLR."""
     vmlinux = read_vmlinux(file)
-    arch = find_architecture(vmlinux.e_machine, vmlinux.bits)
+    arch = find_architecture(vmlinux.e_machine, vmlinux.kind.bits)
     if arch is None:
         raise UnsupportedError(file.path, f"ELF machine {vmlinux.e_machine} is not supported yet")
     return vmlinux_knowledge(vmlinux, arch, user_cache(stack)), arch, vmlinux.release

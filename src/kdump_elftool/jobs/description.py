@@ -14,9 +14,10 @@ from kdump_elftool.elf.notes import Note
 from kdump_elftool.errors import UsageError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact
-from kdump_elftool.kernel.identity import dump_vmcoreinfo
+from kdump_elftool.kernel.identity import check_same_kernel, dump_vmcoreinfo
 from kdump_elftool.kernel.kernels import FoundKernel, Kernels, KernelSearch
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override
+from kdump_elftool.kernel.vmlinux import Vmlinux
 
 if TYPE_CHECKING:
     from kdump_elftool.jobs.kernel import KernelRequest
@@ -33,6 +34,7 @@ class Description:
     ``source`` is for people.  ``paddr`` is where the text lies if it was found in memory (or the banner of
     the vmlinux that told it; ``fact`` says which), and then ``note`` is what a core made of the dump needs
     in place of the dump's own.  ``kernels`` are all that were found, of which ``chosen`` is the index.
+    ``doubt`` says why the kernel of the vmlinux is not among them.
     """
 
     info: VmcoreInfo
@@ -43,6 +45,7 @@ class Description:
     chosen: int | None = None
     warnings: tuple[str, ...] = ()
     fact: Fact | None = None
+    doubt: str | None = None
 
     @property
     def is_known(self) -> bool:
@@ -70,7 +73,7 @@ def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> D
         kernels = search.run(text if isinstance(text, bytes) else None, advance)
     for number, kernel in enumerate(kernels.found, 1):
         log.info("kernel %d: %s", number, kernel.shown())
-    return _laid_over(_choose(kernels, request.kernel), request)
+    return _laid_over(_choose(_of_vmlinux(kernels, request.vmlinux, arch), request.kernel), request)
 
 
 def kernel_search(dump: Dump, arch: Architecture, request: KernelRequest) -> KernelSearch:
@@ -102,6 +105,20 @@ def _describes(extra: VmcoreInfo | None) -> bool:
     )
 
 
+def _of_vmlinux(kernels: Kernels, vmlinux: Vmlinux | None, arch: Architecture) -> Kernels:
+    """With the kernel of the vmlinux that the user named as the default, if there is one."""
+    if vmlinux is None or kernels.default is None:
+        return kernels
+    of_it = [
+        index
+        for index, kernel in enumerate(kernels.found)
+        if kernel.verified and not check_same_kernel(kernel.info, vmlinux, arch)
+    ]
+    if not of_it or kernels.default in of_it:
+        return kernels
+    return replace(kernels, default=of_it[0], why="it is that of -m")
+
+
 def _choose(kernels: Kernels, wanted: int | None) -> Description:
     found = kernels.found
     warnings = []
@@ -114,7 +131,9 @@ def _choose(kernels: Kernels, wanted: int | None) -> Description:
         )
     chosen = kernels.default if wanted is None else wanted - 1
     if chosen is None:
-        return Description(VmcoreInfo({}), "none", kernels=found, warnings=tuple(warnings))
+        return Description(
+            VmcoreInfo({}), "none", kernels=found, warnings=tuple(warnings), doubt=kernels.doubt
+        )
     kernel = found[chosen]
     others = [index for index, other in enumerate(found) if other.verified and index != chosen]
     if wanted is None and others:

@@ -14,7 +14,6 @@ from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.description import Description, describe
-from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.find import Texts
 from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, identify
 from kdump_elftool.kernel.qemu_notes import qemu_cpus
@@ -153,12 +152,15 @@ def _check_known(
         return []
     doubtful = "; ".join(kernel.shown() for kernel in description.kernels)
     lack = "no VMCOREINFO note, and none in memory that is to be believed"
+    lack += f"; {description.doubt}" if description.doubt else ""
     if any(arch.running_tables(description.info, registers) for registers in qemu_cpus(dump.notes)):
         return [f"{lack}: the page tables are those that a CPU was using, and little else is known"]
     hint = "give its text in a file with -e, or the page-table root with -P"
+    if request.vmlinux is None:
+        hint = "give the kernel's vmlinux with -m, its text in a file with -e, or the page-table root with -P"
     raise IdentityError(
         "VMCOREINFO",
-        f"{dump.file.path}: {lack}, which would say where the page tables are"
+        f"{dump.file.path}: {lack}: where the page tables are is not known"
         + (f" (found: {doubtful})" if doubtful else ""),
         hint=f"{hint}; --kernel N takes what was found" if doubtful else hint,
     )

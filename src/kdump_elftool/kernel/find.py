@@ -33,6 +33,7 @@ MOST_TEXTS = 1000
 """Different texts looked at, of each form."""
 LONGEST = 1024
 """Of what else is looked for."""
+_MOST_PLACES = 1 << 17
 _MOST_HITS = 4000
 _PIECE = 8 << 20
 _PAGE = 4096
@@ -62,6 +63,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Bytes to look for, at least 16 and at most LONGEST; ``page_offset`` is where in a page they begin."""
+
+    data: bytes
+    page_offset: int | None = None
+
+
+@dataclass(frozen=True)
 class Texts:
     """Copies that differ, by ascending address; ``complete`` unless there were too many to look at.
 
@@ -70,7 +79,7 @@ class Texts:
 
     found: tuple[Text, ...]
     complete: bool = True
-    places: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict)
+    places: Mapping[Wanted, tuple[int, ...]] = field(default_factory=dict)
 
     def moved(self, by: int) -> Texts:
         """The same with ``by`` added to all addresses."""
@@ -105,19 +114,19 @@ class _Kept:
 
 
 def find_texts(
-    memory: PhysicalMemory, order: str, advance: Advance, others: tuple[bytes, ...] = ()
+    memory: PhysicalMemory, order: str, advance: Advance, others: tuple[Wanted, ...] = ()
 ) -> Texts:
     """All of memory is read once, in large pieces; ``advance`` is told how many bytes were done.
 
-    ``others`` are bytes that are looked for as well, each at least 16 and at most LONGEST long.
+    ``others`` are looked for as well.
     """
     kept = _Kept(memory, order)
-    places: dict[bytes, list[int]] = {wanted: [] for wanted in others}
-    for piece in _pieces(memory, max([_HEAD_SIZE, *map(len, others)]), advance):
+    places: dict[Wanted, list[int]] = {wanted: [] for wanted in others}
+    for piece in _pieces(memory, max([_HEAD_SIZE, *(len(wanted.data) for wanted in others)]), advance):
         for paddr in _hits(piece):
             kept.add(paddr)
         for wanted, found in places.items():
-            found += itertools.islice(_places(piece, wanted), _MOST_HITS - len(found))
+            found += itertools.islice(_places(piece, wanted), _MOST_PLACES - len(found))
     log.info("VMCOREINFO looked for in memory: %d places, %d texts", sum(kept.hits), len(kept.found))
     seen = {wanted: tuple(found) for wanted, found in places.items()}
     return Texts(tuple(kept.found.values()), kept.complete, seen)
@@ -167,12 +176,13 @@ def _pieces(memory: PhysicalMemory, overlap: int, advance: Advance) -> Iterator[
             advance(size)
 
 
-def _places(piece: _Piece, wanted: bytes) -> Iterator[int]:
-    """Physical addresses of ``wanted``."""
-    at = piece.buffer.find(wanted, 0, piece.filled)
+def _places(piece: _Piece, wanted: Wanted) -> Iterator[int]:
+    """Physical addresses of what is wanted."""
+    at = piece.buffer.find(wanted.data, 0, piece.filled)
     while 0 <= at < piece.stop:
-        yield piece.base + at
-        at = piece.buffer.find(wanted, at + 1, piece.filled)
+        if wanted.page_offset is None or (piece.base + at - wanted.page_offset) % _PAGE == 0:
+            yield piece.base + at
+        at = piece.buffer.find(wanted.data, at + 1, piece.filled)
 
 
 def _hits(piece: _Piece) -> Iterator[int]:

@@ -17,13 +17,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from kdump_elftool.addr import MASK64, u64
 from kdump_elftool.arch.base import Architecture, PagingForm
 from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.errors import FaultError, IdentityError, PageAbsentError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact, Knowledge
-from kdump_elftool.kernel.find import LONGEST
+from kdump_elftool.kernel.find import LONGEST, Wanted
 from kdump_elftool.kernel.identity import KernelIdentity, identify
 from kdump_elftool.kernel.image_facts import image_facts
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, as_text, override
@@ -38,6 +40,8 @@ _TASK_SIZE = 16384
 """No task_struct is larger; its name is looked for where the offset is not known."""
 _MOST_COPIES = 64
 """Of those in whose init_uts_ns the release is."""
+_AT_ONCE = 4096
+_PAGE = 4096
 _MOST_PLACES = 8
 """At which tables may map one copy."""
 FOUND = "linux_banner of the vmlinux, found in memory"
@@ -69,15 +73,17 @@ class ImageSearch:
     extra: VmcoreInfo = field(default_factory=lambda: VmcoreInfo({}))
 
     @property
-    def wanted(self) -> bytes | None:
+    def wanted(self) -> Wanted | None:
         """What to look for in memory; None when the vmlinux does not have it."""
-        banner = self.vmlinux.banner
-        return banner if banner and len(banner) <= LONGEST and self._link("linux_banner") else None
+        banner, vaddr = self.vmlinux.banner, self._link("linux_banner")
+        if not banner or vaddr is None or len(banner) > LONGEST:
+            return None
+        return Wanted(banner, vaddr % _PAGE)  # images begin with a page
 
     def images(self, places: tuple[int, ...]) -> list[Image]:
         """The kernels whose banners are at ``places``, confirmed.  Those that never ran, if no other did."""
         release = (self.vmlinux.release or "").encode("latin-1")
-        copies = [banner for banner in places if self._has_name(banner, release)]
+        copies = self._named(places, release)
         log.info("linux_banner: %d places, init_uts_ns beside %d of them", len(places), len(copies))
         found: dict[int, Image] = {}
         for banner in copies[:_MOST_COPIES]:
@@ -85,6 +91,18 @@ class ImageSearch:
                 found.setdefault(image.identity.pgt_root, image)
         started = [image for image in found.values() if image.started]
         return started or list(found.values())
+
+    def doubt(self, places: tuple[int, ...]) -> str:
+        """Why there is no kernel of this vmlinux."""
+        if self.wanted is None:
+            return f"{self.vmlinux.path} has no linux_banner by which its kernel could be found"
+        if not places:
+            return f"the linux_banner of {self.vmlinux.path} is nowhere in memory"
+        more = f" and {len(places) - 1} other places" if len(places) > 1 else ""
+        return (
+            f"the linux_banner of {self.vmlinux.path} is at {places[0]:#x}{more}, but no kernel is around it "
+            "whose page tables lead there"
+        )
 
     def described(self, image: Image) -> VmcoreInfo:
         """All that VMCOREINFO would say; values of types only if the vmlinux has them."""
@@ -110,9 +128,20 @@ class ImageSearch:
         except PageAbsentError:
             return b""
 
-    def _has_name(self, banner: int, release: bytes) -> bool:
-        data = self._read(self._paddr(banner, "init_uts_ns"), _UTSNAME)
-        return b"Linux\0" in data and b"\0" + release + b"\0" in data
+    def _named(self, places: tuple[int, ...], release: bytes) -> list[int]:
+        """Those of the banners beside which init_uts_ns names the release."""
+        beside = self._paddr(0, "init_uts_ns")
+        if beside is None:
+            return []
+        named: list[int] = []
+        for first in range(0, len(places), _AT_ONCE):
+            banners = u64(list(places[first : first + _AT_ONCE]))
+            blocks, _ = self.dump.memory.gather(banners + np.uint64(beside), _UTSNAME)
+            for banner, block in zip(banners.tolist(), blocks, strict=True):
+                data = block.tobytes()
+                if b"Linux\0" in data and b"\0" + release + b"\0" in data:
+                    named.append(banner)
+        return named
 
     def _judged(self, banner: int) -> Iterator[Image]:
         """The copy at ``banner``, if its tables map it and its first task is one."""
@@ -150,7 +179,8 @@ class ImageSearch:
         offset = vaddr - (self._link("linux_banner") or 0)
         numbers = self.arch.image_numbers(form, vaddr, banner)
         facts = [Fact(f"NUMBER({name})", value, FOUND) for name, value in numbers.items()]
-        for name, key in ((symbol, "swapper_pg_dir"), ("_stext", "_stext"), ("init_uts_ns", "init_uts_ns")):
+        names = {"swapper_pg_dir": symbol, symbol: symbol, "_stext": "_stext", "init_uts_ns": "init_uts_ns"}
+        for key, name in names.items():
             link = self._link(name)
             if link is not None:
                 facts.append(Fact(f"SYMBOL({key})", (link + offset) & MASK64, by))
@@ -159,10 +189,13 @@ class ImageSearch:
         if root is not None and banner not in places:
             facts.append(Fact("ADDRESS(phys_pgd_ptr)", root, FOUND))
         facts.append(Fact("KERNELOFFSET", offset & MASK64, by))
+        default = f"as {form.name} has it"
+        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", self.arch.section_size_bits, default))
+        facts.append(Fact("NUMBER(MAX_PHYSMEM_BITS)", form.physmem_bits, default))
         build_id, page = self.vmlinux.build_id, 1 << form.levels[-1].shift
         first = [Fact("OSRELEASE", self.vmlinux.release or "", "vmlinux")]
         first += [Fact("BUILD-ID", build_id.hex(), "vmlinux")] if build_id else []
-        first.append(Fact("PAGESIZE", str(page), f"as {form.name} has it"))
+        first.append(Fact("PAGESIZE", str(page), default))
         return as_text([*first, *facts])
 
     def _has_started(self, identity: KernelIdentity, vaddr: int, banner: int) -> bool | None:

@@ -2,7 +2,7 @@
 
 The keys are those of the kernel's own text, as far as this tool and others ask for them.  Where the
 kernel prints a macro, which no debugging information has, the value follows from what the macro is made
-of; values of page types were macros until v6.10 and are in the struct page of that time.
+of, or from the form of struct page.
 
 References: kernel/vmcore_info.c, kernel/printk/printk.c (log_buf_vmcoreinfo_setup()),
 include/linux/page-flags.h.
@@ -17,7 +17,6 @@ from kdump_elftool.kernel.facts import Fact, Source
 MEMORY = (
     "SYMBOL(init_uts_ns)",
     "OFFSET(uts_namespace.name)",
-    "SYMBOL(node_online_map)",
     "SYMBOL(_stext)",
     "SYMBOL(mem_map)",
     "SYMBOL(contig_page_data)",
@@ -32,6 +31,7 @@ MEMORY = (
     "SIZE(zone)",
     "SIZE(free_area)",
     "SIZE(list_head)",
+    "SIZE(nodemask_t)",
     "OFFSET(page.flags)",
     "OFFSET(page._refcount)",
     "OFFSET(page._count)",
@@ -99,6 +99,10 @@ LOG = (
     "SIZE(prb_data_ring)",
     "OFFSET(prb_data_ring.size_bits)",
     "OFFSET(prb_data_ring.data)",
+    "OFFSET(prb_data_ring.head_lpos)",
+    "OFFSET(prb_data_ring.tail_lpos)",
+    "SIZE(latched_seq)",
+    "OFFSET(latched_seq.val)",
     "SIZE(atomic_long_t)",
     "OFFSET(atomic_long_t.counter)",
     "SYMBOL(log_buf)",
@@ -112,6 +116,14 @@ LOG = (
     "OFFSET(printk_log.text_len)",
     "OFFSET(printk_log.dict_len)",
 )
+TABLES = (
+    "SYMBOL(kallsyms_names)",
+    "SYMBOL(kallsyms_num_syms)",
+    "SYMBOL(kallsyms_token_table)",
+    "SYMBOL(kallsyms_token_index)",
+    "SYMBOL(kallsyms_offsets)",
+    "SYMBOL(kallsyms_relative_base)",
+)
 _TYPES = {
     "buddy": "BUDDY", "slab": "SLAB", "offline": "OFFLINE", "hugetlb": "HUGETLB", "unaccepted": "UNACCEPTED",
 }  # fmt: skip
@@ -121,7 +133,7 @@ _BY_FORM = "struct page of this form"
 
 def image_facts(known: Source) -> Iterator[Fact]:
     """Every line that ``known`` can answer; addresses are those at run time if its symbols are."""
-    for key in (*MEMORY, *LOG):
+    for key in (*MEMORY, *LOG, *TABLES):
         kind, _, rest = key.partition("(")
         fact = known.find(kind, rest.removesuffix(")"))
         if fact is not None:
@@ -129,7 +141,19 @@ def image_facts(known: Source) -> Iterator[Fact]:
     head = known.find("NUMBER", "PG_head")
     if head is not None and 0 <= int(head.value) < 64:
         yield Fact("NUMBER(PG_head_mask)", 1 << int(head.value), head.source)
+    yield from _huge_pages(known)
     yield from _page_types(known)
+
+
+def _huge_pages(known: Source) -> Iterator[Fact]:
+    """A flag of the second page (v6.6), a number of a destructor (v4.4) or its address."""
+    flag = known.find("NUMBER", "PG_hugetlb")
+    if flag is not None and 0 <= int(flag.value) < 64:
+        yield flag
+    elif flag is None and known.find("NUMBER", "HUGETLB_PAGE_DTOR") is None:
+        freed_by = known.find("SYMBOL", "free_huge_page")
+        if freed_by is not None:
+            yield freed_by
 
 
 def _page_types(known: Source) -> Iterator[Fact]:

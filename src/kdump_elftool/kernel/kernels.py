@@ -25,7 +25,7 @@ from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.cpu_place import CpuPlaces
 from kdump_elftool.kernel.facts import Fact
-from kdump_elftool.kernel.find import Text, Texts, find_texts, text_at
+from kdump_elftool.kernel.find import Text, Texts, Wanted, find_texts, text_at
 from kdump_elftool.kernel.identity import KernelIdentity, identify
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
@@ -103,12 +103,14 @@ class Kernels:
     """Verified ones first, by address (that of the dump's note at the top); then some that are not.
 
     ``default`` is the index of the one to take, None when none is verified; ``why`` says by what.
+    ``doubt`` says why there is none of the vmlinux, if that was looked for.
     """
 
     found: tuple[FoundKernel, ...]
     default: int | None
     why: str
     complete: bool
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,27 +139,28 @@ class KernelSearch:
             elif len(unverified) < _MOST_UNVERIFIED:
                 unverified.append(kernel)
         verified = {root: self._best(group) for root, group in groups.items()}
-        for kernel in self._by_vmlinux(texts, known=set(verified)):
+        places = tuple(paddr for wanted in self.wanted for paddr in texts.places.get(wanted, ()))
+        for kernel in self._by_vmlinux(places, known=set(verified)):
             if kernel.identity is not None:
                 verified[kernel.identity.pgt_root] = kernel
+        doubt = self.images.doubt(places) if self.images and not verified else None
         own = None if noted is None else self.judge(noted, None)
         if own is not None and own.identity is not None:
             verified.pop(own.identity.pgt_root, None)
         ranked = sorted(verified.values(), key=lambda kernel: kernel.paddr or 0)
         found = self._crash_kernels(([own] if own is not None else []) + ranked)
         default, why = self._default(tuple(found)) if own is None else (0, "the dump's note")
-        return Kernels((*found, *unverified), default, why, texts.complete)
+        return Kernels((*found, *unverified), default, why, texts.complete, doubt)
 
     @property
-    def wanted(self) -> tuple[bytes, ...]:
+    def wanted(self) -> tuple[Wanted, ...]:
         """What to look for in memory beside texts."""
         banner = self.images.wanted if self.images else None
         return () if banner is None else (banner,)
 
-    def _by_vmlinux(self, texts: Texts, known: set[int]) -> Iterator[FoundKernel]:
+    def _by_vmlinux(self, places: tuple[int, ...], known: set[int]) -> Iterator[FoundKernel]:
         """Kernels that no text describes; their top tables are not among the ``known`` ones."""
-        places = [paddr for wanted in self.wanted for paddr in texts.places.get(wanted, ())]
-        for image in self.images.images(tuple(places)) if self.images else ():
+        for image in self.images.images(places) if self.images else ():
             if image.identity.pgt_root not in known and self.images:
                 info = self.images.described(image)
                 data = "".join(f"{key}={value}\n" for key, value in info.values.items())

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import read_notes
 from kdump_elftool.elf.reader import ElfFile
+from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import FormatError
 from kdump_elftool.files import ByteSource
 
@@ -49,7 +50,7 @@ class Vmlinux:
 
     file: ByteSource
     e_machine: int
-    bits: int
+    kind: ElfKind
     e_entry: int
     build_id: bytes | None
     release: str | None
@@ -81,7 +82,7 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
     return Vmlinux(
         file=file,
         e_machine=header.e_machine,
-        bits=header.kind.bits,
+        kind=header.kind,
         e_entry=header.e_entry,
         build_id=_build_id(elf),
         release=said[1].decode("latin-1") if said else None,
