@@ -17,6 +17,7 @@ from tests.builders.kernel import (
     ABOVE,
     BUILD_ID,
     SMALL,
+    SYMBOLS,
     KernelSpec,
     SyntheticKernel,
     make_kernel,
@@ -113,10 +114,25 @@ def test_whole_extra_file_instead(tovelf, tmp_path, monkeypatch):
 
 def test_lines_of_the_extra_file_complete_it(tovelf, tmp_path):
     kernel = stripped(vmcoreinfo={"NUMBER(phys_base)": None})
+    kernel.ram.write(kernel.spec.text_paddr + SYMBOLS["init_uts_ns"], b"Other")  # not to be found by its look
     assert "error: " in tovelf(dump_without_claims(kernel)).err
     extra = tmp_path / "extra"
     extra.write_text(f"NUMBER(phys_base)={kernel.phys_base}\n")
     check_pages(tovelf(dump_without_claims(kernel), "-e", str(extra)).core, kernel)
+
+
+@pytest.mark.parametrize("front", [0, 4, 16])
+def test_root_beside_init_uts_ns(tovelf, front):
+    """No phys_base (before v4.10), no virtual addresses, no CR3: the release in memory leads to the tables."""
+    kernel = stripped(vmcoreinfo={"NUMBER(phys_base)": None})
+    names = kernel.spec.text_paddr + SYMBOLS["init_uts_ns"]
+    kernel.ram.write(names, bytes(front) + kernel.ram.read(names, 6 * 65))
+    result = tovelf(dump_without_claims(kernel), "--verbose")
+    assert (result.code, result.lines("warning")) == (0, [])
+    root = f"pgt_root: {kernel.tables.root:#x} (init_uts_ns, found in memory)"
+    assert root in result.err
+    check_pages(result.core, kernel)
+    assert notes_of(result, "VMCOREINFO") == [kernel.vmcoreinfo_text().encode()]
 
 
 def dump_without_claims(kernel: SyntheticKernel, notes: list[NoteSpec] | None = None) -> bytes:

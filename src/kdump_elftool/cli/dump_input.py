@@ -20,8 +20,9 @@ from kdump_elftool.files import InputFile, Output, open_output, refuse_terminal
 from kdump_elftool.formats import INTYPES, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.formats.piped import keep_piped
+from kdump_elftool.formats.raw import NAME as RAW
 from kdump_elftool.jobs.debug_files import Search
-from kdump_elftool.jobs.kernel import KernelRequest
+from kdump_elftool.jobs.kernel import KernelRequest, architecture
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
 from kdump_elftool.spool import spool_directory
@@ -108,7 +109,8 @@ def add_dump(
         "--ram-base",
         metavar="ADDR",
         type=number,
-        help="physical address of the first byte of raw memory (-I raw; default 0)",
+        help="physical address of the first byte of raw memory (-I raw; default: where its kernel must be, "
+        "else 0)",
     )
     source.add_argument(
         "--cpu-regs",
@@ -181,6 +183,12 @@ def open_input(
     )
     dump = open_dump(first, inputs.intype, options, tuple(more))
     files += [first, *more]
+    if dump.format == RAW and not more:
+        # a crash kernel's topelf need not load it
+        from kdump_elftool.jobs.ram_base import place
+
+        base = inputs.addresses[0] if inputs.addresses else None
+        dump, request = place(dump, architecture(dump), request, base)
     if args.cpu_regs is not None or dump.cpu_registers:
         # a crash kernel, whose dump has notes, need not load it
         from kdump_elftool.cli.register_input import with_registers

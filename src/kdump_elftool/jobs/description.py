@@ -63,7 +63,7 @@ class Description:
 def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> Description:
     """Find the description.  Without ``arch`` memory is not searched.  Raises UsageError for ``--kernel``."""
     noted = dump_vmcoreinfo(dump)
-    described = noted is not None or _describes(request.extra)
+    described = noted is not None or describes(request.extra)
     if arch is None or (described and request.kernel is None):
         info = _with_phys_base(noted, dump.phys_base) if noted else VmcoreInfo({})
         return _laid_over(Description(info, "ELF note" if noted else "none"), request)
@@ -98,7 +98,7 @@ def _with_phys_base(info: VmcoreInfo, phys_base: int | None) -> VmcoreInfo:
     return override(info, VmcoreInfo({key: str(signed)}, {key: "the dump's header"}))
 
 
-def _describes(extra: VmcoreInfo | None) -> bool:
+def describes(extra: VmcoreInfo | None) -> bool:
     """Whether the ``-e`` file is a whole description rather than a few lines of one."""
     return extra is not None and (
         extra.symbol("swapper_pg_dir") is not None or extra.address("phys_pgd_ptr") is not None

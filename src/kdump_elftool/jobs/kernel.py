@@ -13,7 +13,9 @@ from kdump_elftool.cache import Cache
 from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.formats.raw import NAME as RAW
 from kdump_elftool.jobs.description import Description, describe
+from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.find import Texts
 from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, identify
 from kdump_elftool.kernel.qemu_notes import qemu_cpus
@@ -35,7 +37,8 @@ class KernelRequest:
     ``kernel`` counts from 1; ``progress`` shows the search for kernels in memory.  ``find`` takes the
     vmlinux out of a directory that was given instead (or raises); ``locate`` looks for one that was not
     given, when types or symbols are wanted that the dump lacks.  ``cache`` keeps what takes long to read.
-    ``seen`` is what a search of memory has found, if there was one already.
+    ``seen`` is what a search of memory has found, if there was one already, and ``placed`` what that told
+    of where the memory begins.
     """
 
     vmlinux: Vmlinux | None = None
@@ -48,6 +51,7 @@ class KernelRequest:
     locate: FindVmlinux | None = None
     cache: Cache | None = None
     seen: Texts | None = None
+    placed: Fact | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
     if not written.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
-    if description.fact is not None:
-        identity = replace(identity, facts=(*identity.facts, description.fact))
+    found = tuple(fact for fact in (description.fact, request.placed) if fact is not None)
+    identity = replace(identity, facts=(*identity.facts, *found))
     return Kernel(arch, info, identity, walked, written, root, tuple(warnings), description, request, vmlinux)
 
 
@@ -158,6 +162,8 @@ def _check_known(
     hint = "give its text in a file with -e, or the page-table root with -P"
     if request.vmlinux is None:
         hint = "give the kernel's vmlinux with -m, its text in a file with -e, or the page-table root with -P"
+    if dump.format == RAW:
+        hint += "; --arch and --ram-base say what memory this is"
     raise IdentityError(
         "VMCOREINFO",
         f"{dump.file.path}: {lack}: where the page tables are is not known"

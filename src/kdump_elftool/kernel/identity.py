@@ -155,7 +155,8 @@ def _roots(dump: Dump, arch: Architecture, info: VmcoreInfo, forms: tuple[Paging
 
     patched = info.address("phys_pgd_ptr")
     if patched is not None:
-        yield root(patched, "ADDRESS(phys_pgd_ptr)")
+        source = info.source("ADDRESS(phys_pgd_ptr)")
+        yield root(patched, "ADDRESS(phys_pgd_ptr)" if source == "VMCOREINFO" else source)
     symbol = info.symbol("swapper_pg_dir")
     for paddr in () if symbol is None else arch.image_paddrs(info, symbol, dump.memory.declared):
         yield root(paddr, f"SYMBOL(swapper_pg_dir) {arch.image_source}")

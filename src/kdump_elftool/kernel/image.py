@@ -92,6 +92,12 @@ class ImageSearch:
         started = [image for image in found.values() if image.started]
         return started or list(found.values())
 
+    def anchor(self) -> tuple[int, int] | None:
+        """Link-time addresses of linux_banner and the top table; None when one is not known."""
+        symbol = next((name for name in self.arch.root_symbols if self._link(name) is not None), None)
+        banner, root = self._link("linux_banner"), self._link(symbol) if symbol else None
+        return None if banner is None or root is None else (banner, root)
+
     def doubt(self, places: tuple[int, ...]) -> str:
         """Why there is no kernel of this vmlinux."""
         if self.wanted is None:

@@ -29,7 +29,8 @@ from kdump_elftool.kernel.find import Text, Texts, Wanted, find_texts, text_at
 from kdump_elftool.kernel.identity import KernelIdentity, identify
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
-from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override, parse
+from kdump_elftool.kernel.utsname import MARK, found_namespaces
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, as_text, override, parse
 from kdump_elftool.memory.virtual import VirtualMemory
 from kdump_elftool.progress import Advance
 from kdump_elftool.safe_text import printable
@@ -130,6 +131,12 @@ class KernelSearch:
     def run(self, noted: bytes | None, advance: Advance) -> Kernels:
         """Read all of memory.  ``noted`` is the text of the dump's own note, which stays the first."""
         texts = self.seen or find_texts(self.dump.memory, self.dump.kind.order, advance, self.wanted)
+        if MARK not in texts.places and any(self._is_rootless(parse(text.data)) for text in texts.found):
+            # rare enough to read all of memory again
+            more = find_texts(self.dump.memory, self.dump.kind.order, lambda _size: None, (MARK,))
+            texts = replace(texts, places={**texts.places, **more.places})
+        if self.seen is not texts:
+            return replace(self, seen=texts).run(noted, advance)
         groups: dict[int, list[tuple[Text, FoundKernel]]] = {}
         unverified: list[FoundKernel] = []
         for text in texts.found:
@@ -174,15 +181,41 @@ class KernelSearch:
         asked = override(info, self.extra) if self.extra else info
         identity = None
         if paddr is None or _is_plausible(info):
-            for root in dict.fromkeys((None, self.pgt_root)):
-                try:
-                    identity = identify(self.dump, self.arch, asked, root)
-                except IdentityError:
-                    continue
-                if identity.verified:
-                    break
+            identity = self._identify(asked)
+        if (identity is None or not identity.verified) and self._is_rootless(asked):
+            for root in self._roots_beside(asked):
+                line = as_text([Fact("ADDRESS(phys_pgd_ptr)", root, "init_uts_ns, found in memory")])
+                found = self._identify(override(asked, line))
+                if found is not None and found.verified and self._has_its_name(asked, found):
+                    return FoundKernel(override(info, line), data, paddr, found, True)
         verified = identity is not None and identity.verified and self._has_its_name(asked, identity)
         return FoundKernel(info, data, paddr, identity, verified)
+
+    def _identify(self, asked: VmcoreInfo) -> KernelIdentity | None:
+        """By the kernel's own root, else by the user's."""
+        identity = None
+        for root in dict.fromkeys((None, self.pgt_root)):
+            try:
+                identity = identify(self.dump, self.arch, asked, root)
+            except IdentityError:
+                continue
+            if identity.verified:
+                break
+        return identity
+
+    def _is_rootless(self, info: VmcoreInfo) -> bool:
+        """Whether a text does not say where its top table is, but where that is beside init_uts_ns."""
+        table, names = info.symbol("swapper_pg_dir"), info.symbol("init_uts_ns")
+        if table is None or names is None or info.address("phys_pgd_ptr") is not None:
+            return False
+        return self.arch.image_paddr(info, table) is None
+
+    def _roots_beside(self, info: VmcoreInfo) -> Iterator[int]:
+        """Top tables by where init_uts_ns was found: the image is one piece of memory."""
+        table, names = info.symbol("swapper_pg_dir"), info.symbol("init_uts_ns")
+        if self.seen is not None and table is not None and names is not None:
+            for paddr in found_namespaces(self.dump.memory, self.seen, info):
+                yield (paddr + table - names) & MASK64
 
     def _has_its_name(self, info: VmcoreInfo, identity: KernelIdentity) -> bool:
         """Whether init_uts_ns holds the release; true as well when it is not in the dump."""

@@ -6,15 +6,22 @@ uts_namespace), kernel/vmcore_info.c.
 
 from __future__ import annotations
 
-from kdump_elftool.errors import FaultError
+from collections.abc import Iterator
+
+from kdump_elftool.errors import FaultError, PageAbsentError
+from kdump_elftool.kernel.find import Texts, Wanted
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.memory.physical import PhysicalMemory
 from kdump_elftool.memory.virtual import VirtualMemory
 
 FIELD_SIZE = 65
 FIELDS = 6
 """sysname, nodename, release, version, machine, domainname."""
 RELEASE, MACHINE = 2, 4
-_IN_FRONT = (0, 4, 8, 16)
+_MOST_NAMES = 256
+MARK = Wanted(b"Linux".ljust(FIELD_SIZE, b"\0"))
+"""How one begins, in memory that nothing is known of."""
+IN_FRONT = (0, 4, 8, 16)
 """The name is first since v5.11 (commit 9a56493f6942, "uts: Use generic ns_common::count"), behind a
 counter before; OFFSET(uts_namespace.name) says so where it is printed."""
 
@@ -25,7 +32,7 @@ def read_utsname(virtual: VirtualMemory, info: VmcoreInfo) -> tuple[bytes, ...] 
     if vaddr is None or release is None:
         return None
     noted = info.offset("uts_namespace.name")
-    for at in _IN_FRONT if noted is None else (noted, *_IN_FRONT):
+    for at in IN_FRONT if noted is None else (noted, *IN_FRONT):
         try:
             raw = virtual.read(vaddr + at, FIELDS * FIELD_SIZE)
         except FaultError:
@@ -36,3 +43,17 @@ def read_utsname(virtual: VirtualMemory, info: VmcoreInfo) -> tuple[bytes, ...] 
         if fields[0] == b"Linux" and fields[RELEASE] == release.encode("latin-1"):
             return fields
     return None
+
+
+def found_namespaces(memory: PhysicalMemory, texts: Texts, info: VmcoreInfo) -> Iterator[int]:
+    """Where init_uts_ns of the kernel of ``info`` may lie, by places of MARK; physical addresses."""
+    release, noted = info.text("OSRELEASE"), info.offset("uts_namespace.name")
+    for paddr in texts.places.get(MARK, ())[:_MOST_NAMES]:
+        try:
+            data = memory.read(paddr + RELEASE * FIELD_SIZE, FIELD_SIZE)
+        except PageAbsentError:
+            continue
+        if release and data.split(b"\0", 1)[0] == release.encode("latin-1"):
+            for front in IN_FRONT if noted is None else (noted,):
+                if front <= paddr:
+                    yield paddr - front

@@ -1,0 +1,123 @@
+"""Where memory begins that a file holds without saying so: the kernel in it must be where it thinks it is.
+
+Something of the kernel is recognised in the file, init_uts_ns by the release that VMCOREINFO names, or
+linux_banner by the vmlinux.  The image is one piece, so the place of every symbol in the file follows,
+the top page table's too.  Where the architecture tells the physical address of a symbol the difference
+is the beginning; else the entries of that table point into memory, so that only beginnings count from
+which they do.  Each is no more than a candidate: who asks has to find a kernel there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64
+from kdump_elftool.arch.base import Architecture, PagingForm
+from kdump_elftool.errors import PageAbsentError
+from kdump_elftool.kernel.find import Texts
+from kdump_elftool.kernel.image import ImageSearch
+from kdump_elftool.kernel.utsname import found_namespaces
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
+from kdump_elftool.memory.physical import PhysicalMemory
+
+_MOST_ANCHORS = 16
+_MOST_BASES = 2048
+_STEP = 1 << 20
+"""Memory begins at a multiple of this, if nothing tells more exactly."""
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A symbol found at ``offset`` in the file; ``root`` is how much behind it the top table is.
+
+    ``vaddr`` is its address; ``paddr`` by what the kernel says, if it says so.
+    """
+
+    what: str
+    offset: int
+    vaddr: int
+    root: int | None
+    paddr: int | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the memory may begin, and how that was told."""
+
+    paddr: int
+    how: str
+
+
+def bases(
+    memory: PhysicalMemory, arch: Architecture, texts: Texts, images: ImageSearch | None
+) -> Iterator[Base]:
+    """Candidates, best first.  ``memory`` is the file's with addresses that are offsets in it."""
+    anchors = [*_by_text(memory, arch, texts), *_by_banner(arch, texts, images)][:_MOST_ANCHORS]
+    size = int(memory.declared.end[-1])
+    seen: set[int] = set()
+    for anchor in anchors:
+        if anchor.paddr is not None:
+            yield from _new(anchor.paddr - anchor.offset, f"what is known of {anchor.what}", seen)
+    for anchor in anchors:
+        for form in arch.paging_forms(VmcoreInfo({})) if anchor.root is not None else ():
+            for paddr in _by_tables(memory, form, anchor, size):
+                yield from _new(paddr, f"the page tables beside {anchor.what}", seen)
+
+
+def _new(paddr: int, how: str, seen: set[int]) -> Iterator[Base]:
+    if paddr >= 0 and paddr % _PAGE == 0 and paddr not in seen:
+        seen.add(paddr)
+        yield Base(paddr, how)
+
+
+def _by_text(memory: PhysicalMemory, arch: Architecture, texts: Texts) -> Iterator[Anchor]:
+    """init_uts_ns of the kernels that texts describe."""
+    for text in texts.found[:_MOST_ANCHORS]:
+        info = parse(text.data)
+        vaddr, table = info.symbol("init_uts_ns"), info.symbol("swapper_pg_dir")
+        if vaddr is None:
+            continue
+        paddr = arch.image_paddr(info, vaddr)
+        root = None if table is None else table - vaddr
+        for offset in found_namespaces(memory, texts, info):
+            yield Anchor("init_uts_ns", offset, vaddr, root, paddr)
+
+
+def _by_banner(arch: Architecture, texts: Texts, images: ImageSearch | None) -> Iterator[Anchor]:
+    """linux_banner of the vmlinux, at its link address: where a kernel moves itself, its tables tell."""
+    place = images.anchor() if images else None
+    if images is None or images.wanted is None or place is None:
+        return
+    banner, root = place
+    for offset in texts.places.get(images.wanted, ())[:_MOST_ANCHORS]:
+        yield Anchor("linux_banner", offset, banner, root - banner, arch.image_paddr(images.extra, banner))
+
+
+def _by_tables(memory: PhysicalMemory, form: PagingForm, anchor: Anchor, size: int) -> Iterator[int]:
+    """Beginnings of memory from which all tables that the top one names are in it, roundest first."""
+    level = form.levels[0]
+    assert anchor.root is not None
+    try:
+        data = memory.read(anchor.offset + anchor.root, level.table_size)
+    except PageAbsentError:
+        return
+    width = level.table_size >> level.bits
+    words = np.frombuffer(data, dtype=f"{form.byte_order}u{width}").astype(np.uint64)
+    entries = form.decode(words & np.uint64(MASK64 & ~form.ignored_bits), level)
+    index = form.raw(anchor.vaddr) >> level.shift & ((1 << level.bits) - 1)
+    if entries.leaf[index]:
+        yield int(entries.paddr[index]) + form.raw(anchor.vaddr) % level.span - anchor.offset
+    half = len(words) // 2  # the kernel's
+    tables = entries.paddr[half:][entries.table[half:]]
+    if not len(tables):
+        return
+    low, high = int(tables.max()) + _PAGE - size, int(tables.min())
+    step = max(_STEP, 1 << max(size // _MOST_BASES - 1, 0).bit_length())
+    first = max(-(-low // step) * step, 0)
+    found = itertools.islice(range(first, high + 1, step), 2 * _MOST_BASES)
+    yield from sorted(found, key=lambda base: (-(base & -base) if base else -(1 << 64), base))

@@ -1,0 +1,149 @@
+"""Raw memory that does not begin at 0: the kernel in it tells where, and a wrong word is noticed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdump_elftool.cli.main import main
+from tests.builders.check import check_pages
+from tests.builders.kernel import (
+    ABOVE,
+    RELEASE,
+    SMALL,
+    SyntheticKernel,
+    banner_of,
+    build_vmlinux,
+    make_kernel,
+)
+from tests.builders.looking import look
+
+BASE = 0x2000000
+HIGH = replace(ABOVE, noted=False, vmcoreinfo={})
+TEXT_AT = 0x2610000
+
+
+def image_of(kernel: SyntheticKernel) -> bytes:
+    """The file: from the lowest address on, with zeros where there is no RAM."""
+    first, end = kernel.ram.ranges[0][0], kernel.ram.ranges[-1][0] + len(kernel.ram.ranges[-1][1])
+    image = bytearray(end - first)
+    for start, data in kernel.ram.ranges:
+        image[start - first : start - first + len(data)] = data
+    return bytes(image)
+
+
+def high(*, text: bool = True, **changes: object) -> SyntheticKernel:
+    kernel = make_kernel(HIGH, **changes)
+    if text:
+        kernel.put_vmcoreinfo(TEXT_AT)
+    return kernel
+
+
+@pytest.fixture
+def info(tmp_path, capfd):
+    return lambda image, *options: look(tmp_path, capfd, "info", image, "-I", "raw", *options)
+
+
+@pytest.fixture
+def vmlinux(tmp_path: Path) -> str:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(build_vmlinux(banner=banner_of(RELEASE)))
+    return str(path)
+
+
+def with_zeros(kernel: SyntheticKernel) -> SyntheticKernel:
+    """Gaps are zeros in the file, and memory like the rest."""
+    kernel.ram.ranges = [(kernel.ram.ranges[0][0], bytearray(image_of(kernel)))]
+    return kernel
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_by_the_text(tovelf, levels):
+    kernel = high(levels=levels)
+    result = tovelf(image_of(kernel), "-I", "raw", "--verbose")
+    assert (result.code, result.lines("warning")) == (0, [])
+    assert f"ram_base: {BASE:#x} (what is known of init_uts_ns, confirmed by a kernel)" in result.err
+    check_pages(result.core, with_zeros(kernel))
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_by_the_page_tables(tovelf, vmlinux, levels, text):
+    """No physical address is known: of the text without phys_base, or of the vmlinux."""
+    kernel = high(levels=levels, text=text, vmcoreinfo={"NUMBER(phys_base)": None})
+    extra = [] if text else ["-m", vmlinux]
+    result = tovelf(image_of(kernel), "-I", "raw", *extra, "--verbose")
+    beside = "init_uts_ns" if text else "linux_banner"
+    assert (result.code, result.lines("warning")) == (0, []), result.err
+    assert f"ram_base: {BASE:#x} (the page tables beside {beside}, confirmed by a kernel)" in result.err
+    check_pages(result.core, with_zeros(kernel))
+
+
+def test_the_right_word_is_taken(tovelf):
+    kernel = high()
+    for options in (["-I", "raw", "--ram-base", hex(BASE)], []):
+        image = image_of(kernel)
+        if options:
+            check_pages(tovelf(image, *options).core, with_zeros(kernel))
+
+
+@pytest.mark.parametrize("wrong", [0, 0x1000, 0x2100000, 0x40000000, 0x2000123])
+def test_a_wrong_word(tovelf, wrong):
+    result = tovelf(image_of(high()), "-I", "raw", "--ram-base", hex(wrong))
+    assert result.code == 1
+    assert f"there is no kernel if it begins at {wrong:#x}, but one if it begins at {BASE:#x}" in result.err
+    assert f"--ram-base {BASE:#x}" in result.lines("hint")[0]
+
+
+def test_at_0_nothing_else_is_tried(tovelf, monkeypatch):
+    monkeypatch.setattr("kdump_elftool.jobs.ram_base.bases", None)
+    kernel = make_kernel(SMALL)
+    kernel.put_vmcoreinfo(0x20000)
+    image = bytes(0x1000) + image_of(kernel)
+    result = tovelf(image, "-I", "raw", "--verbose")
+    assert result.code == 0
+    assert "ram_base" not in result.err
+
+
+def test_memory_is_read_once(tovelf, monkeypatch):
+    monkeypatch.setattr("kdump_elftool.kernel.kernels.find_texts", None)
+    assert tovelf(image_of(high()), "-I", "raw").code == 0
+
+
+def test_memory_without_a_kernel(tovelf, info):
+    """The error says what can be said of raw memory; so does a kernel whose tables are gone."""
+    gone = high()
+    gone.ram.write(gone.spec.text_paddr + 0x210000, bytes(0x1000))
+    for image in (bytes(0x100000), image_of(gone)):
+        result = tovelf(image, "-I", "raw")
+        assert result.code == 1
+        assert "no VMCOREINFO note, and none in memory" in result.lines("error")[0]
+        assert "--ram-base" in result.lines("hint")[0]
+    assert info(bytes(0x100000)).code == 0
+
+
+def test_the_users_table_is_not_doubted(tovelf):
+    """-P says what to walk: where memory begins is not looked for."""
+    kernel = high(text=False)
+    root = kernel.spec.text_paddr + 0x210000
+    result = tovelf(image_of(kernel), "-I", "raw", "--ram-base", hex(BASE), "-P", hex(root))
+    assert result.code == 0
+
+
+def test_tables_that_point_everywhere(tovelf, vmlinux):
+    """Entries that no file of this size can hold leave no candidate."""
+    kernel = high(text=False)
+    for index in (300, 400, 501):
+        kernel.ram.write(kernel.tables.root + 8 * index, (0x3FFFFF0000000 + 1).to_bytes(8, "little"))
+    result = tovelf(image_of(kernel), "-I", "raw", "-m", vmlinux)
+    assert "but no kernel is around it" in result.lines("error")[0]
+
+
+def test_physical_addresses_are_the_machines(tmp_path, capfd):
+    kernel = high()
+    path = tmp_path / "raw"
+    path.write_bytes(image_of(kernel))
+    assert main(["dumpmem", "-I", "raw", "-i", str(path), "-p", f"{BASE + 0x3008:x}", "8"]) == 0
+    assert capfd.readouterr().out.startswith(f"{BASE + 0x3008:x}: 08 30 00 02")
