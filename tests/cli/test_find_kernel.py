@@ -123,7 +123,7 @@ def test_lines_of_the_extra_file_complete_it(tovelf, tmp_path):
 
 @pytest.mark.parametrize("front", [0, 4, 16])
 def test_root_beside_init_uts_ns(tovelf, front):
-    """No phys_base (before v4.10), no virtual addresses, no CR3: the release in memory leads to the tables."""
+    """No phys_base (before v4.10), no virtual addresses, no CR3: the release in memory leads there."""
     kernel = stripped(vmcoreinfo={"NUMBER(phys_base)": None})
     names = kernel.spec.text_paddr + SYMBOLS["init_uts_ns"]
     kernel.ram.write(names, bytes(front) + kernel.ram.read(names, 6 * 65))

@@ -132,11 +132,11 @@ def test_the_users_table_is_not_doubted(tovelf):
     assert result.code == 0
 
 
-def test_tables_that_point_everywhere(tovelf, vmlinux):
-    """Entries that no file of this size can hold leave no candidate."""
+@pytest.mark.parametrize("entry", [0x3FFFFF0000001, 0x1001, 0])
+def test_a_table_far_away(tovelf, vmlinux, entry):
+    """The image's entry leads out of the machine, into other pages of the file, nowhere."""
     kernel = high(text=False)
-    for index in (300, 400, 501):
-        kernel.ram.write(kernel.tables.root + 8 * index, (0x3FFFFF0000000 + 1).to_bytes(8, "little"))
+    kernel.ram.write(kernel.tables.root + 8 * 511, entry.to_bytes(8, "little"))
     result = tovelf(image_of(kernel), "-I", "raw", "-m", vmlinux)
     assert "but no kernel is around it" in result.lines("error")[0]
 
@@ -147,3 +147,24 @@ def test_physical_addresses_are_the_machines(tmp_path, capfd):
     path.write_bytes(image_of(kernel))
     assert main(["dumpmem", "-I", "raw", "-i", str(path), "-p", f"{BASE + 0x3008:x}", "8"]) == 0
     assert capfd.readouterr().out.startswith(f"{BASE + 0x3008:x}: 08 30 00 02")
+
+
+def test_two_kernels(tovelf, info):
+    """Both are listed, and --kernel takes one, where memory begins at 0 and where it does not."""
+    crashed, crash = make_kernel(SMALL), make_kernel(ABOVE)
+    crashed.put_vmcoreinfo(0x20000)
+    crash.put_vmcoreinfo(TEXT_AT)
+    image = bytearray(0x2640000)
+    for start, data in (*crashed.ram.ranges, *crash.ram.ranges):
+        image[start : start + len(data)] = data
+    for cut in (0, 0x1000):
+        (warning, *_) = info(bytes(image[cut:])).lines("warning")
+        assert "more than one kernel is in memory: taken is 1, as it maps most memory" in warning
+        assert "1: 6.1.0-test-amd64" in warning
+        assert "2: 6.1.0-crash-amd64" in warning
+    result = tovelf(bytes(image), "-I", "raw", "--kernel", "2", "--verbose")
+    assert "release: 6.1.0-crash-amd64" in result.err
+    result = tovelf(bytes(image), "-I", "raw", "--kernel", "3")
+    assert result.code == 2
+    assert "2: 6.1.0-crash-amd64" in result.lines("hint")[0]
+    assert "ram_base" not in result.err

@@ -24,6 +24,8 @@ RAW = [
     LabDump(row.name, row.scenario, "qemu.raw") for row in selected_rows() if row.name == "x64-61-l4.machine"
 ]
 DUMPS = [dump for dump in selected_dumps() if dump.file == "qemu.elf"] + RAW
+LINKED_AT = 0x1000000
+"""Of the image behind __START_KERNEL_map."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,25 @@ def test_without_the_vmlinux(dump: LabDump, tmp_path: Path) -> None:
     path.unlink()
     assert done.returncode == 1
     assert "vmlinux with -m" in done.stderr
+
+
+@pytest.mark.parametrize("dump", RAW, ids=lambda dump: dump.id)
+def test_from_the_kernel_on(dump: LabDump, tmp_path: Path) -> None:
+    """Raw memory that begins where the kernel does: its page tables say where that is."""
+    plain = json.loads(answer("info", "-I", "raw", dump.path, "--json")[0])
+    text = int(plain["phys_base"], 16) + int(plain["kaslr_offset"], 16) + LINKED_AT
+    path, first = tmp_path / "raw", text & -(1 << 20)
+    with dump.path.open("rb") as whole, path.open("wb") as out:
+        whole.seek(first)
+        while piece := whole.read(1 << 20):
+            out.write(piece)
+    wipe(path)
+    found = json.loads(answer("info", "-I", "raw", path, "-m", dump.vmlinux, "--json")[0])
+    assert found["sources"]["ram_base"].startswith("the page tables beside linux_banner")
+    for key in ("pgt_root", "kaslr_offset", "phys_base", "release"):
+        assert found[key] == plain[key]
+    other = hex(first ^ 0x40000000)
+    wrong = kdump_elftool("dmesg", "-I", "raw", path, "-m", dump.vmlinux, "--ram-base", other)
+    path.unlink()
+    assert wrong.returncode == 1
+    assert f"one if it begins at {first:#x}" in wrong.stderr

@@ -18,7 +18,7 @@ from kdump_elftool.errors import CorruptDumpError, FormatError, UsageError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions, there
 from kdump_elftool.formats.lime import PADDR_LIMIT, image_dump
-from kdump_elftool.memory.extents import Extents, normalise
+from kdump_elftool.memory.extents import normalise
 from kdump_elftool.memory.physical import PhysicalMemory
 
 NAME = "raw"
@@ -121,22 +121,17 @@ def open_raw(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
 
 def moved(dump: Dump, by: int) -> Dump:
     """The same memory ``by`` bytes higher (or lower).  Raises UsageError where no machine has memory."""
-    held, declared = dump.memory.extents, dump.memory.declared
+    declared = dump.memory.declared
     lowest, end = int(declared.start[0]) + by, int(declared.end[-1]) + by
     if lowest < 0 or end > PADDR_LIMIT:
         raise UsageError(
             f"{dump.file.path} would reach from {lowest:#x} to {end:#x}: no machine has memory there"
         )
     shift = np.uint64(by & MASK64)
-    memory = PhysicalMemory(
-        dump.memory.reader,
-        Extents(held.start + shift, held.size, held.position),
-        Ranges(declared.start + shift, declared.end + shift),
-    )
     lost = tuple(
         replace(part, ranges=Ranges(part.ranges.start + shift, part.ranges.end + shift)) for part in dump.lost
     )
-    return replace(dump, memory=memory, lost=lost)
+    return replace(dump, memory=dump.memory.moved(by), lost=lost)
 
 
 def _check_places(files: tuple[ByteSource, ...], addresses: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ All of the file is read once for it; who looks for the kernel later gets what wa
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from kdump_elftool.kernel.utsname import MARK
 log = logging.getLogger(__name__)
 
 _MOST_TEXTS = 16
+_MOST_BASES = 256
 
 
 def place(
@@ -41,7 +43,7 @@ def place(
     begins = given or 0
     at_0, in_file = moved(dump, -begins), texts.moved(-begins)
     images = kernel_search(at_0, arch, request).images
-    for base in bases(at_0.memory, arch, in_file, images):
+    for base in itertools.islice(bases(at_0.memory, arch, in_file, images), _MOST_BASES):
         try:
             there, seen = moved(at_0, base.paddr), in_file.moved(base.paddr)
         except UsageError:

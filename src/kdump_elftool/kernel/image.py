@@ -84,7 +84,7 @@ class ImageSearch:
         """The kernels whose banners are at ``places``, confirmed.  Those that never ran, if no other did."""
         release = (self.vmlinux.release or "").encode("latin-1")
         copies = self._named(places, release)
-        log.info("linux_banner: %d places, init_uts_ns beside %d of them", len(places), len(copies))
+        log.debug("linux_banner: %d places, init_uts_ns beside %d of them", len(places), len(copies))
         found: dict[int, Image] = {}
         for banner in copies[:_MOST_COPIES]:
             for image in self._judged(banner):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64
+from kdump_elftool.addr import MASK64, u64
 from kdump_elftool.arch.base import Architecture, PagingForm
+from kdump_elftool.arch.walker import Window, walk
 from kdump_elftool.errors import PageAbsentError
 from kdump_elftool.kernel.find import Texts
 from kdump_elftool.kernel.image import ImageSearch
@@ -24,8 +25,10 @@ from kdump_elftool.kernel.utsname import found_namespaces
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
 from kdump_elftool.memory.physical import PhysicalMemory
 
-_MOST_ANCHORS = 16
+_MOST_ANCHORS = 64
 _MOST_BASES = 2048
+"""Of one anchor; steps are larger where they would be more."""
+_MOST_TRIED = 8192
 _STEP = 1 << 20
 """Memory begins at a multiple of this, if nothing tells more exactly."""
 _PAGE = 4096
@@ -44,6 +47,11 @@ class Anchor:
     root: int | None
     paddr: int | None
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether it is as far behind the beginning of a page as the image has it."""
+        return (self.offset - self.vaddr) % _PAGE == 0
+
 
 @dataclass(frozen=True)
 class Base:
@@ -57,22 +65,34 @@ def bases(
     memory: PhysicalMemory, arch: Architecture, texts: Texts, images: ImageSearch | None
 ) -> Iterator[Base]:
     """Candidates, best first.  ``memory`` is the file's with addresses that are offsets in it."""
-    anchors = [*_by_text(memory, arch, texts), *_by_banner(arch, texts, images)][:_MOST_ANCHORS]
-    size = int(memory.declared.end[-1])
-    seen: set[int] = set()
+    found = itertools.chain(_by_text(memory, arch, texts), _by_banner(arch, texts, images))
+    anchors = list(itertools.islice((anchor for anchor in found if anchor.is_possible), _MOST_ANCHORS))
     for anchor in anchors:
-        if anchor.paddr is not None:
-            yield from _new(anchor.paddr - anchor.offset, f"what is known of {anchor.what}", seen)
-    for anchor in anchors:
-        for form in arch.paging_forms(VmcoreInfo({})) if anchor.root is not None else ():
-            for paddr in _by_tables(memory, form, anchor, size):
-                yield from _new(paddr, f"the page tables beside {anchor.what}", seen)
+        if anchor.paddr is not None and anchor.paddr >= anchor.offset:
+            yield Base(anchor.paddr - anchor.offset, f"what is known of {anchor.what}")
+    tried = (
+        (anchor, form, base)
+        for anchor in anchors
+        if anchor.root is not None
+        for form in arch.paging_forms(VmcoreInfo({}))
+        for base in _by_tables(memory, form, anchor, arch.image_window)
+    )
+    for anchor, form, base in itertools.islice(tried, _MOST_TRIED):
+        if base >= 0 and base % _PAGE == 0 and _leads_back(memory, form, anchor, base, arch.image_window):
+            yield Base(base, f"the page tables beside {anchor.what}")
 
 
-def _new(paddr: int, how: str, seen: set[int]) -> Iterator[Base]:
-    if paddr >= 0 and paddr % _PAGE == 0 and paddr not in seen:
-        seen.add(paddr)
-        yield Base(paddr, how)
+def _leads_back(
+    memory: PhysicalMemory, form: PagingForm, anchor: Anchor, base: int, window: tuple[int, int]
+) -> bool:
+    """Whether the tables map the anchor if memory begins at ``base``."""
+    assert anchor.root is not None
+    if base + int(memory.declared.end[-1]) > MASK64:
+        return False
+    low, high = (form.raw(edge) for edge in window)
+    root, place = base + anchor.offset + anchor.root, u64([base + anchor.offset])
+    found = walk(memory.moved(base), form, root, Window(low, high)).mappings
+    return bool(((found.paddr <= place) & (place - found.paddr < found.size)).any())
 
 
 def _by_text(memory: PhysicalMemory, arch: Architecture, texts: Texts) -> Iterator[Anchor]:
@@ -98,10 +118,16 @@ def _by_banner(arch: Architecture, texts: Texts, images: ImageSearch | None) -> 
         yield Anchor("linux_banner", offset, banner, root - banner, arch.image_paddr(images.extra, banner))
 
 
-def _by_tables(memory: PhysicalMemory, form: PagingForm, anchor: Anchor, size: int) -> Iterator[int]:
-    """Beginnings of memory from which all tables that the top one names are in it, roundest first."""
-    level = form.levels[0]
+def _by_tables(
+    memory: PhysicalMemory, form: PagingForm, anchor: Anchor, window: tuple[int, int]
+) -> Iterator[int]:
+    """Beginnings of memory from which the tables that the top one names for the image are in it, roundest
+    first.
+    """
+    level, (start, end), size = form.levels[0], window, int(memory.declared.end[-1])
     assert anchor.root is not None
+    if anchor.offset + anchor.root < 0:
+        return
     try:
         data = memory.read(anchor.offset + anchor.root, level.table_size)
     except PageAbsentError:
@@ -112,8 +138,9 @@ def _by_tables(memory: PhysicalMemory, form: PagingForm, anchor: Anchor, size: i
     index = form.raw(anchor.vaddr) >> level.shift & ((1 << level.bits) - 1)
     if entries.leaf[index]:
         yield int(entries.paddr[index]) + form.raw(anchor.vaddr) % level.span - anchor.offset
-    half = len(words) // 2  # the kernel's
-    tables = entries.paddr[half:][entries.table[half:]]
+    # memory may be a part of the machine's: only what the image needs has to be there
+    low, high = (form.raw(edge) >> level.shift & ((1 << level.bits) - 1) for edge in (start, end - 1))
+    tables = entries.paddr[low : high + 1][entries.table[low : high + 1]]
     if not len(tables):
         return
     low, high = int(tables.max()) + _PAGE - size, int(tables.min())

@@ -44,6 +44,15 @@ class PhysicalMemory:
         """Declared ranges that cannot be read."""
         return subtract_ranges(self.declared, self.present())
 
+    def moved(self, by: int) -> PhysicalMemory:
+        """The same memory ``by`` bytes higher, or lower; none of it may leave the address space."""
+        held, declared, shift = self.extents, self.declared, np.uint64(by & MASK64)
+        return PhysicalMemory(
+            self.reader,
+            Extents(held.start + shift, held.size, held.position),
+            Ranges(declared.start + shift, declared.end + shift),
+        )
+
     def read(self, paddr: int, size: int) -> bytes:
         """Exactly ``size`` bytes.  Raises PageAbsentError at the first address that is missing."""
         buffer = bytearray(size)
