@@ -81,12 +81,16 @@ def test_by_the_page_tables(tovelf, vmlinux, levels, text):
     check_pages(result.core, with_zeros(kernel))
 
 
+def test_info_says_it(info):
+    assert f"ram base:      {BASE:#x}\n" in info(image_of(high())).out
+    assert "ram base" not in info(image_of(high()), "--ram-base", hex(BASE)).out
+
+
 def test_the_right_word_is_taken(tovelf):
     kernel = high()
-    for options in (["-I", "raw", "--ram-base", hex(BASE)], []):
-        image = image_of(kernel)
-        if options:
-            check_pages(tovelf(image, *options).core, with_zeros(kernel))
+    result = tovelf(image_of(kernel), "-I", "raw", "--ram-base", hex(BASE), "--verbose")
+    assert "ram_base" not in result.err
+    check_pages(result.core, with_zeros(kernel))
 
 
 @pytest.mark.parametrize("wrong", [0, 0x1000, 0x2100000, 0x40000000, 0x2000123])

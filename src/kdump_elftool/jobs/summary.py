@@ -290,6 +290,9 @@ def _paging_items(found: _Found) -> Iterator[Item]:
         yield Item("phys_base", f"{phys_base:#x}", source, "phys_base", f"{phys_base:#x}")
     if found.kernel is None:
         return
+    placed = found.kernel.request.placed
+    if placed is not None:
+        yield Item("ram base", placed.shown(), placed.source, "ram_base", placed.shown())
     identity = found.kernel.identity
     levels = len(identity.form.levels)
     source = "a kernel address translates" if identity.verified else "assumed"
