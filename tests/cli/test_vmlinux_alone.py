@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kdump_elftool.cli.main import main
 from tests.builders.check import check_pages, read_core
-from tests.builders.elfcore import build_core
+from tests.builders.elfcore import EM_AARCH64, build_core
 from tests.builders.kernel import (
     ABOVE,
     BUILD_ID,
-    LINK_TEXT,
     RELEASE,
     SMALL,
     SYMBOLS,
@@ -197,8 +197,26 @@ def test_every_command_takes_it(tmp_path, capfd, vmlinux):
     capfd.readouterr()
 
 
-def test_a_pointer_in_the_list_of_tasks_is_no_address(tovelf, vmlinux):
-    """Without types nothing is read there; see tests/unit/kernel/test_image.py for those."""
+def test_a_directory_is_not_enough(tovelf, tmp_path):
+    (tmp_path / "directory").mkdir()
+    result = tovelf(dump_of(make_kernel(BARE)), "-m", str(tmp_path / "directory"))
+    assert "name the vmlinux itself with -m" in result.lines("hint")[0]
+
+
+def test_a_vmlinux_for_another_machine(tovelf, vmlinux):
+    path = Path(vmlinux())
+    image = bytearray(path.read_bytes())
+    image[18:20] = struct.pack("<H", EM_AARCH64)
+    path.write_bytes(image)
+    result = tovelf(dump_of(make_kernel(BARE)), "-m", str(path))
+    assert "vmlinux is not its kernel: it is for another machine" in result.lines("error")[0]
+
+
+def test_a_memory_image(info, vmlinux):
+    """LiME's: --arch is not needed either."""
     kernel = make_kernel(BARE)
-    kernel.ram.write(kernel.spec.text_paddr + SYMBOLS["init_task"], struct.pack("<QQ", 1, LINK_TEXT))
-    assert tovelf(dump_of(kernel), "-m", vmlinux()).code == 0
+    image = b"".join(
+        struct.pack("<4sIQQ8x", b"EMiL", 1, start, start + len(data) - 1) + bytes(data)
+        for start, data in kernel.ram.ranges
+    )
+    assert f"release:       {RELEASE}" in info(image, "-m", vmlinux()).out

@@ -156,11 +156,14 @@ def _check_known(
         return []
     doubtful = "; ".join(kernel.shown() for kernel in description.kernels)
     lack = "no VMCOREINFO note, and none in memory that is to be believed"
-    lack += f"; {description.doubt}" if description.doubt else ""
+    doubt = description.doubt or _for_another_machine(request.vmlinux, arch)
+    lack += f"; {doubt}" if doubt else ""
     if any(arch.running_tables(description.info, registers) for registers in qemu_cpus(dump.notes)):
         return [f"{lack}: the page tables are those that a CPU was using, and little else is known"]
     hint = "give its text in a file with -e, or the page-table root with -P"
-    if request.vmlinux is None:
+    if request.find is not None:
+        hint = f"name the vmlinux itself with -m: what its build id is is not known here; or {hint}"
+    elif request.vmlinux is None:
         hint = "give the kernel's vmlinux with -m, its text in a file with -e, or the page-table root with -P"
     if dump.format == RAW:
         hint += "; --arch and --ram-base say what memory this is"
@@ -170,6 +173,11 @@ def _check_known(
         + (f" (found: {doubtful})" if doubtful else ""),
         hint=f"{hint}; --kernel N takes what was found" if doubtful else hint,
     )
+
+
+def _for_another_machine(vmlinux: Vmlinux | None, arch: Architecture) -> str | None:
+    why = check_same_kernel(VmcoreInfo({}), vmlinux, arch) if vmlinux else None
+    return f"{vmlinux.path} is not its kernel: {why}" if vmlinux and why else None
 
 
 def named_vmlinux(request: KernelRequest, info: VmcoreInfo, arch: Architecture) -> Vmlinux | None:
