@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.dumps import LabDump, kdump_elftool, selected_dumps, selected_rows
+from tests.lab.dumps import LabDump, drgn_oracle, kdump_elftool, selected_dumps, selected_rows
 from tests.lab.test_find_kernel import answer, contents
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -126,3 +126,21 @@ def test_from_the_kernel_on(dump: LabDump, tmp_path: Path) -> None:
     path.unlink()
     assert wrong.returncode == 1
     assert f"one if it begins at {first:#x}" in wrong.stderr
+
+
+@pytest.mark.parametrize("dump", RAW, ids=lambda dump: dump.id)
+def test_drgn_takes_what_was_made(dump: LabDump, tmp_path: Path) -> None:
+    """The VMCOREINFO that was made of the vmlinux serves drgn as the kernel's own does."""
+    path, velf = tmp_path / "raw", tmp_path / "velf"
+    subprocess.run(["cp", "--sparse=always", str(dump.path), str(path)], check=True)
+    wipe(path)
+    answer("tovelf", "-I", "raw", "-i", path, "-m", dump.vmlinux, "-o", velf)
+    path.unlink()
+    nothing = {"seed": 0, "samples": {}, "addresses": [], "ram": []}
+    found = [
+        drgn_oracle(core, dump.vmlinux, nothing, tmp_path)["tasks"]
+        for core in (dump.path.with_name("qemu.elf"), velf)
+    ]
+    velf.unlink()
+    assert found[0] == found[1]
+    assert len(found[0]) > 20
