@@ -13,6 +13,7 @@ from tests.builders.kernel import (
     ABOVE,
     RELEASE,
     SMALL,
+    SYMBOLS,
     SyntheticKernel,
     banner_of,
     build_vmlinux,
@@ -172,3 +173,14 @@ def test_two_kernels(tovelf, info):
     assert result.code == 2
     assert "2: 6.1.0-crash-amd64" in result.lines("hint")[0]
     assert "ram_base" not in result.err
+
+
+def test_namespaces_of_containers(tovelf):
+    """They have the same release, and are no beginning of anything."""
+    kernel = high()
+    names = kernel.ram.read(kernel.spec.text_paddr + SYMBOLS["init_uts_ns"], 6 * 65)
+    for at in range(0x2330000, 0x23F0000, 0x1000):
+        kernel.ram.write(at, names)
+    result = tovelf(image_of(kernel), "-I", "raw", "--verbose")
+    assert result.code == 0
+    assert f"ram_base: {BASE:#x} (" in result.err

@@ -6,6 +6,7 @@ uts_namespace), kernel/vmcore_info.c.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from kdump_elftool.errors import FaultError, PageAbsentError
@@ -19,6 +20,7 @@ FIELDS = 6
 """sysname, nodename, release, version, machine, domainname."""
 RELEASE, MACHINE = 2, 4
 _MOST_NAMES = 256
+_PAGE = 4096
 MARK = Wanted(b"Linux".ljust(FIELD_SIZE, b"\0"))
 """How one begins, in memory that nothing is known of."""
 IN_FRONT = (0, 4, 8, 16)
@@ -46,14 +48,23 @@ def read_utsname(virtual: VirtualMemory, info: VmcoreInfo) -> tuple[bytes, ...] 
 
 
 def found_namespaces(memory: PhysicalMemory, texts: Texts, info: VmcoreInfo) -> Iterator[int]:
-    """Where init_uts_ns of the kernel of ``info`` may lie, by places of MARK; physical addresses."""
-    release, noted = info.text("OSRELEASE"), info.offset("uts_namespace.name")
-    for paddr in texts.places.get(MARK, ())[:_MOST_NAMES]:
+    """Where init_uts_ns of the kernel of ``info`` may lie, by places of MARK; physical addresses.
+
+    Containers have namespaces of their own with the same release, but hardly at the same place in a page.
+    """
+    vaddr, release, noted = (
+        info.symbol("init_uts_ns"), info.text("OSRELEASE"), info.offset("uts_namespace.name"),
+    )  # fmt: skip
+    if vaddr is None or not release:
+        return
+    field = release.encode("latin-1") + b"\0"
+    offsets = {(vaddr + front) % _PAGE: front for front in (IN_FRONT if noted is None else (noted,))}
+    possible = (paddr for paddr in texts.places.get(MARK, ()) if paddr % _PAGE in offsets)
+    for paddr in itertools.islice(possible, _MOST_NAMES):
+        front = offsets[paddr % _PAGE]
         try:
-            data = memory.read(paddr + RELEASE * FIELD_SIZE, FIELD_SIZE)
+            data = memory.read(paddr + RELEASE * FIELD_SIZE, len(field))
         except PageAbsentError:
             continue
-        if release and data.split(b"\0", 1)[0] == release.encode("latin-1"):
-            for front in IN_FRONT if noted is None else (noted,):
-                if front <= paddr:
-                    yield paddr - front
+        if data == field and front <= paddr:
+            yield paddr - front
