@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from kdump_elftool.addr import MASK64
 from kdump_elftool.arch import ARCHITECTURES
+from kdump_elftool.arch.base import Architecture
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.kernel.facts import Fact, Knowledge
@@ -56,14 +58,13 @@ def images(tmp_path):
     """``images(kernel, ...)``: the images found in the memory of all of them."""
     with ExitStack() as stack:
 
-        def find(*kernels: SyntheticKernel) -> list[Image]:
+        def find(*kernels: SyntheticKernel, arch: Architecture = ARCHITECTURES[EM_X86_64]) -> list[Image]:
             dump, vmlinux = tmp_path / "dump", tmp_path / "vmlinux"
             segments = [replace(part, vaddr=0) for kernel in kernels for part in kernel.segments()]
             dump.write_bytes(build_core(replace(kernels[0].core_spec(), segments=segments, notes=[])))
             vmlinux.write_bytes(build_vmlinux(banner=banner_of(RELEASE)))
             opened = open_dump(stack.enter_context(InputFile.open(str(dump))))
             named = read_vmlinux(stack.enter_context(InputFile.open(str(vmlinux))))
-            arch = ARCHITECTURES[EM_X86_64]
             known = Knowledge((VmlinuxSymbols(named, 0, arch.image_window[0]), Offsets()))
             places = tuple(kernel.spec.text_paddr + SYMBOLS["linux_banner"] for kernel in kernels)
             return ImageSearch(opened, arch, named, known).images(places)
@@ -133,3 +134,31 @@ def test_the_second_task_is_not_in_the_dump(images):
     with_tasks(kernel, kernel.symbol("linux_banner") + SECOND)
     (image,) = images(kernel)
     assert image.started
+
+
+def no_number(_kernel: object, _vaddr: int) -> None:
+    """As on an architecture whose VMCOREINFO does not say where the image is."""
+
+
+def test_an_architecture_that_says_nothing_of_its_image(images):
+    """The tables alone: their root goes into the description."""
+    kernel = started(low())
+    mute = replace(ARCHITECTURES[EM_X86_64], image_paddr=no_number, image_numbers=Architecture.image_numbers)
+    (image,) = images(kernel, arch=mute)
+    assert image.kaslr_offset == kernel.spec.kaslr_offset
+    assert image.info.address("phys_pgd_ptr") == kernel.tables.root
+    assert image.info.number("phys_base") is None
+
+
+def test_an_image_at_a_fixed_place(images):
+    """As MIPS's in KSEG0: the address follows from the place, whatever the tables map."""
+    kernel = started(low())
+    fixed = replace(
+        ARCHITECTURES[EM_X86_64],
+        image_window=(0, 0x1000),
+        image_paddr=lambda _kernel, vaddr: (vaddr - kernel.text_vaddr + kernel.spec.text_paddr) & MASK64,
+        image_numbers=Architecture.image_numbers,
+    )
+    (image,) = images(kernel, arch=fixed)
+    assert image.kaslr_offset == kernel.spec.kaslr_offset
+    assert image.info.address("phys_pgd_ptr") is None
