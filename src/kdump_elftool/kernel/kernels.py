@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdump_elftool.addr import MASK64
+from kdump_elftool.addr import MASK64, NO_RANGES
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.elf.notes import Note
@@ -208,7 +208,7 @@ class KernelSearch:
         table, names = info.symbol("swapper_pg_dir"), info.symbol("init_uts_ns")
         if table is None or names is None or info.address("phys_pgd_ptr") is not None:
             return False
-        return self.arch.image_paddr(info, table) is None
+        return not self.arch.image_paddrs(info, table, NO_RANGES)
 
     def _roots_beside(self, info: VmcoreInfo) -> Iterator[int]:
         """Top tables by where init_uts_ns was found: the image is one piece of memory."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, u64
+from kdump_elftool.addr import MASK64, NO_RANGES, u64
 from kdump_elftool.arch.base import Architecture, PagingForm
 from kdump_elftool.arch.walker import Window, walk
 from kdump_elftool.errors import PageAbsentError
@@ -70,15 +70,16 @@ def bases(
     for anchor in anchors:
         if anchor.paddr is not None and anchor.paddr >= anchor.offset:
             yield Base(anchor.paddr - anchor.offset, f"what is known of {anchor.what}")
+    window = arch.image_window(VmcoreInfo({}))
     tried = (
         (anchor, form, base)
         for anchor in anchors
         if anchor.root is not None
         for form in arch.paging_forms(VmcoreInfo({}))
-        for base in _by_tables(memory, form, anchor, arch.image_window)
+        for base in _by_tables(memory, form, anchor, window)
     )
     for anchor, form, base in itertools.islice(tried, _MOST_TRIED):
-        if base >= 0 and base % _PAGE == 0 and _leads_back(memory, form, anchor, base, arch.image_window):
+        if base >= 0 and base % _PAGE == 0 and _leads_back(memory, form, anchor, base, window):
             yield Base(base, f"the page tables beside {anchor.what}")
 
 
@@ -102,7 +103,7 @@ def _by_text(memory: PhysicalMemory, arch: Architecture, texts: Texts) -> Iterat
         vaddr, table = info.symbol("init_uts_ns"), info.symbol("swapper_pg_dir")
         if vaddr is None:
             continue
-        paddr = arch.image_paddr(info, vaddr)
+        paddr = _known_paddr(arch, info, vaddr)
         root = None if table is None else table - vaddr
         for offset in found_namespaces(memory, texts, info):
             yield Anchor("init_uts_ns", offset, vaddr, root, paddr)
@@ -115,7 +116,13 @@ def _by_banner(arch: Architecture, texts: Texts, images: ImageSearch | None) -> 
         return
     banner, root = place
     for offset in texts.places.get(images.wanted, ())[:_MOST_ANCHORS]:
-        yield Anchor("linux_banner", offset, banner, root - banner, arch.image_paddr(images.extra, banner))
+        yield Anchor("linux_banner", offset, banner, root - banner, _known_paddr(arch, images.extra, banner))
+
+
+def _known_paddr(arch: Architecture, info: VmcoreInfo, vaddr: int) -> int | None:
+    """Where an address of the image is, if that follows from what the kernel says alone."""
+    paddrs = arch.image_paddrs(info, vaddr, NO_RANGES)
+    return paddrs[0] if len(paddrs) == 1 else None
 
 
 def _by_tables(
@@ -134,7 +141,8 @@ def _by_tables(
         return
     width = level.table_size >> level.bits
     words = np.frombuffer(data, dtype=f"{form.byte_order}u{width}").astype(np.uint64)
-    entries = form.decode(words & np.uint64(MASK64 & ~form.ignored_bits), level)
+    raw = np.arange(len(words), dtype=np.uint64) << np.uint64(level.shift)
+    entries = form.decode(words & np.uint64(MASK64 & ~form.ignored_bits), level, raw)
     index = form.raw(anchor.vaddr) >> level.shift & ((1 << level.bits) - 1)
     if entries.leaf[index]:
         yield int(entries.paddr[index]) + form.raw(anchor.vaddr) % level.span - anchor.offset

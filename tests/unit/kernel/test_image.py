@@ -17,7 +17,7 @@ from kdump_elftool.kernel.facts import Fact, Knowledge
 from kdump_elftool.kernel.image import Image, ImageSearch
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols
-from tests.builders.elfcore import EM_X86_64, build_core
+from tests.builders.elfcore import build_core
 from tests.builders.kernel import (
     ABOVE,
     RELEASE,
@@ -58,14 +58,14 @@ def images(tmp_path):
     """``images(kernel, ...)``: the images found in the memory of all of them."""
     with ExitStack() as stack:
 
-        def find(*kernels: SyntheticKernel, arch: Architecture = ARCHITECTURES[EM_X86_64]) -> list[Image]:
+        def find(*kernels: SyntheticKernel, arch: Architecture = ARCHITECTURES[0]) -> list[Image]:
             dump, vmlinux = tmp_path / "dump", tmp_path / "vmlinux"
             segments = [replace(part, vaddr=0) for kernel in kernels for part in kernel.segments()]
             dump.write_bytes(build_core(replace(kernels[0].core_spec(), segments=segments, notes=[])))
             vmlinux.write_bytes(build_vmlinux(banner=banner_of(RELEASE)))
             opened = open_dump(stack.enter_context(InputFile.open(str(dump))))
             named = read_vmlinux(stack.enter_context(InputFile.open(str(vmlinux))))
-            known = Knowledge((VmlinuxSymbols(named, 0, arch.image_window[0]), Offsets()))
+            known = Knowledge((VmlinuxSymbols(named, 0, 0xFFFFFFFF80000000), Offsets()))
             places = tuple(kernel.spec.text_paddr + SYMBOLS["linux_banner"] for kernel in kernels)
             return ImageSearch(opened, arch, named, known).images(places)
 
@@ -136,14 +136,15 @@ def test_the_second_task_is_not_in_the_dump(images):
     assert image.started
 
 
-def no_number(_kernel: object, _vaddr: int) -> None:
+def no_place(_kernel: object, _vaddr: int, _ram: object) -> tuple[int, ...]:
     """As on an architecture whose VMCOREINFO does not say where the image is."""
+    return ()
 
 
 def test_an_architecture_that_says_nothing_of_its_image(images):
     """The tables alone: their root goes into the description."""
     kernel = started(low())
-    mute = replace(ARCHITECTURES[EM_X86_64], image_paddr=no_number, image_numbers=Architecture.image_numbers)
+    mute = replace(ARCHITECTURES[0], image_paddrs=no_place, image_numbers=Architecture.image_numbers)
     (image,) = images(kernel, arch=mute)
     assert image.kaslr_offset == kernel.spec.kaslr_offset
     assert image.info.address("phys_pgd_ptr") == kernel.tables.root
@@ -154,9 +155,11 @@ def test_an_image_at_a_fixed_place(images):
     """As MIPS's in KSEG0: the address follows from the place, whatever the tables map."""
     kernel = started(low())
     fixed = replace(
-        ARCHITECTURES[EM_X86_64],
-        image_window=(0, 0x1000),
-        image_paddr=lambda _kernel, vaddr: (vaddr - kernel.text_vaddr + kernel.spec.text_paddr) & MASK64,
+        ARCHITECTURES[0],
+        image_window=lambda _kernel: (0, 0x1000),
+        image_paddrs=lambda _kernel, vaddr, _ram: (
+            (vaddr - kernel.text_vaddr + kernel.spec.text_paddr) & MASK64,
+        ),
         image_numbers=Architecture.image_numbers,
     )
     (image,) = images(kernel, arch=fixed)
