@@ -27,6 +27,7 @@ from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump, measure_large_kdump
 from bench.kdump_out import measure_kdump_out
 from bench.knowledge import measure_knowledge, measure_tasks, measure_vmlinux
+from bench.migration import measure_migration
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
 from bench.rivals import BenchError, Cost
@@ -247,6 +248,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "kdump": lambda settings: measure_kdump(settings.dumps, settings.work),
     "large-kdump": lambda settings: measure_large_kdump(settings.work),
     "flattened": lambda settings: measure_flattened(settings.work, settings.slowness, settings.keep),
+    "migration": lambda settings: measure_migration(settings.work, settings.slowness),
     "find-kernel": lambda settings: measure_find_kernel(settings.dumps, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }

@@ -63,6 +63,7 @@ def test_any_order_and_the_later_wins(dump_of, monkeypatch, seed):
     random = Random(SEED + seed)
     monkeypatch.setattr(migration_structs, "_WINDOW", random.choice([300, 5000, 70000, 4 << 20]))
     monkeypatch.setattr(migration_pages, "_FULL", random.choice([1, 100, 1000, 1 << 20]))
+    monkeypatch.setattr(migration_pages, "_MOST_MIXED", random.choice([1, 7, 50, 4096]))
     memory = bytearray(MB)
     parts = []
     sizes = {"pc.ram": MB, "pc.bios": 0x40000}
@@ -71,10 +72,10 @@ def test_any_order_and_the_later_wins(dump_of, monkeypatch, seed):
         out = b""
         while len(out) < 300000:
             block = random.choice(["pc.ram", "pc.ram", "pc.bios"])
-            row, data = random.randrange(1, 80), random.random() < 0.5
+            row, data = random.randrange(1, 80), random.choice([0, 0.1, 0.5, 1])
             first = random.randrange(0, sizes[block] // PAGE)
             pages = [(n % (sizes[block] // PAGE)) * PAGE for n in range(first, first + row)]
-            contents = [random.randbytes(PAGE) if data else None for _ in pages]
+            contents = [random.randbytes(PAGE) if random.random() < data else None for _ in pages]
             out += mig.records(block, list(zip(pages, contents, strict=True)))
             if block == "pc.ram":
                 for offset, content in zip(pages, contents, strict=True):
@@ -283,6 +284,28 @@ def test_truncated_everywhere(dump_of):
         absent = MB // 4 - dump.memory.extents.total
         assert sum(lost.ranges.total for lost in dump.lost) == absent
         assert all(lost.why == f"truncated at file offset {cut:#x}" for lost in dump.lost)
+
+
+@pytest.mark.parametrize("bad", [0x122, 0xF28, 0x32, 0xA])
+def test_a_wrong_record_among_both_shapes(dump_of, bad):
+    """Flags that only the upper of the 12 bits tell from right ones, at every place in a row."""
+    for place in (1, 2, 40, 77):
+        pages = [own(at * PAGE) if at % 3 else None for at in range(80)]
+        rows = [mig.page(at * PAGE, data, None if at else "pc.ram") for at, data in enumerate(pages)]
+        head = int.from_bytes(rows[place][:8], "big") & ~0xFFF | bad
+        rows[place] = struct.pack(">Q", head) + rows[place][8:]
+        with pytest.raises(KdumpError) as caught:
+            dump_of(mig.Stream([b"".join(rows)]))
+        image = mig.Stream([b"".join(rows)]).build()
+        at = image.index(b"".join(rows)) + sum(map(len, rows[:place]))
+        assert at <= caught.value.file_offset <= at + 8
+
+
+def test_a_filled_page_among_both_shapes(dump_of):
+    rows = [mig.page(at * PAGE, own(at) if at % 2 else None, None if at else "pc.ram") for at in range(80)]
+    rows[50] = rows[50][:-1] + b"\5"
+    with pytest.raises(CorruptDumpError, match="filled with 0x5"):
+        dump_of(mig.Stream([b"".join(rows)]))
 
 
 def test_pages_sent_many_times_take_no_memory(monkeypatch, tmp_path):

@@ -111,6 +111,8 @@ def _disjoint(start: U64, size: U64, position: U64, order_of: Order) -> Extents:
     size = np.minimum(size, np.uint64(MASK64) - start)
     keep = size > 0
     start, size, position = start[keep], size[keep], position[keep]
+    if not np.any(start[1:] < start[:-1] + size[:-1]):  # as most formats list them: nothing to be sorted
+        return _merge(start, size, position)
     listed = np.argsort(start, kind="stable")
     start, size, position = start[listed], size[listed], position[listed]
     reach = np.maximum.accumulate(start + size)

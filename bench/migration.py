@@ -1,0 +1,109 @@
+"""QEMU migration streams: finding every page of one in a single pass."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import rivals
+from bench.report import Figure, spread
+from bench.rivals import BenchError
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+
+DD_LIMIT = 2.0
+PAGE_LIMIT_US = 0.3
+MB = 1_000_000
+PAGE = 4096
+_ZERO, _DATA, _EOS, _CONTINUE = 0x02, 0x08, 0x10, 0x20
+_READ = 1 << 20
+_BLOCK = b"\6pc.ram"
+
+_SCATTERED = "zero pages scattered among data"
+"""Each record has to be gone to by itself: for information."""
+
+ZEROS: dict[str, tuple[int, Callable[[int], bool]]] = {
+    "data pages": (1 << 18, lambda _number: False),
+    "zero pages": (1 << 22, lambda _number: True),
+    "data and zero pages by turns": (1 << 18, lambda number: number % 2 == 1),
+    _SCATTERED: (1 << 18, lambda number: number * 2654435761 >> 12 & 3 == 0),
+}
+"""Pages in a stream, and which of them are zeros."""
+
+
+def generate_stream(path: Path, pages: int, is_zero: Callable[[int], bool]) -> None:
+    """A stopped pc guest's stream; the data does not compress."""
+    machine = b"pc-i440fx-7.2"
+    data = os.urandom(PAGE)
+    with path.open("wb") as out:
+        out.write(b"QEVM" + struct.pack(">IBI", 3, 7, len(machine)) + machine)
+        out.write(b"\1\0\0\0\2\3ram" + struct.pack(">II", 0, 4))
+        out.write(struct.pack(">Q", pages * PAGE | 4) + _BLOCK + struct.pack(">QQ", pages * PAGE, _EOS))
+        out.write(b"\3\0\0\0\2")
+        for number in range(pages):
+            kind, body = (_ZERO, b"\0") if is_zero(number) else (_DATA, data)
+            named = (_CONTINUE, b"") if number else (0, _BLOCK)
+            out.write(struct.pack(">Q", number * PAGE | kind | named[0]) + named[1] + body)
+        out.write(struct.pack(">Q", _EOS))
+
+
+def measure_migration(work: Path, slowness: float) -> Iterator[Figure]:
+    """Against ``dd`` of a stream of data; per page, beyond what reading the file takes, of all kinds."""
+    path = work / "migration.stream"
+    try:
+        for kind, (pages, is_zero) in ZEROS.items():
+            generate_stream(path, pages, is_zero)
+            rivals.warm(path)
+            if kind == "data pages":
+                yield _against_dd(path)
+            yield _per_page(path, kind, pages, slowness)
+    finally:
+        rivals.discard(path)
+
+
+def _against_dd(path: Path) -> Figure:
+    command = ["dd", f"if={path}", "of=/dev/null", f"bs={_READ}"]
+    ours, theirs = [], []
+    for _ in range(rivals.TIMES):
+        theirs.append(rivals.run(command).cpu)
+        ours.append(_open(path))
+    own, other = statistics.median(ours), statistics.median(theirs)
+    size = path.stat().st_size
+    raw = {"cpu s": round(own, 3), "dd cpu s": round(other, 3), "spread %": round(spread(ours), 1)}
+    raw["MB/s"] = round(size / MB / own)
+    return Figure("migration", "generated, 1 GiB of data pages", own / other, "x dd", DD_LIMIT, raw=raw)
+
+
+def _per_page(path: Path, kind: str, pages: int, slowness: float) -> Figure:
+    ours, reading = [], []
+    for _ in range(rivals.TIMES):
+        reading.append(_read(path))
+        ours.append(_open(path))
+    here = 1e6 * (statistics.median(ours) - statistics.median(reading)) / pages
+    facts: dict[str, str | int] = {"pages": pages, "bytes": path.stat().st_size}
+    raw = {"us here": round(here, 3), "spread %": round(spread(ours), 1)}
+    limit = None if kind == _SCATTERED else PAGE_LIMIT_US
+    return Figure("migration-page", kind, max(here, 0) / slowness, "us", limit, facts, raw)
+
+
+def _read(path: Path) -> float:
+    """CPU time of reading the file in the same pieces as the tool does, and doing nothing with them."""
+    begin = time.process_time()
+    with InputFile.open(str(path)) as file:
+        for at in range(0, file.size, 4 << 20):
+            file.read_at(at, 4 << 20)
+    return time.process_time() - begin
+
+
+def _open(path: Path) -> float:
+    begin = time.process_time()
+    with InputFile.open(str(path)) as file:
+        dump = open_dump(file)
+    took = time.process_time() - begin
+    if dump.lost or dump.warnings:
+        raise BenchError("a whole stream has been read in part")
+    return took
