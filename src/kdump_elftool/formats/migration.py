@@ -4,24 +4,26 @@ Sections one after the other; memory is in the section ``ram``, which comes in p
 still run: a page that was sent again counts as it came last.  Of the devices behind it the CPUs are
 read (``qemu_devices``); memory is whole without them.
 
-A stream has blocks of memory and not where the machine has them: that is known for some machines.
-Sources: migration/savevm.c; hw/i386/pc_piix.c (``pc_init1``), hw/i386/pc_q35.c (``pc_q35_init``),
-hw/arm/virt.c and hw/riscv/virt.c (``VIRT_DRAM`` in the memory maps) of QEMU.
+A stream has blocks of memory and not where the machine has them: see ``migration_machines``.
+Source: migration/savevm.c of QEMU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from kdump_elftool.addr import U64, merge_ranges, u64
-from kdump_elftool.elf.constants import EM_AARCH64, EM_ARM, EM_RISCV, EM_X86_64
+from kdump_elftool.elf.constants import EM_ARM, EM_X86_64
 from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.errors import UnsupportedError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats import migration_pages
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions
 from kdump_elftool.formats.lime import image_dump
+from kdump_elftool.formats.migration_machines import GB4, Layout, Piece, find_layout
 from kdump_elftool.formats.migration_pages import Ram
 from kdump_elftool.formats.migration_structs import (
     MAGIC,
@@ -39,52 +41,26 @@ from kdump_elftool.formats.qemu_devices import NO_CPUS, read_cpus
 from kdump_elftool.memory.extents import overlay
 from kdump_elftool.memory.physical import PhysicalMemory
 
-GB4 = 1 << 32
 _DUMP_GUEST = "use QEMU's dump-guest-memory instead"
-_LARGE = 128 << 20
-"""Linux adds memory on x86_64 in pieces of this size: smaller blocks are no memory of the kernel."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a kind of machine has its memory.
-
-    ``prefix`` begins its name.  The block begins at ``base``; if it has ``threshold`` bytes or more, what
-    is beyond the first ``low`` begins at 4 GiB.
-    """
-
-    prefix: str
-    block: str
-    base: int
-    e_machine: int
-    threshold: int | None = None
-    low: int = 0
-
-    def places(self, size: int) -> list[tuple[int, int, int]]:
-        """Offset in the block, size and physical address of each piece of it."""
-        if self.threshold is None or size < self.threshold or size <= self.low:
-            return [(0, size, self.base)]
-        return [(0, self.low, self.base), (self.low, size - self.low, GB4)]
-
-
-MACHINES = (
-    Machine("pc-i440fx-", "pc.ram", 0, EM_X86_64, 0xE0000000, 0xC0000000),
-    Machine("pc-q35-", "pc.ram", 0, EM_X86_64, 0xB0000000, 0x80000000),
-    Machine("virt", "mach-virt.ram", 0x40000000, EM_AARCH64),
-    Machine("virt", "riscv_virt_board.ram", 0x80000000, EM_RISCV),
-)
-"""As they are unless the option ``max-ram-below-4g`` says otherwise, which streams don't tell."""
-_BLOCKS = frozenset(machine.block for machine in MACHINES)
 
 
 @dataclass
 class Stream:
     """What was read: ``ended`` is True when the section ``ram`` is complete."""
 
-    ram: Ram
+    ram: Ram = field(init=False)
     configuration: Configuration | None = None
     section: int | None = None
     ended: bool = False
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        self.ram = Ram(self.wanted)
+
+    def wanted(self, blocks: Mapping[str, int]) -> frozenset[str]:
+        """Those of a stream's blocks that are memory of the machine."""
+        self.layout = find_layout(self.configuration.machine if self.configuration else None, blocks)
+        return frozenset(piece.block for piece in self.layout.pieces) if self.layout else frozenset()
 
 
 def probe(head: bytes) -> bool:
@@ -96,7 +72,7 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     """Open a migration stream.  Raises UnsupportedError (other versions, machines), CorruptDumpError."""
     (file,) = files
     cursor = Cursor(file)
-    stream = Stream(Ram(_BLOCKS))
+    stream = Stream()
     try:
         read_file_header(cursor)
         while not stream.ended:
@@ -104,26 +80,38 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     except StreamEnds:
         if not stream.ram.blocks:
             raise cursor.corrupt(cursor.limit, "this QEMU migration stream ends before its memory") from None
-    machine = _machine(cursor, stream)
-    places = machine.places(stream.ram.blocks[machine.block])
-    _, size, paddr = (u64(column) for column in zip(*places, strict=True))
+    layout = stream.layout
+    if layout is None:
+        raise _unknown_machine(cursor, stream)
+    size, paddr = (u64([getattr(piece, of) for piece in layout.pieces]) for of in ("size", "paddr"))
     cpus = read_cpus(cursor) if stream.ended else NO_CPUS
-    extents = overlay(*_physical(stream.ram.columns(machine.block), places))
+    extents = overlay(*_physical(stream.ram, layout.pieces))
     memory = PhysicalMemory(file, extents, merge_ranges(paddr, paddr + size))
     why = "never sent" if stream.ended else f"truncated at file offset {cursor.limit:#x}"
     lost = Lost("paddr", why, memory.absent(), None if stream.ended else cursor.limit)
     if options.e_machine == EM_X86_64:  # also the default: the machine knows better, its CPUs even more so
-        options = replace(options, e_machine=cpus.e_machine or machine.e_machine)
+        options = replace(options, e_machine=cpus.e_machine or layout.machine.e_machine)
     # what was not sent is not known to be zero
     options = replace(options, zero_excluded=False)
-    dump = image_dump("qemu", file, options, memory, (lost,), (*_warnings(stream, machine), *cpus.warnings))
-    return replace(dump, kind=_kind(options.e_machine, memory), cpu_registers=cpus.registers)
+    dump = image_dump("qemu", file, options, memory, (lost,), (*_warnings(stream, layout), *cpus.warnings))
+    kind = _kind(options.e_machine, memory, layout)
+    return replace(dump, kind=kind, cpu_registers=cpus.registers)
 
 
-def _kind(e_machine: int, memory: PhysicalMemory) -> ElfKind:
+def _kind(e_machine: int, memory: PhysicalMemory, layout: Layout) -> ElfKind:
     """As dump-guest-memory writes: 32 bits where memory ends before 4 GB; the firmware of x86 does not."""
     narrow = e_machine == EM_ARM and int(memory.declared.end[-1]) < GB4
-    return ElfKind(32 if narrow else 64, "<")
+    return ElfKind(32 if narrow else 64, layout.machine.order)
+
+
+def _warnings(stream: Stream, layout: Layout) -> tuple[str, ...]:
+    if stream.ended:
+        return layout.warnings
+    said = (
+        "the guest may still have run when what is there was sent: it can be of different moments, "
+        "and its CPUs are not in here"
+    )
+    return (said, *layout.warnings)
 
 
 def _read_section(cursor: Cursor, stream: Stream) -> None:
@@ -165,54 +153,34 @@ def _read_device(cursor: Cursor, stream: Stream, at: int, kind: int) -> None:
         skip_footer(cursor, header.id)
 
 
-def _machine(cursor: Cursor, stream: Stream) -> Machine:
+def _unknown_machine(cursor: Cursor, stream: Stream) -> UnsupportedError:
     blocks = stream.ram.blocks
-    name = stream.configuration.machine if stream.configuration else None
-    for machine in MACHINES:
-        if machine.block in blocks and (name is None or name.startswith(machine.prefix)):
-            size = blocks[machine.block]
-            if name is None and machine.threshold is not None and size > machine.low:
-                break  # pc or q35?
-            return machine
     largest = max(blocks, key=lambda block: blocks[block], default="none")
-    raise cursor.unsupported(
-        0,
-        f"where a QEMU machine {name or 'without a name'} has its memory ({largest}) is not known",
-        _DUMP_GUEST,
+    name = stream.configuration.machine if stream.configuration else "without a name"
+    return cursor.unsupported(
+        0, f"where a QEMU machine {name} has its memory ({largest}) is not known", _DUMP_GUEST
     )
 
 
-def _physical(columns: tuple[U64, U64, U64], places: list[tuple[int, int, int]]) -> tuple[U64, U64, U64]:
-    """Start, size and position by physical address, in the order in which they were sent.
+def _physical(ram: Ram, pieces: tuple[Piece, ...]) -> tuple[U64, U64, U64]:
+    """Start, size and position by physical address, those of a piece in the order in which they were sent.
 
-    Only zeros can lie on both sides of a border between places: pages are smaller than what borders are
+    Only zeros can lie on both sides of a border between pieces: pages are smaller than what borders are
     multiples of.
     """
-    start, size, position = columns
-    if len(places) == 1:
-        return start + np.uint64(places[0][2]), size, position
     parts = []
-    for offset, length, paddr in places:
-        low = np.maximum(start, np.uint64(offset))
-        high = np.minimum(start + size, np.uint64(offset + length))
-        index = np.flatnonzero(high > low)
-        begin = low[index] - np.uint64(offset) + np.uint64(paddr)
-        parts.append((begin, high[index] - low[index], position[index]))
+    for piece in pieces:
+        start, size, position = ram.columns(piece.block)
+        if len(pieces) > 1:
+            low = np.maximum(start, np.uint64(piece.offset))
+            high = np.minimum(start + size, np.uint64(piece.offset + piece.size))
+            index = np.flatnonzero(high > low)
+            start, size, position = low[index], high[index] - low[index], position[index]
+        # an offset in the block that is above the address makes this wrap around, and back again
+        moved = start - np.uint64(piece.offset) + np.uint64(piece.paddr)
+        parts.append((moved, size, position))
     first, second, third = (np.concatenate(column) for column in zip(*parts, strict=True))
     return first, second, third
-
-
-def _warnings(stream: Stream, machine: Machine) -> tuple[str, ...]:
-    said = []
-    if not stream.ended:
-        said.append(
-            "the guest may still have run when what is there was sent: it can be of different moments, "
-            "and its CPUs are not in here"
-        )
-    for name, size in stream.ram.blocks.items():
-        if size >= _LARGE and name != machine.block and "vram" not in name and "flash" not in name:
-            said.append(f"where the memory block {name!r} ({size:#x} bytes) was is not known: left out")
-    return tuple(said)
 
 
 FORMAT = Format("qemu", probe, open_migration)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from array import array
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -69,12 +70,13 @@ _OTHER_WAYS = {
 class Ram:
     """Blocks and pages, section after section.
 
-    ``blocks`` maps names to sizes.  Pages of the blocks in ``wanted`` are kept.
+    ``blocks`` maps names to sizes.  Pages of those that ``choose`` picks of them are kept.
     """
 
-    def __init__(self, wanted: frozenset[str]) -> None:
+    def __init__(self, choose: Callable[[Mapping[str, int]], frozenset[str]]) -> None:
         self.blocks: dict[str, int] = {}
-        self._wanted = wanted
+        self._choose = choose
+        self._wanted: frozenset[str] = frozenset()
         self._block: str | None = None
         self._full = _FULL
         self._kept: dict[str, tuple[array[int], array[int], array[int]]] = {}
@@ -175,6 +177,7 @@ class Ram:
             left -= size
             _skip_words(cursor)
         self.blocks = blocks
+        self._wanted = self._choose(blocks)
 
     def _read_page(self, cursor: Cursor, at: int, head: int) -> None:
         if not head & _CONTINUE:
