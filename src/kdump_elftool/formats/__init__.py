@@ -6,7 +6,17 @@ from dataclasses import replace
 
 from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import avml, compressed, diskdump, elfcore, flattened, lime, migration, raw
+from kdump_elftool.formats import (
+    avml,
+    compressed,
+    diskdump,
+    elfcore,
+    flattened,
+    libvirt,
+    lime,
+    migration,
+    raw,
+)
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
 
@@ -18,8 +28,8 @@ FORMATS: tuple[Format, ...] = (
     migration.FORMAT,
     raw.FORMAT,
 )
-LAYERS: tuple[Layer, ...] = (*compressed.LAYERS, flattened.LAYER)
-INTYPES = ("auto", *(known.name for known in FORMATS), flattened.LAYER.name)
+LAYERS: tuple[Layer, ...] = (*compressed.LAYERS, flattened.LAYER, libvirt.LAYER)
+INTYPES = ("auto", *(known.name for known in FORMATS), flattened.LAYER.name, libvirt.LAYER.name)
 """What ``-I`` takes."""
 _HEAD = 512
 _MOST_LAYERS = 4

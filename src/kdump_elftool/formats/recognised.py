@@ -1,6 +1,6 @@
 """Formats that are known by their first bytes but not read: named as such, with what to do.
 
-Magic numbers: makedumpfile IMPLEMENTATION, libvirt src/qemu/qemu_saveimage.h,
+Magic numbers: makedumpfile IMPLEMENTATION,
 crash's sadump.h, xendump.h, lkcd_vmdump_v1.h and vmware_vmss.h, Xen's tools/xl/xl.h and
 xenctrl.h, drivers/s390/char/zcore.c of Linux 4.x, dissect.hypervisor's c_hyperv.py (Hyper-V).
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 _LINUX_ONLY = "this tool reads Linux kernels"
 _KDUMP = "let the guest save its memory by kdump instead"
-_MEMORY_ONLY = "use virsh dump --memory-only instead"
 _CRASH = "crash(8) reads it"
 _ZGETDUMP = "zgetdump -f elf makes an ELF dump of it"
 _VMSS2CORE = "VMware's vmss2core makes a core file of it and of the .vmem file beside it"
@@ -27,8 +26,6 @@ _VMWARE = tuple(
 )
 
 RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
-    (b"LibvirtQemudSave", "a libvirt saved guest", _MEMORY_ONLY),
-    (b"LibvirtQemudPart", "an unfinished libvirt saved guest", _MEMORY_ONLY),
     (b"sadump\0\0", "an sadump dump (Fujitsu firmware)", "makedumpfile -E makes an ELF dump of it"),
     *((magic, "an LKCD dump", _CRASH) for magic in _LKCD + _LKCD_LIVE),
     (_S390.to_bytes(8, "big"), "an s390 stand-alone dump", _ZGETDUMP),

@@ -17,7 +17,6 @@ from tests.builders.elfcore import CoreSpec, build_core
 @pytest.mark.parametrize(
     ("head", "word"),
     [
-        (b"LibvirtQemudSave", "libvirt"),
         (b"PAGEDU64", "Windows"),
         (b"PAGEDUMP", "Windows"),
         (b"sadump\0\0\1\0\0\0", "sadump"),
