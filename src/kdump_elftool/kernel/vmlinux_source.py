@@ -96,7 +96,9 @@ def vmlinux_knowledge(vmlinux: Vmlinux, arch: Architecture, cache: Cache | None 
     types = Later(TYPES, lambda: vmlinux_types(vmlinux, word, cache, advice.append))
     # what BTF has suffices: that more could be known is no advice
     arrays = ArrayLengths(Later(TYPES, lambda: vmlinux_dwarf(vmlinux, cache, lambda _text: None)))
-    return Knowledge((VmlinuxSymbols(vmlinux, 0, arch.image_window(VmcoreInfo({}))[0]), types, arrays), advice)
+    return Knowledge(
+        (VmlinuxSymbols(vmlinux, 0, arch.image_window(VmcoreInfo({}))[0]), types, arrays), advice
+    )
 
 
 def vmlinux_types(vmlinux: Vmlinux, word: int, cache: Cache | None, advise: Advise) -> Source | None:
