@@ -12,9 +12,6 @@ from lab.matrix import Lab, describe, read_row
 from lab.roots import ensure_root
 
 HOST_PACKAGES = (
-    "qemu-system-x86",
-    "gcc",
-    "libc6-dev",
     "binutils",
     "debootstrap",
     "gdb",
@@ -26,12 +23,12 @@ HOST_PACKAGES = (
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lab", description="real kernels, crashed in QEMU")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("packages-host", help="Debian packages this machine needs")
+    packages = commands.add_parser("packages-host", help="Debian packages this machine needs")
     ensure = commands.add_parser("ensure", help="make the rows that are missing")
     ensure.add_argument("--remake", action="store_true", help="make them anew")
     listing = commands.add_parser("list", help="rows and whether they are made")
     listing.add_argument("--json", action="store_true")
-    for command in (ensure, listing):
+    for command in (packages, ensure, listing):
         command.add_argument("--set", choices=SETS, help="rows of this set only (default: all)")
         command.add_argument("rows", nargs="*", metavar="ROW_PATTERN", help="also by the variable ROWS")
     path = commands.add_parser("path", help="folder of a row")
@@ -48,6 +45,12 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     if not rows:
         raise LabError(f"no row matches {' '.join(patterns)}")
     return rows
+
+
+def host_packages(rows: list[Row]) -> list[str]:
+    """What this machine needs to make those rows."""
+    of_guests = {name for row in rows for name in row.guest.arch.packages}
+    return [*HOST_PACKAGES, *sorted(of_guests - {*HOST_PACKAGES})]
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -72,7 +75,7 @@ def _path(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.command == "packages-host":
-        print(" ".join(HOST_PACKAGES))
+        print(" ".join(host_packages(_rows(args))))
     elif args.command == "ensure":
         Lab(load_config()).ensure(_rows(args), args.remake)
     elif args.command == "list":

@@ -37,9 +37,7 @@ class Machine:
             *guest.arch.machine,
             *("-cpu", guest.cpu_argument, "-smp", str(guest.cpus), "-m", self.row.memory),
             *("-nodefaults", "-display", "none", "-no-reboot"),
-            *("-serial", "file:console.log", "-serial", "file:truth.raw"),
-            # with the guest's qemu_fw_cfg driver: QEMU's dumps get the VMCOREINFO note
-            *("-device", "vmcoreinfo"),
+            *("-serial", "file:console.log", *guest.arch.devices),
             *("-qmp", "unix:qmp.sock,server=on,wait=off"),
             *("-kernel", str(self.kernel), "-initrd", "initrd.img", "-append", self.append),
         ]

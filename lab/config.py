@@ -34,16 +34,22 @@ class BootError(LabError):
 
 @dataclass(frozen=True)
 class Arch:
-    """How QEMU and Debian name a machine, and where its serial ports are."""
+    """How QEMU and Debian name a machine, where its serial ports are, where its memory begins."""
 
     name: str
     debian: str
+    packages: tuple[str, ...]
+    compiler: str
     qemu: str
     machine: tuple[str, ...]
     cpu_options: tuple[str, ...]
+    devices: tuple[str, ...]
     disk: str
     console: str
     port: str
+    kexec: tuple[str, ...]
+    ram_base: int = 0
+    guest_dump: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,10 @@ class Row:
         return {
             "row": self.name,
             "arch": guest.arch.name,
+            "qemu": guest.arch.qemu,
             "machine": guest.arch.machine,
+            "devices": guest.arch.devices,
+            "kexec": guest.arch.kexec,
             "cpu": guest.cpu_argument,
             "cpus": guest.cpus,
             "cmdline": guest.cmdline,
@@ -128,12 +137,16 @@ def _order(row: Row) -> tuple[int, str]:
     return min(SETS.index(name) for name in row.sets), ""
 
 
+_ARCH_LISTS = ("packages", "machine", "cpu_options", "devices", "kexec")
+
+
 def _parse_guest(name: str, table: Mapping[str, Any], document: Mapping[str, Any]) -> list[Row]:
     defaults = document["defaults"]
     arch_table = document["arch"][table["arch"]]
-    lists = {key: tuple(arch_table.get(key, ())) for key in ("machine", "cpu_options")}
+    lists = {key: tuple(arch_table.get(key, ())) for key in _ARCH_LISTS}
     lists["machine"] += tuple(table.get("machine", ()))
-    arch = Arch(name=table["arch"], **{**arch_table, **lists})
+    qemu = table.get("qemu", arch_table["qemu"])
+    arch = Arch(name=table["arch"], **{**arch_table, **lists, "qemu": qemu})
     guest = Guest(
         name=name,
         about=table["about"],

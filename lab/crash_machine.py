@@ -1,6 +1,9 @@
 """The scenario machine: a running guest is stopped and saved in every way a machine can be.
                      -> qemu.elf, qemu.stream (migrate exec:), qemu.raw (pmemsave), registers.txt
 
+qemu.raw begins with the machine's memory, wherever that is. Where QEMU has no dump-guest-memory there is
+no qemu.elf.
+
 Apart from lab.crash, so that a change here makes the rows of this scenario anew and no others.
 """
 
@@ -38,6 +41,17 @@ def migrate(qmp: Qmp, path: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def save_memory(qmp: Qmp, row: Row, work: Path, inside: Path) -> None:
+    """Writes qemu.elf, where QEMU can, and qemu.raw into `work`, which is `inside` for QEMU."""
+    arch = row.guest.arch
+    if arch.guest_dump:
+        qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{inside / 'qemu.elf'}")
+        dig_holes(work / "qemu.elf")
+    size = qmp.execute("query-memory-size-summary")["base-memory"]
+    qmp.execute("pmemsave", val=arch.ram_base, size=size, filename=str(inside / "qemu.raw"))
+    dig_holes(work / "qemu.raw")
+
+
 def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
     """Boots, stops and saves once; returns QEMU's command line. The work folder holds the initrd."""
     with Running(machine_of(replace(row, scenario="live"), kernel), work) as running:
@@ -48,11 +62,7 @@ def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
         qmp = running.connect(DUMP_SECONDS)
         qmp.execute("stop")
         (work / "registers.txt").write_text(qmp.human("info registers -a").replace("\r", ""))
-        qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{work / 'qemu.elf'}")
-        size = qmp.execute("query-memory-size-summary")["base-memory"]
-        qmp.execute("pmemsave", val=0, size=size, filename=str(work / "qemu.raw"))
+        save_memory(qmp, row, work, work)
         migrate(qmp, work / "qemu.stream")
         qmp.close()
-        for name in ("qemu.elf", "qemu.raw"):
-            dig_holes(work / name)
         return running.argv

@@ -84,6 +84,7 @@ def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
     add_program(cpio, files.userland, "kexec")
     cpio.file("lab/vmlinuz", (files.kernel / "vmlinuz").read_bytes())
     cpio.file("lab/crash.img", _crash_initrd(config, files))
+    cpio.file("lab/kexec.options", b"")
     cpio.file("lab/crash.cmdline", f"console={row.guest.arch.console} {CRASH_CMDLINE} {NO_CX16}".encode())
     return cpio.finish()
 

@@ -57,7 +57,7 @@ class Cpio:
         return b"".join(self.parts)
 
 
-def ensure_programs(compiler: str = "gcc") -> Path:
+def ensure_programs(compiler: str) -> Path:
     """Compiles lab/programs, static, once per version of their sources."""
     sources = [LAB_DIR / "programs" / f"{name}.c" for name in PROGRAMS]
     digest = hashlib.sha256(compiler.encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
@@ -165,4 +165,5 @@ def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
         cpio.file("lab/vmlinuz", (files.kernel / "vmlinuz").read_bytes())
         cpio.file("lab/crash.img", _base(files, config.disk_modules).finish())
         cpio.file("lab/crash.cmdline", f"console={row.guest.arch.console} {CRASH_CMDLINE}".encode())
+        cpio.file("lab/kexec.options", " ".join(row.guest.arch.kexec).encode())
     return cpio.finish()

@@ -223,7 +223,7 @@ class Lab:
         }
         kernel = ensure_kernel(plan.packages, modules, self.apt)
         userland = ensure_userland(self.resolver.userland(resolution, arch), self.apt)
-        programs = ensure_programs()
+        programs = ensure_programs(plan.row.guest.arch.compiler)
         size, seconds = self.apt.downloaded_bytes - before[0], self.apt.download_seconds - before[1]
         if seconds:
             say(f"downloaded {size / 1e6:.0f} MB in {seconds:.1f} s")

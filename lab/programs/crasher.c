@@ -47,7 +47,12 @@ static const char *const wanted_symbols[] = {
 	"init_uts_ns", "saved_command_line", "log_buf", "prb", "jiffies", "panic", "schedule",
 	"sysrq_handle_crash", "write_sysrq_trigger", "__crash_kexec", "vmcoreinfo_data", "vmcoreinfo_note",
 	"kallsyms_names", "kallsyms_num_syms", "kallsyms_token_table", "kallsyms_token_index",
-	"kallsyms_offsets", "kallsyms_relative_base", "__start_BTF", "__stop_BTF", "idle_task", NULL
+	"kallsyms_offsets", "kallsyms_relative_base", "__start_BTF", "__stop_BTF", "idle_task",
+	/* of other architectures than x86 */
+	"kimage_voffset", "memstart_addr", "vabits_actual", "idmap_pg_dir", "init_pg_dir", "initial_page_table",
+	"mem_map", "contig_page_data", "high_memory", "max_low_pfn", "__pv_phys_pfn_offset", "__pv_offset",
+	"pgd_current", "invalid_pmd_table", "invalid_pte_table", "kernelsp", "handle_sys", "__entry_text_start",
+	"vectors", "cpu_switch_to", "__switch_to", "resume", "ret_from_fork", NULL
 };
 
 static void die(const char *what)
