@@ -1,5 +1,5 @@
 """The scenario machine: a running guest is stopped and saved in every way a machine can be.
-                     -> qemu.elf, qemu.stream (migrate exec:), qemu.raw (pmemsave), registers.txt
+                     -> qemu.elf, qemu.stream[.gz] (migrate exec:), qemu.raw (pmemsave), registers.txt
 
 qemu.raw begins with the machine's memory, wherever that is. Where QEMU has no dump-guest-memory there is
 no qemu.elf.
@@ -32,12 +32,31 @@ def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
 
 
 def migrate(qmp: Qmp, path: Path) -> None:
-    """Writes the machine's stream to `path` and waits for its end."""
-    qmp.execute("migrate", uri=f"exec:cat >{path.name}")
+    """Writes the machine's stream to `path` and waits for its end; beside it, the same packed by gzip.
+
+    One stream for both: QEMU migrates a stopped machine once only.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    qmp.execute("migrate", uri=f"exec:tee {path.name} | gzip -1 >part.gz && mv part.gz {packed.name}")
+    wait_for_migration(qmp, path.name)
+    wait_for_file(packed)
+
+
+def wait_for_migration(qmp: Qmp, name: str) -> None:
+    """Waits for the end of the migration to the file of that name."""
     end = time.monotonic() + DUMP_SECONDS
     while (status := qmp.execute("query-migrate").get("status")) != "completed":
         if status in ("failed", "cancelled") or time.monotonic() > end:
-            raise BootError(f"migration to {path.name}: {status}")
+            raise BootError(f"migration to {name}: {status}")
+        time.sleep(POLL_SECONDS)
+
+
+def wait_for_file(path: Path) -> None:
+    """A migration is completed before the program that writes the stream down has ended."""
+    end = time.monotonic() + DUMP_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise BootError(f"no {path.name} in {DUMP_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
 
 

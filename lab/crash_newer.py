@@ -21,7 +21,8 @@ from lab.truth import is_complete
 SCENARIO = "newer"
 SUITE = "trixie"
 SOURCES = ("crash_formats.py", "crash_machine.py", "crash_newer.py")
-_WORK, _KERNEL = "/mnt/work", "/mnt/kernel"
+INSIDE, _KERNEL = "/mnt/work", "/mnt/kernel"
+"""Where a row's folder and its kernel's are in the root."""
 
 
 def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
@@ -41,9 +42,9 @@ class InRoot(Machine):
         return super().argv()
 
     def argv(self) -> list[str]:
-        binds = {self.work: _WORK, self.kernel.parent: _KERNEL}
+        binds = {self.work: INSIDE, self.kernel.parent: _KERNEL}
         inside = replace(self, kernel=Path(_KERNEL) / self.kernel.name).inner()
-        return chroot_argv(self.root, ["env", "-C", _WORK, *inside], binds)
+        return chroot_argv(self.root, ["env", "-C", INSIDE, *inside], binds)
 
 
 def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
@@ -58,7 +59,7 @@ def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
         running.wait("the end of the panic", lambda: "end Kernel panic" in running.console(), BOOT_SECONDS)
         qmp = running.connect(DUMP_SECONDS)
         qmp.execute("stop")
-        crash_formats.dump_in_each_format(qmp, work, Path(_WORK))
+        crash_formats.dump_in_each_format(qmp, work, Path(INSIDE))
         migrate(qmp, work / "qemu.stream")
         qmp.close()
     return machine.inner()

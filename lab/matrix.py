@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import crash_failed, crash_formats, crash_machine, crash_newer, crash_pages, crash_topelf
+from lab import (
+    crash_dirty,
+    crash_failed,
+    crash_formats,
+    crash_machine,
+    crash_newer,
+    crash_newer_machine,
+    crash_pages,
+    crash_topelf,
+)
 from lab.collect import describe_files, disk_usage, install, write_json
 from lab.config import LAB_DIR, SETS, BootError, Config, LabError, Row, cache_dir, lab_lock, row_dir, say
 from lab.crash import run_scenario
@@ -27,7 +36,16 @@ from lab.tool import tool_hash
 from lab.truth import parse_truth
 
 TRIES = 3
-_MODULES = (crash_failed, crash_formats, crash_machine, crash_newer, crash_pages, crash_topelf)
+_MODULES = (
+    crash_dirty,
+    crash_failed,
+    crash_formats,
+    crash_machine,
+    crash_newer,
+    crash_newer_machine,
+    crash_pages,
+    crash_topelf,
+)
 SPECIAL = {module.SCENARIO: module for module in _MODULES}
 """Scenarios with sources of their own (SOURCES): a change there makes their rows anew and no others."""
 MADE_WITH: dict[str, Callable[[], str]] = {crash_topelf.SCENARIO: tool_hash}

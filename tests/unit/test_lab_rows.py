@@ -37,7 +37,7 @@ def test_each_set_holds_the_smaller_ones():
 
 
 def test_the_guests_cover_levels_and_kaslr():
-    guests = {row.guest for row in load_config().select("ci", [])}
+    guests = {row.guest for row in load_config().select("ci", []) if row.guest.arch.name == "x86_64"}
     assert {(guest.levels, guest.kaslr) for guest in guests} == {(4, True), (4, False), (5, True), (5, False)}
     for guest in guests:
         assert guest.kaslr == ("nokaslr" not in guest.cmdline.split())
