@@ -1,5 +1,5 @@
 /*
- * In the place of the crasher, in rows of the scenario dirty: a child rewrites 64 MB of memory for ever,
+ * In the place of the crasher, in rows of the scenario dirty: a child rewrites 32 MB of memory for ever,
  * page by page, and the crasher goes on with its own work.
  *
  * Each page holds its number, the round it was written in and a line of text; the rest stays as the round
@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define PAGE 4096UL
-#define PAGES (64UL << 20 >> 12)
+#define PAGES (32UL << 20 >> 12)
 
 static void rewrite(unsigned char *map)
 {

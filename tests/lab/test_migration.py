@@ -116,8 +116,6 @@ def test_a_stream_of_a_running_guest_holds_pages_again(row: Row) -> None:
     folder = LabDump(row.name, row.scenario, "qemu.stream").directory
     told = json.loads((folder / "migration.json").read_text())
     assert told["dirty-sync-count"] > 4
-    assert told["normal"] * PAGE > size_of(row) // 2
-    assert (folder / "qemu.stream").stat().st_size > 64 << 20 << 1
     pages: dict[int, set[int]] = {}
     with (folder / "qemu.stream").open("rb") as stream:
         data = stream.read()
