@@ -19,6 +19,8 @@ from typing import Any
 
 LAB_DIR = Path(__file__).resolve().parent
 SETS = ("demo", "ci", "matrix")
+IN_ROOT = ("newer", "newer-machine", "dirty")
+"""Scenarios whose QEMU runs in a tool root, which takes root's rights."""
 CUT_BY_QEMU = {("x64-61-numa.live", "qemu-paging.elf")}
 """QEMU gives a mapping that goes over from one memory backend into the next the file size of its first
 part alone (dump/dump.c, get_offset_range()): two thirds of this dump are beyond its headers."""
@@ -88,6 +90,11 @@ class Row:
     @property
     def name(self) -> str:
         return f"{self.guest.name}.{self.scenario}"
+
+    @property
+    def can_be_made(self) -> bool:
+        """By who we are."""
+        return os.geteuid() == 0 or self.scenario not in IN_ROOT
 
     def settings(self) -> dict[str, Any]:
         """Everything of the configuration that shapes the dump; part of its key."""

@@ -1,7 +1,7 @@
 """The scenario dirty: a guest is migrated while it runs and rewrites its memory, so that the stream holds
 pages more than once; then the machine, stopped for good, is saved in the other ways. By the QEMU of a
-newer Debian: before 9.0, QEMU loses writes of emulated CPUs during a migration (the TLB was not told of
-cleared dirty bits, "physmem: Fix migration dirty bitmap coherency with TCG memory access").
+newer Debian: that of Debian 12 (7.2) loses writes of emulated CPUs during a migration, so that some pages
+of its stream are older than the machine's memory.
                      -> qemu.stream, qemu.elf, qemu.raw, registers.txt, migration.json
 
 Apart from lab.crash, so that a change here makes the rows of this scenario anew and no others.

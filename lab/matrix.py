@@ -186,7 +186,11 @@ class Lab:
         self.apt = Apt(config)
         self.resolver = Resolver(config, self.apt)
 
-    def ensure(self, rows: list[Row], remake: bool) -> None:
+    def ensure(self, wanted: list[Row], remake: bool) -> None:
+        rows = [row for row in wanted if row.can_be_made]
+        for row in wanted:
+            if row not in rows:
+                say(f"{row.name} left out: only root can make it")
         if remake or not self._all_made(rows):
             with lab_lock():
                 try:

@@ -30,6 +30,8 @@ CONVERTED = ("x86_64",)
 """The architectures whose dumps are converted; of the others, what is not about a kernel is tested."""
 HERE = Path(__file__).parent
 GDB = os.environ.get("GDB", "gdb")
+GDB_MULTIARCH = "gdb-multiarch"
+"""For cores of foreign machines; a newer one is in the root trixie, by the same name."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ class LabDump:
 
 
 def selected_rows() -> list[Row]:
-    """The rows of LAB_SET (default ci), narrowed by ROWS."""
+    """The rows of LAB_SET (default ci), narrowed by ROWS, that the lab makes for who we are."""
     patterns = os.environ.get("ROWS", "").split()
-    return load_config().select(os.environ.get("LAB_SET", "ci"), patterns)
+    chosen = load_config().select(os.environ.get("LAB_SET", "ci"), patterns)
+    return [row for row in chosen if row.can_be_made]
 
 
 def selected_dumps() -> list[LabDump]:

@@ -179,6 +179,7 @@ CONFIG = """
 lists_max_age_hours = 1
 [arch.x]
 debian = "x"
+compiler = "cc"
 qemu = "qemu-x"
 machine = ["-machine", "m"]
 disk = "disk"

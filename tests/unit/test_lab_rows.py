@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.__main__ import host_packages
 from lab.collect import write_sparse
 from lab.config import SETS, Row, load_config
 from lab.crash import kernel_command_line, machine_of
@@ -42,6 +43,32 @@ def test_the_guests_cover_levels_and_kaslr():
     for guest in guests:
         assert guest.kaslr == ("nokaslr" not in guest.cmdline.split())
         assert (guest.levels == 4) == ("la57=off" in guest.cpu)
+
+
+def test_the_foreign_guests_of_the_set_ci():
+    names = {row.name for row in load_config().select("ci", []) if row.guest.arch.name != "x86_64"}
+    assert names == {"i386-pae.live", "a64-61.live", "armhf.live", "mipsel.machine"}
+
+
+def test_only_machines_that_qemu_dumps_are_asked_for_a_dump():
+    for row in load_config().rows:
+        assert row.guest.arch.guest_dump or row.scenario == "machine", row.name
+
+
+def test_the_packages_are_those_of_the_chosen_rows():
+    demo = host_packages(load_config().select("demo", []))
+    assert {"qemu-system-x86", "gcc", "libc6-dev", "debootstrap"} <= set(demo)
+    assert not any("cross" in name or "qemu-system-arm" in name for name in demo)
+    ci = host_packages(load_config().select("ci", []))
+    assert {"qemu-system-arm", "qemu-system-mips", "gcc-i686-linux-gnu", *demo} <= set(ci)
+    assert len(ci) == len(set(ci))
+
+
+def test_only_root_makes_the_rows_of_the_newer_qemu(monkeypatch: pytest.MonkeyPatch):
+    for uid, made in ((0, True), (1000, False)):
+        monkeypatch.setattr("os.geteuid", lambda uid=uid: uid)
+        assert row_named("x64-61-l4.dirty").can_be_made == made
+        assert row_named("x64-61-l4.live").can_be_made
 
 
 # ---- keys -------------------------------------------------------------------------------------------
@@ -128,6 +155,16 @@ def test_the_machine_has_a_disk_only_to_copy_a_dump_to():
     assert any("virtio-blk" in word for word in kdump)
     assert not any("virtio-blk" in word for word in live)
     assert live[live.index("-cpu") + 1] == "max,cx16=off"
+
+
+def test_a_foreign_machine_has_its_own_devices():
+    arm = machine_of(row_named("armhf.live"), Path("k")).argv()
+    assert arm[0] == "qemu-system-arm"
+    assert [arm[at + 1] for at, word in enumerate(arm) if word == "-machine"] == ["virt", "virt,highmem=off"]
+    assert "virtconsole,chardev=truth" in arm
+    assert "vmcoreinfo" not in arm
+    assert "lab.port=hvc0" in arm[arm.index("-append") + 1].split()
+    assert machine_of(row_named("i386-q64.machine"), Path("k")).argv()[0] == "qemu-system-x86_64"
 
 
 def test_paths_with_blanks_reach_the_chroot_whole(tmp_path: Path):
