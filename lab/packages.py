@@ -169,9 +169,10 @@ class Apt:
             "Dir::State": state,
             "Dir::State::status": state / "status",
             "Dir::Cache": store,
-            # named files, because container images switch these caches off: 20 s instead of 1 a call
+            # a named file, because container images switch this cache off: 20 s instead of 1 a call; the
+            # other is as large and serves only where the installed packages change
             "Dir::Cache::pkgcache": store / "pkgcache.bin",
-            "Dir::Cache::srcpkgcache": store / "srcpkgcache.bin",
+            "Dir::Cache::srcpkgcache": "",
             "Dir::Etc::sourcelist": self.dir / "sources.list",
             "Dir::Etc::sourceparts": "-",
             "APT::Architectures": ",".join(architectures),

@@ -88,7 +88,7 @@ def _copy_network_settings(root: Path) -> None:
 
 
 def ensure_root(config: Config, suite: str, remake: bool = False) -> Path:
-    """Makes the root unless it is there with the same packages; returns its folder."""
+    """Makes the root unless it is there with these packages, or with more; returns its folder."""
     if not remake and _is_made(config, suite):
         return root_dir(suite)
     with lab_lock():
@@ -110,7 +110,7 @@ def locked_root(config: Config, suite: str, remake: bool = False) -> Path:
 
 def _is_made(config: Config, suite: str) -> bool:
     stamp = root_dir(suite) / _STAMP
-    return stamp.exists() and stamp.read_text().split() == list(config.root_packages[suite])
+    return stamp.exists() and set(config.root_packages[suite]) <= set(stamp.read_text().split())
 
 
 def _make_root(target: Path, suite: str, packages: Sequence[str]) -> None:
