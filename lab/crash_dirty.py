@@ -9,15 +9,14 @@ Apart from lab.crash, so that a change here makes the rows of this scenario anew
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from lab.boot import Qmp, Running
 from lab.collect import write_json
-from lab.config import LAB_DIR, BootError, Config, LabError, Row, load_config
+from lab.compile import compiled
+from lab.config import LAB_DIR, BootError, Config, Row, load_config
 from lab.crash import BOOT_SECONDS, DUMP_SECONDS, PANIC_BEFORE_TRUTH, SETTLE_SECONDS, kernel_command_line
 from lab.crash_machine import save_memory, wait_for_file
 from lab.crash_newer import INSIDE, SUITE, InRoot
@@ -27,7 +26,7 @@ from lab.roots import locked_root
 from lab.truth import is_complete
 
 SCENARIO = "dirty"
-SOURCES = ("crash_dirty.py", "crash_machine.py", "crash_newer.py", "dirty.c")
+SOURCES = ("compile.py", "crash_dirty.py", "crash_machine.py", "crash_newer.py", "dirty.c")
 ROUNDS = 4
 """QEMU goes over the memory this often while the guest runs, before it may stop the guest and finish."""
 SLOW_BYTES_PER_SECOND = 32 << 20
@@ -35,23 +34,10 @@ SLOW_DOWNTIME_MS = 1
 POLL_SECONDS = 0.1
 
 
-def _ensure_program(arch_compiler: str, folder: Path) -> bytes:
-    source = LAB_DIR / "dirty.c"
-    output = folder / f"dirty-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
-    if not output.exists():
-        temporary = output.with_suffix(".tmp")
-        argv = [arch_compiler, "-O1", "-Wall", "-static", "-o", str(temporary), str(source)]
-        result = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise LabError(f"{' '.join(argv)} failed:\n{result.stderr}")
-        temporary.rename(output)
-    return output.read_bytes()
-
-
 def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
     """That of a guest that runs normally, and a second archive with the writer in the crasher's place."""
     cpio = Cpio()
-    cpio.file("sbin/crasher", _ensure_program(row.guest.arch.compiler, files.programs), 0o755)
+    cpio.file("sbin/crasher", compiled(LAB_DIR / "dirty.c", row.guest.arch.compiler, files.programs), 0o755)
     cpio.file("lab/crasher", (files.programs / "crasher").read_bytes(), 0o755)
     first = build_common_initrd(config, replace(row, scenario="live"), files)
     # the kernel reads archives one behind the other; the later file of a name wins

@@ -7,13 +7,12 @@ Apart from lab.crash, so that a change here makes the rows of this scenario anew
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.boot import Machine, Running
-from lab.config import LAB_DIR, Config, LabError, Row
+from lab.compile import compiled
+from lab.config import LAB_DIR, Config, Row
 from lab.crash import BOOT_SECONDS, DISK_BYTES, PANIC_BEFORE_TRUTH, SCENARIOS, kernel_command_line
 from lab.guest import Cpio, GuestFiles
 from lab.guest import build_initrd as build_common_initrd
@@ -21,7 +20,7 @@ from lab.kernels import load_order, module_files
 from lab.truth import is_complete
 
 SCENARIO = "pages"
-SOURCES = ("crash_pages.py", "make-pages", "pages.c")
+SOURCES = ("compile.py", "crash_pages.py", "make-pages", "pages.c")
 MORE_MODULES = ("crc32c_generic",)
 """What a file system asks for at mount time; built into some kernels."""
 SWAP_BYTES = 256 << 20
@@ -38,24 +37,12 @@ class WithBalloon(Machine):
         return [*super().argv(), "-drive", drive, "-device", disk, "-device", "virtio-balloon-pci"]
 
 
-def _ensure_program(folder: Path) -> bytes:
-    output = folder / f"pages-{hashlib.sha256((LAB_DIR / 'pages.c').read_bytes()).hexdigest()[:16]}"
-    if not output.exists():
-        temporary = output.with_suffix(".tmp")
-        argv = ["gcc", "-O1", "-Wall", "-static", "-o", str(temporary), str(LAB_DIR / "pages.c")]
-        result = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise LabError(f"{' '.join(argv)} failed:\n{result.stderr}")
-        temporary.rename(output)
-    return output.read_bytes()
-
-
 def build_initrd(config: Config, row: Row, files: GuestFiles) -> bytes:
     """That of a kdump guest, and a second archive that puts make-pages in the place of the crasher."""
     cpio = Cpio()
     cpio.file("sbin/crasher", (LAB_DIR / "make-pages").read_bytes(), 0o755)
     cpio.file("lab/crasher", (files.programs / "crasher").read_bytes(), 0o755)
-    cpio.file("lab/pages", _ensure_program(files.programs), 0o755)
+    cpio.file("lab/pages", compiled(LAB_DIR / "pages.c", row.guest.arch.compiler, files.programs), 0o755)
     order = load_order(MORE_MODULES, module_files(files.kernel / "modules"))
     for path in order:
         cpio.file(f"lab/more/{path.name}", path.read_bytes())
