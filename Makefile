@@ -33,8 +33,7 @@ lab:              ## the dumps that ./test uses
 	@python3 -m lab ensure --set ci
 
 lab-matrix: .venv/.ready ## every dump the lab knows, made and tested; ROWS=pattern for some
-	@python3 -m lab ensure --set matrix
-	@LAB_SET=matrix $(PY) -m pytest -q tests/lab
+	@$(PY) -m lab test --set matrix $(if $(KEEP),--keep)
 
 bench: .venv/.ready ## speed and memory, as ratios within one run
 	@$(PY) -m bench.run

@@ -10,6 +10,7 @@ import sys
 from lab.config import SETS, LabError, Row, load_config, row_dir
 from lab.matrix import Lab, describe, read_row
 from lab.roots import ensure_root
+from lab.support import test_rows
 
 HOST_PACKAGES = (
     "binutils",
@@ -28,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     ensure.add_argument("--remake", action="store_true", help="make them anew")
     listing = commands.add_parser("list", help="rows and whether they are made")
     listing.add_argument("--json", action="store_true")
-    for command in (packages, ensure, listing):
+    tests = commands.add_parser("test", help="make rows, test each, write docs/support-matrix.md")
+    tests.add_argument("--keep", action="store_true", help="keep the dumps of rows that passed")
+    for command in (packages, ensure, listing, tests):
         command.add_argument("--set", choices=SETS, help="rows of this set only (default: all)")
         command.add_argument("rows", nargs="*", metavar="ROW_PATTERN", help="also by the variable ROWS")
     path = commands.add_parser("path", help="folder of a row")
@@ -73,28 +76,30 @@ def _path(args: argparse.Namespace) -> None:
     raise LabError(f"no row {args.row}")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     if args.command == "packages-host":
         print(" ".join(host_packages(_rows(args))))
     elif args.command == "ensure":
         Lab(load_config()).ensure(_rows(args), args.remake)
     elif args.command == "list":
         _list(args)
+    elif args.command == "test":
+        return min(test_rows(_rows(args), args.keep), 1)
     elif args.command == "path":
         _path(args)
     else:
         print(ensure_root(load_config(), args.suite, args.remake))
+    return 0
 
 
 def main() -> int:
     try:
-        run(build_parser().parse_args())
+        return run(build_parser().parse_args())
     except LabError as error:
         print(f"lab: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""`lab test`: makes rows, tests each by itself, remembers what passed, writes docs/support-matrix.md.
+
+What is remembered counts until the row or the code changes, so a run that was stopped goes on where
+it was.  The document has nothing that no run has shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lab.collect import write_json
+from lab.config import LAB_DIR, LabError, Row, cache_dir, load_config, row_dir, say
+from lab.matrix import Lab, read_row
+
+ROOT = LAB_DIR.parent
+DOCUMENT = ROOT / "docs" / "support-matrix.md"
+_CODE = ("src/**/*.py", "tests/lab/*.py", "tests/unit/arch/*.py", "tests/builders/*.py")
+_ASPECTS: Mapping[str, tuple[str, ...]] = {
+    "memory": ("velf", "addresses", "migration", "raw", "numa", "qemu_formats", "scattered", "vmlinux_alone"),
+    "threads": ("tasks", "registers", "failed_kdump", "other_debuggers", "newer_gdb"),
+    "log": ("dmesg",),
+    "pages": ("pages", "makedumpfile", "topelf_kdump", "crash_kernel"),
+}
+"""Columns of the document, with the files of tests/lab that each sums up; the rest is `other`."""
+_OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Count:
+    """Tests of one kind: how many passed, and of how many that ran."""
+
+    passed: int = 0
+    ran: int = 0
+
+    def plus(self, passed: bool) -> Count:
+        return Count(self.passed + passed, self.ran + 1)
+
+    def shown(self) -> str:
+        """Nothing where nothing ran."""
+        return "" if not self.ran else f"{self.passed}" if self.passed == self.ran else f"**{self}**"
+
+    def __str__(self) -> str:
+        return f"{self.passed} of {self.ran}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the tests of one row, or of one architecture's generated fixtures, came to."""
+
+    name: str
+    key: str
+    code: str
+    when: str
+    release: str
+    versions: str
+    counts: Mapping[str, Count]
+
+    @property
+    def is_good(self) -> bool:
+        return all(count.passed == count.ran for count in self.counts.values())
+
+
+def code_hash(root: Path = ROOT) -> str:
+    """Changes with the code and with the tests that judge it."""
+    digest = hashlib.sha256()
+    for pattern in _CODE:
+        for path in sorted(root.glob(pattern)):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def aspect_of(module: str) -> str:
+    """The column of a test file, by its name without ``test_``."""
+    return next((aspect for aspect, modules in _ASPECTS.items() if module in modules), _OTHER)
+
+
+def read_junit(text: str, *, by_module: bool = False) -> dict[str, Count]:
+    """Counts of a pytest report, by column or by test file; what was skipped did not run."""
+    counts: dict[str, Count] = {}
+    for case in ET.fromstring(text).iter("testcase"):  # our own pytest wrote it
+        module = case.get("classname", "").split(".")[-1].removeprefix("test_")
+        name = module if by_module else aspect_of(module)
+        if case.find("skipped") is None:
+            good = case.find("failure") is None and case.find("error") is None
+            counts[name] = counts.get(name, Count()).plus(good)
+    return counts
+
+
+def results_dir() -> Path:
+    return cache_dir() / "results"
+
+
+def read_result(name: str) -> Result | None:
+    try:
+        record = json.loads((results_dir() / f"{name}.json").read_text())
+        counts = {aspect: Count(**count) for aspect, count in record.pop("counts").items()}
+        return Result(**record, counts=counts)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def test_rows(rows: list[Row], keep: bool) -> int:
+    """Make and test each row; returns how many are not good."""
+    lab, code = Lab(load_config()), code_hash()
+    bad = 0 if _generated(code).is_good else 1
+    for row in rows:
+        try:
+            lab.ensure([row], remake=False)
+        except LabError as error:
+            say(f"{row.name}: {error}")
+            bad += 1
+            continue
+        key = str(read_row(row).get("key", ""))
+        known = read_result(row.name)
+        if known is None or (known.key, known.code) != (key, code) or not known.is_good:
+            known = _test_row(row, key, code)
+        else:
+            say(f"{row.name} tested before: {known.when}")
+        bad += not known.is_good
+        if known.is_good and not keep:
+            shutil.rmtree(row_dir(row), ignore_errors=True)
+    DOCUMENT.write_text(document(load_config().rows))
+    say(f"{DOCUMENT.relative_to(ROOT)} written; {bad} rows are not good")
+    return bad
+
+
+def document(rows: tuple[Row, ...] | list[Row], template: Path = LAB_DIR / "support-matrix.md.in") -> str:
+    """The whole document: the template, with tables in place of its marks."""
+    text = template.read_text()
+    text = text.replace("@REAL@", "\n".join(_real_table(rows)))
+    return text.replace("@GENERATED@", "\n".join(_generated_table()))
+
+
+def _real_table(rows: tuple[Row, ...] | list[Row]) -> Iterator[str]:
+    aspects = (*_ASPECTS, _OTHER)
+    yield f"| architecture | row | kernel | dump | {' | '.join(aspects)} | when | with |"
+    yield "|" + "---|" * (6 + len(aspects))
+    for row in rows:
+        result = read_result(row.name)
+        if result is None:
+            continue
+        cells = [result.counts.get(aspect, Count()).shown() for aspect in aspects]
+        words = [row.guest.arch.name, row.name, result.release, row.scenario, *cells, result.when]
+        yield f"| {' | '.join(words)} | {result.versions} |"
+
+
+def _generated_table() -> Iterator[str]:
+    yield "| tests of | passed | when |"
+    yield "|---|---|---|"
+    result = read_result("generated")
+    for name, count in sorted(result.counts.items()) if result else ():
+        yield f"| {name} | {count} | {result.when if result else ''} |"
+
+
+def _test_row(row: Row, key: str, code: str) -> Result:
+    environment = {**os.environ, "LAB_SET": "matrix", "ROWS": row.name}
+    counts = read_junit(_pytest(row.name, environment, "tests/lab"))
+    release = str(read_row(row).get("release", ""))
+    result = Result(row.name, key, code, _today(), release, _versions(row), counts)
+    return _remember(result)
+
+
+def _generated(code: str) -> Result:
+    known = read_result("generated")
+    if known is None or known.code != code or not known.is_good:
+        text = _pytest("generated", dict(os.environ), "tests/unit/arch", "tests/property/test_walk.py")
+        known = _remember(Result("generated", "", code, _today(), "", "", read_junit(text, by_module=True)))
+    return known
+
+
+def _pytest(name: str, environment: dict[str, str], *paths: str) -> str:
+    """The report of one run."""
+    results_dir().mkdir(parents=True, exist_ok=True)
+    report = results_dir() / f".{name}.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
+    with (results_dir() / f"{name}.log").open("wb") as log:
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if not report.exists():
+        raise LabError(f"the tests of {name} did not run: {results_dir() / (name + '.log')}")
+    text = report.read_text()
+    report.unlink()
+    return text
+
+
+def _remember(result: Result) -> Result:
+    record: dict[str, Any] = asdict(result)
+    write_json(results_dir() / f"{result.name}.json", record)
+    counts = ", ".join(f"{aspect} {count}" for aspect, count in result.counts.items())
+    say(f"{result.name} tested: {counts}")
+    if not result.is_good:
+        say(f"{result.name} is not good: {results_dir() / (result.name + '.log')}")
+    return result
+
+
+def _versions(row: Row) -> str:
+    """The programs that made the dump and judged the result."""
+    argv = list(map(str, read_row(row).get("qemu", [])))
+    program = next((at for at, word in enumerate(argv) if word.endswith(row.guest.arch.qemu)), 0)
+    qemu = _first_line(*argv[: program + 1], "--version").partition("version ")[2].split(" ")[0]
+    gdb = _first_line("gdb", "--version").split(" ")[-1]
+    return f"QEMU {qemu or '?'}, gdb {gdb}"
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "?"
+    return done.stdout.partition("\n")[0]
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

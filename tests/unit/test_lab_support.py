@@ -1,0 +1,66 @@
+"""The document of what is supported: made of results alone, and results outlive a run that was stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import support
+from lab.config import load_config
+from lab.support import Count, Result, aspect_of, document, read_junit, read_result
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.lab.test_velf" name="a[x]"/>
+<testcase classname="tests.lab.test_velf" name="b[x]"><failure message="no"/></testcase>
+<testcase classname="tests.lab.test_dmesg" name="c[x]"/>
+<testcase classname="tests.lab.test_numa" name="d[x]"><skipped message="another row"/></testcase>
+<testcase classname="tests.lab.test_tasks" name="e[x]"><error message="no"/></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(support, "results_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def result(name: str, **counts: Count) -> Result:
+    return Result(name, "k", "c", "2026-01-02", "6.1.0-50-686", "QEMU 7.2.22, gdb 13.1", counts)
+
+
+def test_a_report_becomes_counts():
+    assert read_junit(REPORT) == {"memory": Count(1, 2), "log": Count(1, 1), "threads": Count(0, 1)}
+    assert read_junit(REPORT, by_module=True) == {
+        "velf": Count(1, 2), "dmesg": Count(1, 1), "tasks": Count(0, 1),
+    }  # fmt: skip
+
+
+def test_a_file_without_a_column_is_counted_as_other():
+    assert aspect_of("in_place") == "other"
+
+
+def test_every_column_is_of_tests_that_exist():
+    files = {path.stem.removeprefix("test_") for path in (support.ROOT / "tests" / "lab").glob("test_*.py")}
+    assert {module for modules in support._ASPECTS.values() for module in modules} <= files
+
+
+def test_the_document_claims_what_was_run_and_nothing_else():
+    rows = load_config().rows
+    empty = document(rows)
+    assert "@" not in empty
+    assert not any(row.name in empty for row in rows)
+    support._remember(result("i386.live", memory=Count(9, 9), threads=Count(2, 3)))
+    support._remember(result("generated", x86_64=Count(70, 70)))
+    (line,) = [line for line in document(rows).splitlines() if "i386.live" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:9] == ["i386", "i386.live", "6.1.0-50-686", "live", "9", "**2 of 3**", "", "", ""]
+    assert cells[9:] == ["2026-01-02", "QEMU 7.2.22, gdb 13.1"]
+    assert "| x86_64 | 70 of 70 | 2026-01-02 |" in document(rows)
+
+
+def test_a_result_is_read_back_and_a_damaged_one_is_none(results):
+    written = support._remember(result("i386.live", memory=Count(9, 9)))
+    assert read_result("i386.live") == written
+    assert written.is_good
+    assert not result("i386.live", memory=Count(8, 9)).is_good
+    (results / "i386.live.json").write_text('{"name": "i386.live"}')
+    assert read_result("i386.live") is None
