@@ -8,6 +8,7 @@ arch/arm64/include/uapi/asm/ptrace.h (struct user_pt_regs).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 
@@ -28,7 +29,8 @@ from kdump_elftool.arch.base import (
     Region,
     SavedContext,
 )
-from kdump_elftool.elf.constants import EM_AARCH64
+from kdump_elftool.elf.constants import EM_AARCH64, NT_ARM_PAC_MASK
+from kdump_elftool.elf.notes import Note
 
 _VALID, _TABLE = 1 << 0, 1 << 1
 _SHIFTS = {4096: 12, 16384: 14, 65536: 16}
@@ -45,6 +47,7 @@ _IMAGE_SIZE = 1 << 28
 _ANYWHERE = (MASK64 + 1 - (1 << 47), MASK64 & ~0xFFF)
 """With 48 bits the upper half of the kernel's addresses; with fewer all of them."""
 
+_HWCAP_PACA = 1 << 30
 _PSTATE = 5
 """PSR_MODE_EL1h: the kernel's own mode."""
 _REGISTERS = (*(f"x{number}" for number in range(31)), "sp", "pc", "pstate")
@@ -212,6 +215,25 @@ def _saved_context(kernel: KernelFacts, read: Read) -> SavedContext | None:
     )
 
 
+def _pac_mask(kernel: KernelNumbers) -> int:
+    """Bits of a code address that a signature replaces; 0 when the kernel does not say that it signs any.
+
+    NUMBER(KERNELPACMASK), since v5.8: 0 where the processor cannot sign.
+    """
+    return (kernel.number("KERNELPACMASK") or 0) & MASK64
+
+
+def _thread_notes(kernel: KernelNumbers) -> tuple[Note, ...]:
+    """struct user_pac_mask (arch/arm64/include/uapi/asm/ptrace.h), by which gdb reads return addresses."""
+    mask = _pac_mask(kernel)
+    return (Note(b"LINUX", NT_ARM_PAC_MASK, struct.pack("<QQ", mask, mask)),) if mask else ()
+
+
+def _hwcap(kernel: KernelNumbers) -> int:
+    """HWCAP_PACA (arch/arm64/include/uapi/asm/hwcap.h)."""
+    return _HWCAP_PACA if _pac_mask(kernel) else 0
+
+
 def _running_tables(
     kernel: KernelNumbers, registers: Mapping[str, int]
 ) -> tuple[tuple[int, PagingForm], ...]:
@@ -244,4 +266,6 @@ ARCH = Architecture(
     running_tables=_running_tables,
     percpu_registers=("tpidr_el1", "tpidr_el2"),
     image_numbers=_image_numbers,
+    thread_notes=_thread_notes,
+    hwcap=_hwcap,
 )

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from kdump_elftool.addr import U64, Bools, Ranges
+from kdump_elftool.elf.notes import Note
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,14 @@ def _prints_nothing(_form: PagingForm, _vaddr: int, _paddr: int, /) -> Mapping[s
     return {}
 
 
+def _no_notes(_kernel: KernelNumbers, /) -> tuple[Note, ...]:
+    return ()
+
+
+def _no_features(_kernel: KernelNumbers, /) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture: constants and small functions, no state.
@@ -192,7 +201,10 @@ class Architecture:
     that a CPU with these registers may be using, and their form; ``percpu_registers`` hold the base
     of a CPU's per-CPU area, or something else.
 
-    The last two are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
+    ``thread_notes`` are what a debugger needs beside the registers of each thread, ``hwcap`` the bits of
+    AT_HWCAP without which it ignores them.
+
+    The other two are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
     table, the first that there is counts; ``image_numbers`` gives the NUMBERs that VMCOREINFO would have if
     the image, mapped by tables of this form, had ``vaddr`` at ``paddr`` (what ``image_paddr`` needs).
     """
@@ -217,6 +229,8 @@ class Architecture:
     percpu_registers: tuple[str, ...]
     root_symbols: tuple[str, ...] = ("swapper_pg_dir",)
     image_numbers: Callable[[PagingForm, int, int], Mapping[str, int]] = _prints_nothing
+    thread_notes: Callable[[KernelNumbers], tuple[Note, ...]] = _no_notes
+    hwcap: Callable[[KernelNumbers], int] = _no_features
 
     @property
     def bits(self) -> int:

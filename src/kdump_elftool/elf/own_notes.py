@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.elf.constants import AT_ENTRY, AT_NULL, NT_AUXV
+from kdump_elftool.elf.constants import AT_NULL, NT_AUXV
 from kdump_elftool.elf.notes import Note
 from kdump_elftool.elf.structs import ElfKind, Table, bind
 
@@ -68,10 +69,22 @@ def task_note(tasks: object) -> Note:
     return Note(OWNER, TYPE_TASKS, text.ljust(_LARGER_THAN_ANY_PRSTATUS))
 
 
-def auxv_note(kind: ElfKind, entry: int) -> Note:
-    """NT_AUXV with AT_ENTRY: gdb moves a position-independent vmlinux so that it starts there."""
-    table = np.array([(AT_ENTRY, entry), (AT_NULL, 0)], dtype=kind.auxv)
+def auxv_note(kind: ElfKind, values: Mapping[int, int]) -> Note:
+    """NT_AUXV.  By AT_ENTRY gdb moves a position-independent vmlinux so that it starts there."""
+    table = np.array([*values.items(), (AT_NULL, 0)], dtype=kind.auxv)
     return Note(b"CORE", NT_AUXV, table.tobytes())
+
+
+def parse_auxv(kind: ElfKind, note: Note) -> dict[int, int]:
+    """The values of an NT_AUXV note up to AT_NULL; what is cut off is left out."""
+    desc = note.desc if isinstance(note.desc, bytes) else b""
+    size = kind.auxv.itemsize
+    values: dict[int, int] = {}
+    for row in np.frombuffer(desc[: len(desc) // size * size], dtype=kind.auxv):
+        if row["a_type"] == AT_NULL:
+            break
+        values.setdefault(int(row["a_type"]), int(row["a_val"]))
+    return values
 
 
 def undo_note(kind: ElfKind, undo: Undo) -> Note:

@@ -8,9 +8,9 @@ dump's own bytes stay as they are.
 from __future__ import annotations
 
 from kdump_elftool.addr import MASK64
-from kdump_elftool.elf.constants import NT_AUXV
+from kdump_elftool.elf.constants import AT_ENTRY, NT_AUXV
 from kdump_elftool.elf.notes import Note
-from kdump_elftool.elf.own_notes import OWNER, TYPE_UNDO, auxv_note
+from kdump_elftool.elf.own_notes import OWNER, TYPE_UNDO, auxv_note, parse_auxv
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.elf.rewrite import ChangedFile, append_and_switch, take_back
 from kdump_elftool.elf.tail import find_remains, notes_tail, read_original
@@ -57,8 +57,9 @@ def add_offset(target: ChangedFile, dump: Dump, entry: int) -> bool:
     remains = find_remains(target.file)
     if remains is not None:
         take_back(target, remains)
-    note = auxv_note(dump.kind, entry)
     present = [other for other in dump.notes if _is_offset(other)]
+    values = parse_auxv(dump.kind, present[0]) if present else {}
+    note = auxv_note(dump.kind, {**values, AT_ENTRY: entry})
     if present == [note]:
         return False
     original = read_original(target.file)

@@ -15,7 +15,7 @@ import numpy as np
 from kdump_elftool.addr import MASK64, U64, Index, align_down, merge_ranges, u64
 from kdump_elftool.arch import find_architecture
 from kdump_elftool.arch.walker import Mappings
-from kdump_elftool.elf.constants import NT_AUXV
+from kdump_elftool.elf.constants import AT_ENTRY, AT_HWCAP, NT_AUXV
 from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import (
@@ -153,18 +153,24 @@ def _threads(
 
 
 def _notes(cpus: CpuNotes, dump: Dump, kernel: Kernel, kaslr_offset: Fact | None) -> list[Note]:
-    """The dump's notes without those this tool writes anew: its own, and NT_AUXV given a vmlinux."""
+    """The dump's notes without those this tool writes anew: its own, NT_AUXV given a vmlinux, a thread's."""
     dropped = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
     ours = [note for note in cpus.notes[:1] if (note.name, note.type) == (OWNER, TYPE_TASKS)]
     dropped.add((OWNER, TYPE_TASKS))
-    added = []
+    added, values = [], {}
     vmlinux = kernel.vmlinux
     if vmlinux is not None and kaslr_offset is not None:
-        entry = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
+        values[AT_ENTRY] = (vmlinux.e_entry + int(kaslr_offset.value)) & MASK64
+    hwcap, beside = kernel.arch.hwcap(kernel.info), kernel.arch.thread_notes(kernel.info)
+    if hwcap:
+        values[AT_HWCAP] = hwcap
+    if values:
         dropped.add((CORE, NT_AUXV))
-        added.append(auxv_note(core_kind(dump), entry))
-    kept = tuple(note for note in cpus.notes if (note.name, note.type) not in dropped)
-    return [*ours, *kernel.description.notes(kept), *added]
+        added.append(auxv_note(core_kind(dump), values))
+    dropped |= {(note.name, note.type) for note in beside}
+    kept = [note for note in cpus.notes if (note.name, note.type) not in dropped]
+    whole = [each for note in kept for each in ((note, *beside) if is_prstatus(note) else (note,))]
+    return [*ours, *kernel.description.notes(tuple(whole)), *added]
 
 
 def _rank(mapped: Mappings, kernel: Kernel, stacks: U64) -> Index:

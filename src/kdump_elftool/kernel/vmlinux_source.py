@@ -37,7 +37,10 @@ Advise = Callable[[str], None]
 
 @dataclass(frozen=True)
 class VmlinuxSymbols:
-    """Looks names up in the symbol table of a vmlinux; ``kaslr_offset`` is how far the kernel was moved."""
+    """Looks names up in the symbol table of a vmlinux; ``kaslr_offset`` is how far the kernel was moved.
+
+    ``image_start`` is where the image begins now.
+    """
 
     vmlinux: Vmlinux
     kaslr_offset: int
@@ -48,7 +51,7 @@ class VmlinuxSymbols:
         value = self.vmlinux.table.find(name) if kind == "SYMBOL" else None
         if value is None:
             return None
-        if value >= self.image_start:
+        if value >= (self.image_start - self.kaslr_offset) & MASK64:
             value = (value + self.kaslr_offset) & MASK64
         return Fact(f"SYMBOL({name})", value, "vmlinux symbols")
 
