@@ -135,9 +135,7 @@ def paging_form(page_shift: int, va_bits: int) -> PagingForm:
     # arch/arm64/include/asm/sparsemem.h: CONFIG_ARM64_PA_BITS
     physmem_bits = _WIDE if va_bits == _WIDE or page_shift == _SHIFTS[65536] else 48
     top = 1 << va_bits
-    user = PagingForm(
-        f"{what}, process", levels, decode, decode_one, physmem_bits, NO_REGION, Region(0, top)
-    )
+    user = PagingForm(f"{what}, process", levels, decode, decode_one, physmem_bits, NO_REGION, Region(0, top))
     kernel = Region(0, top, (1 << 64) - top)
     return PagingForm(what, levels, decode, decode_one, physmem_bits, kernel, NO_REGION, user_form=user)
 

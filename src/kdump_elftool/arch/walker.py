@@ -156,6 +156,17 @@ def translate(memory: PhysicalMemory, form: PagingForm, root: int, vaddr: int) -
     raise AssertionError("the last level of a paging form has leaves only")
 
 
+def beside(one: Walk, other: Walk) -> Walk:
+    """Two tables that map different addresses, as one."""
+    return Walk(
+        merge_mappings(_concatenate([one.mappings, other.mappings])),
+        (*one.lost, *other.lost),
+        one.tables + other.tables,
+        one.aliases + other.aliases,
+        one.complete and other.complete,
+    )
+
+
 def merge_mappings(mappings: Mappings) -> Mappings:
     """Sort by vaddr and join neighbours that continue each other in both address spaces."""
     if not len(mappings):

@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 
-from kdump_elftool.arch.walker import Translation, translate
+from kdump_elftool.arch.walker import Translation
 from kdump_elftool.cli.common import add_common, hexadecimal, warn
 from kdump_elftool.cli.dump_input import add_dump, open_input
 from kdump_elftool.errors import FaultError, UsageError
@@ -53,7 +53,7 @@ Found = list[tuple[int, Translation | FaultError]]
 
 def _translate(dump: Dump, kernel: Kernel, vaddr: int) -> Translation | FaultError:
     try:
-        return translate(dump.memory, kernel.identity.form, kernel.written_root, vaddr)
+        return kernel.translate(dump, vaddr)
     except FaultError as error:
         return error
 

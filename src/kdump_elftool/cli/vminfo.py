@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         files = open_files(args, stack)
         if _is_vmlinux(files[0]):
             known, arch, release = _of_vmlinux(files[0], stack)
+            page = arch.page_size
         else:
             opened = open_input(args, stack, opened=files)
             kernel = open_kernel(opened.dump, opened.request)
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
                 warn(message, args)
             known = knowledge(opened.dump, kernel)
             arch, release = kernel.arch, kernel.identity.release
-        found = vminfo(known, arch, release, groups)
+            page = 1 << kernel.identity.form.levels[-1].shift
+        found = vminfo(known, arch, release, page, groups)
     for message in known.advice:
         warn(message, args)
     if args.verbose:

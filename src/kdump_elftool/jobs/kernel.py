@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from kdump_elftool.arch import ARCHITECTURES, find_architecture
 from kdump_elftool.arch.base import Architecture
-from kdump_elftool.arch.walker import Walk, Window, walk
+from kdump_elftool.arch.walker import Translation, Walk, translate
 from kdump_elftool.cache import Cache
 from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.formats.raw import NAME as RAW
 from kdump_elftool.jobs.description import Description, describe
+from kdump_elftool.jobs.tables import Tables, walk_tables
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.find import Texts
 from kdump_elftool.kernel.identity import KernelIdentity, check_same_kernel, identify
@@ -65,18 +66,26 @@ class Kernel:
     arch: Architecture
     info: VmcoreInfo
     identity: KernelIdentity
-    walked: Walk
-    written: Walk
-    written_root: int
+    tables: Tables
     warnings: tuple[str, ...]
     description: Description
     request: KernelRequest = field(default_factory=KernelRequest)
     vmlinux: Vmlinux | None = None
 
     @property
+    def walked(self) -> Walk:
+        """The kernel's own mappings."""
+        return self.tables.walked
+
+    @property
+    def written(self) -> Walk:
+        """The mappings that were asked for."""
+        return self.tables.written
+
+    @property
     def foreign(self) -> bool:
         """True when another table than the kernel's own is to be written."""
-        return self.written_root != self.identity.pgt_root
+        return self.tables.root != self.identity.pgt_root
 
     def virtual(self, dump: Dump) -> VirtualMemory:
         """The dump's memory by kernel virtual address."""
@@ -87,6 +96,14 @@ class Kernel:
         """The dump's memory by the addresses of the table that was asked for."""
         found = self.written.mappings
         return VirtualMemory.of(dump.memory, found.vaddr, found.paddr, found.size)
+
+    def translate(self, dump: Dump, vaddr: int) -> Translation:
+        """One address by the tables that were asked for.  Raises FaultError."""
+        form, root, of_process = self.identity.form, self.tables.root, self.tables.process_form
+        if of_process is not None:
+            in_kernel = form.is_canonical(vaddr)
+            form, root = (form, self.identity.pgt_root) if in_kernel else (of_process, root)
+        return translate(dump.memory, form, root, vaddr)
 
 
 def open_kernel(dump: Dump, request: KernelRequest, description: Description | None = None) -> Kernel:
@@ -105,28 +122,14 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
         warnings += check_vmlinux(info, vmlinux, arch, request.force)
     identity = _identify(dump, arch, info, request.pgt_root)
     log.info("kernel: %s, %s, root %#x", identity.release, identity.form.name, identity.pgt_root)
-    walked = written = _walk(dump, identity, identity.pgt_root, with_user_half=False)
-    root = identity.pgt_root
-    if request.pgt_root is not None:
-        root = request.pgt_root
-        written = _walk(dump, identity, root, with_user_half=True)
-        walked = written if root == identity.pgt_root else walked
-    if not len(written.mappings):
-        raise IdentityError(
-            "pgt_root",
-            f"the page tables at {root:#x} map nothing"
-            + (", and tables below it are not in the dump" if written.lost else ""),
-            hint="the dump was cut short or filtered too much: take it again"
-            if written.lost
-            else "this is not the kernel's page-table root: check -P or the VMCOREINFO lines",
-        )
+    tables = walk_tables(dump, identity, request.pgt_root)
     if not identity.verified:
         warnings.append("no known kernel address confirms the page tables: the result may be nonsense")
-    if not written.complete:
+    if not tables.written.complete:
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
     found = tuple(fact for fact in (description.fact, request.placed) if fact is not None)
     identity = replace(identity, facts=(*identity.facts, *found))
-    return Kernel(arch, info, identity, walked, written, root, tuple(warnings), description, request, vmlinux)
+    return Kernel(arch, info, identity, tables, tuple(warnings), description, request, vmlinux)
 
 
 def architecture(dump: Dump) -> Architecture:
@@ -209,17 +212,3 @@ def _identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | 
     except IdentityError:
         return identify(dump, arch, info, pgt_root)
     return found if found.verified else identify(dump, arch, info, pgt_root)
-
-
-def _walk(dump: Dump, identity: KernelIdentity, root: int, *, with_user_half: bool) -> Walk:
-    form = identity.form
-    low, high = form.user.start if with_user_half else form.kernel.start, form.kernel.end
-    aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)
-    walked = walk(dump.memory, form, root, Window(low, high, aliases))
-    log.info(
-        "page tables: %d read, %d mappings, %d aliases left out",
-        walked.tables,
-        len(walked.mappings),
-        walked.aliases,
-    )
-    return walked

@@ -99,13 +99,15 @@ class VmInfo:
     facts: tuple[Fact, ...]
 
 
-def vminfo(known: Knowledge, arch: Architecture, release: str | None, groups: tuple[str, ...]) -> VmInfo:
-    """The lines that can be given.  ``groups`` are names of :data:`GROUPS`."""
+def vminfo(
+    known: Knowledge, arch: Architecture, release: str | None, page: int, groups: tuple[str, ...]
+) -> VmInfo:
+    """The lines that can be given, ``page`` being its page size.  ``groups`` are names of :data:`GROUPS`."""
     lines: list[str] = []
     facts: list[Fact] = []
     if "base" in groups:
         lines += [f"OSRELEASE={release}"] if release else []
-        lines.append(f"PAGESIZE={arch.page_size}")
+        lines.append(f"PAGESIZE={page}")
     keys = [key for group in groups for key in GROUPS[group]]
     if "thread" in groups:
         keys += arch.thread_keys
