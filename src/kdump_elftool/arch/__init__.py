@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdump_elftool.arch import arm64, x86_64
+from kdump_elftool.arch import arm, arm64, x86_64
 from kdump_elftool.arch.base import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (x86_64.ARCH, arm64.ARCH)
+ARCHITECTURES: tuple[Architecture, ...] = (x86_64.ARCH, arm64.ARCH, arm.ARCH)
 
 
 def find_architecture(e_machine: int, bits: int) -> Architecture | None:
