@@ -33,6 +33,7 @@ from kdump_elftool.arch.base import (
 from kdump_elftool.elf.constants import EM_ARM
 
 TOP = 1 << 32
+VECTORS = TOP - (64 << 10)
 PAGE_OFFSETS = (0xC0000000, 0xB0000000, 0x80000000, 0x40000000)
 """Where the direct map, and the image in it, may begin (choice VMSPLIT, arch/arm/Kconfig)."""
 IMAGE_SIZE = 64 << 20
@@ -152,34 +153,28 @@ def _page_offset(kernel: KernelNumbers) -> int | None:
     return next((offset for offset in PAGE_OFFSETS if offset <= vaddr), None)
 
 
-_STEP = 2 << 20
-"""PHYS_OFFSET is a multiple of 2 MB (v5.11; of 16 MB before)."""
-_ROUGH_STEP = 128 << 20
-"""The decompressor takes the start of RAM for a multiple of this (arch/arm/boot/compressed/head.S)."""
-_MOST_STEPS = 4096
+_MOST_PLACES = 64
+_STEPS = (2 << 20, 128 << 20)
+"""PHYS_OFFSET is a multiple of 2 MB (v5.11 on; of 16 MB before).  Firmware may keep the first RAM for
+itself: the decompressor goes by 128 MB (arch/arm/boot/compressed/head.S)."""
 
 
 def _image_paddrs(kernel: KernelNumbers, vaddr: int, ram: Ranges) -> tuple[int, ...]:
-    """PHYS_OFFSET is patched in at boot and printed nowhere: RAM begins there, or, for a crash kernel, not.
+    """PHYS_OFFSET is patched in at boot and printed nowhere: it is where the first RAM is.
 
-    So first where blocks of RAM begin, then what is behind.
+    A dump may have lost that, and a crash kernel has its own: so all of the dump's ranges count.
     """
     offset = _page_offset(kernel)
     if offset is None or not offset <= vaddr < offset + IMAGE_SIZE:
         return ()
-    starts = ram.start.tolist()
-    places = [align_down(start, _STEP) for start in starts] + [
-        align_down(start, _ROUGH_STEP) for start in starts
-    ]
-    for start, end in zip(starts, ram.end.tolist(), strict=True):
-        steps = range(align_down(start, _STEP), min(end, 1 << 40), _STEP)
-        places += steps[: max(_MOST_STEPS - len(places), 0)]
+    starts = ram.start[:_MOST_PLACES].tolist()
+    places = [align_down(start, step) for step in _STEPS for start in starts]
     return tuple(place + vaddr - offset for place in dict.fromkeys(places))
 
 
 def _image_window(kernel: KernelNumbers) -> tuple[int, int]:
     offset = _page_offset(kernel)
-    return (PAGE_OFFSETS[-1], TOP) if offset is None else (offset, offset + IMAGE_SIZE)
+    return (PAGE_OFFSETS[-1], VECTORS) if offset is None else (offset, offset + IMAGE_SIZE)
 
 
 def _running_tables(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -236,3 +236,10 @@ class Architecture:
     def bits(self) -> int:
         """Bits of an address."""
         return 8 * self.prstatus.word
+
+    def forms(self, kernel: KernelNumbers, order: str) -> tuple[PagingForm, ...]:
+        """The forms that a kernel of this byte order may use; tables are in it where both are possible."""
+        forms = self.paging_forms(kernel)
+        if len(self.byte_orders) == 1:
+            return forms
+        return tuple(replace(form, byte_order=order) for form in forms)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64
+from kdump_elftool.addr import MASK64, NO_RANGES
 from kdump_elftool.arch.base import Architecture, PagingForm
 from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.errors import FaultError, IdentityError
@@ -85,7 +85,7 @@ def identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | N
     Raises IdentityError when no root is known or none of the possible ones can be read.
     """
     stext = info.symbol("_stext")
-    forms = arch.paging_forms(info)
+    forms = arch.forms(info, dump.kind.order)
     roots = (
         [Root(Fact("pgt_root", pgt_root, "-P"), forms)]
         if pgt_root is not None
@@ -226,8 +226,27 @@ def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form:
         found = translate(dump.memory, form, root, vaddr).paddr
     except FaultError:
         return False
-    expected = arch.image_paddrs(info, vaddr, dump.memory.declared)
-    return not expected or found in expected
+    return _is_there(dump, arch, info, form, root, vaddr, found)
+
+
+def _is_there(
+    dump: Dump, arch: Architecture, info: VmcoreInfo, form: PagingForm, root: int, vaddr: int, found: int
+) -> bool:
+    """Whether ``vaddr`` of the image must lie at ``found``; true as well where nothing is known of that.
+
+    Where only the dump's RAM tells, the kernel's own table is looked at by its address: that is in the
+    same piece of memory, and maps ``vaddr`` and itself to there, too.
+    """
+    certain = arch.image_paddrs(info, vaddr, NO_RANGES)
+    symbol = info.symbol("swapper_pg_dir")
+    if certain or symbol is None or not arch.image_paddrs(info, vaddr, dump.memory.declared):
+        return not certain or found in certain
+    try:
+        own = translate(dump.memory, form, root, symbol).paddr
+        again = [translate(dump.memory, form, own, address).paddr for address in (vaddr, symbol)]
+    except FaultError:
+        return False
+    return again == [found, own] and found - own == vaddr - symbol
 
 
 def _readable(dump: Dump, root: int, form: PagingForm) -> bool:

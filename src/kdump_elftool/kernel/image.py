@@ -155,7 +155,7 @@ class ImageSearch:
         root = self._paddr(banner, symbol) if symbol else None
         if symbol is None or root is None:
             return
-        for form in self.arch.paging_forms(self.extra):
+        for form in self.arch.forms(self.extra, self.dump.kind.order):
             for vaddr in itertools.islice(self._mapped_at(form, root, banner), _MOST_PLACES):
                 info = self._said(form, symbol, vaddr, banner)
                 try:

@@ -62,7 +62,7 @@ class Base:
 
 
 def bases(
-    memory: PhysicalMemory, arch: Architecture, texts: Texts, images: ImageSearch | None
+    memory: PhysicalMemory, order: str, arch: Architecture, texts: Texts, images: ImageSearch | None
 ) -> Iterator[Base]:
     """Candidates, best first.  ``memory`` is the file's with addresses that are offsets in it."""
     found = itertools.chain(_by_text(memory, arch, texts), _by_banner(arch, texts, images))
@@ -75,7 +75,7 @@ def bases(
         (anchor, form, base)
         for anchor in anchors
         if anchor.root is not None
-        for form in arch.paging_forms(VmcoreInfo({}))
+        for form in arch.forms(VmcoreInfo({}), order)
         for base in _by_tables(memory, form, anchor, window)
     )
     for anchor, form, base in itertools.islice(tried, _MOST_TRIED):
