@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import U64, Bools, Ranges, merge_ranges, subtract_ranges
+from kdump_elftool.arch import find_architecture
 from kdump_elftool.elf.layout import CoreLayout
 from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY, TYPE_UNDO, producer, summary_note
@@ -26,6 +27,10 @@ from kdump_elftool.memory.extents import intersect
 from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
+
+_LARGEST_32 = 1 << 32
+_ROOM = 256 << 20
+"""For headers, notes and padding, which are not known yet."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def plan_pelf(dump: Dump, request: KernelRequest, level: str) -> Pelf:
     kernel = reduced.kernel
     segments = _segments(reduced.kept, dump.claimed, kernel.virtual(dump) if kernel else None)
     notes = _notes(reduced, level)
-    kind = ElfKind(64, dump.kind.order)
+    kind = _kind(dump, segments)
     encoded = tuple(encode_notes(notes, kind))
     layout = build_physical_layout(kind, dump.e_machine, dump.e_flags, segments, encoded)
     log.info("layout: %d segments, %d bytes", layout.nr_segments, layout.file_size)
@@ -83,6 +88,15 @@ def _agreed(vaddr: U64, paddr: U64, size: U64, virtual: VirtualMemory | None) ->
         where, mapped = virtual.translate(vaddr + inside)
         result &= mapped & (where == paddr + inside)
     return result
+
+
+def _kind(dump: Dump, segments: tuple[U64, U64, U64]) -> ElfKind:
+    """A 32-bit file for a 32-bit machine, as its kernel writes, while it can hold the memory."""
+    arch = find_architecture(dump.e_machine, dump.kind.bits)
+    _, paddr, size = segments
+    end = int((paddr + size).max(initial=0))
+    fits = end <= _LARGEST_32 and int(size.sum()) <= _LARGEST_32 - _ROOM
+    return ElfKind(arch.bits if arch and fits else 64, dump.kind.order)
 
 
 def _notes(reduced: Reduction, level: str) -> tuple[Note, ...]:
