@@ -53,7 +53,12 @@ def main() -> None:
 
 
 def section_ranges(prog: drgn.Program) -> list[tuple[int, int]]:
-    """Frames of each section."""
+    """Frames of each section, or of each node of flat memory."""
+    if "mem_section" not in prog:
+        nodes = [
+            (int(node.node_start_pfn), int(node.node_spanned_pages)) for node in for_each_online_pgdat(prog)
+        ]
+        return [(start, start + size) for start, size in nodes]
     pages = 1 << (int(prog.constant("SECTION_SIZE_BITS")) - 12) if has(prog, "SECTION_SIZE_BITS") else 1 << 15
     starts = [int(section_nr_to_pfn(prog, number)) for number, _ in for_each_present_section(prog)]
     return [(start, start + pages) for start in starts]
@@ -154,6 +159,8 @@ class Judge:
             return self.bit(head + 1, self.hugetlb)
         second = head + 1
         if second.prog_.type("struct page").has_member("compound_dtor"):
+            if not has(self.prog, "HUGETLB_PAGE_DTOR"):
+                return False  # a kernel without them
             return bool(second.compound_dtor == self.prog.constant("HUGETLB_PAGE_DTOR"))
         folio = drgn.cast("struct folio *", head)
         return bool(folio._folio_dtor == self.prog.constant("HUGETLB_PAGE_DTOR"))

@@ -140,7 +140,9 @@ def classified(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]
         dump = open_dump(file)
         kernel = open_kernel(dump, KernelRequest())
         virtual = kernel.virtual(dump)
-        geometry = SparseGeometry(kernel.arch.section_size_bits, kernel.identity.form.physmem_bits)
+        word, order = kernel.arch.prstatus.word, dump.kind.order
+        form = kernel.identity.form
+        geometry = SparseGeometry(kernel.arch.section_size_bits, form.physmem_bits, word, order)
         memmap = find_memmap(virtual, kernel.info, geometry)
         length = max(part.pfn + part.nr_pages for part in memmap.parts)
         codes, known = np.zeros(length, dtype=np.uint8), np.zeros(length, dtype=np.bool_)
