@@ -136,6 +136,7 @@ def _form(name: str, kernel: KernelNumbers) -> PagingForm:
         physmem_bits=36,
         kernel=Region(split, TOP),
         user=Region(0, split),
+        byte_order="",
     )
 
 

@@ -80,6 +80,7 @@ class PagingForm:
     ``decode`` and ``decode_one`` get entries, their level and the raw addresses that they map first.
     ``kernel`` and ``user`` are the addresses under one root; where a process has a table of its own
     for its half, that has another form, ``user_form``, and ``user`` is empty.
+    ``byte_order`` is that of the entries, empty where it is the kernel's (``Architecture.forms`` says it).
     ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form; ``ignored_bits`` are cleared from
     entries before decoding (AMD's encryption bit).
     """
@@ -232,14 +233,13 @@ class Architecture:
     thread_notes: Callable[[KernelNumbers], tuple[Note, ...]] = _no_notes
     hwcap: Callable[[KernelNumbers], int] = _no_features
 
+    def forms(self, kernel: KernelNumbers, order: str) -> tuple[PagingForm, ...]:
+        """``paging_forms`` for a kernel of this byte order, ``<`` or ``>``."""
+        return tuple(
+            form if form.byte_order else replace(form, byte_order=order) for form in self.paging_forms(kernel)
+        )
+
     @property
     def bits(self) -> int:
         """Bits of an address."""
         return 8 * self.prstatus.word
-
-    def forms(self, kernel: KernelNumbers, order: str) -> tuple[PagingForm, ...]:
-        """The forms that a kernel of this byte order may use; tables are in it where both are possible."""
-        forms = self.paging_forms(kernel)
-        if len(self.byte_orders) == 1:
-            return forms
-        return tuple(replace(form, byte_order=order) for form in forms)

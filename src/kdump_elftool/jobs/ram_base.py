@@ -43,7 +43,7 @@ def place(
     begins = given or 0
     at_0, in_file = moved(dump, -begins), texts.moved(-begins)
     images = kernel_search(at_0, arch, request).images
-    for base in itertools.islice(bases(at_0.memory, dump.kind.order, arch, in_file, images), _MOST_BASES):
+    for base in itertools.islice(bases(at_0.memory, arch, dump.kind.order, in_file, images), _MOST_BASES):
         try:
             there, seen = moved(at_0, base.paddr), in_file.moved(base.paddr)
         except UsageError:

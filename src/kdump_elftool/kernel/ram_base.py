@@ -62,7 +62,7 @@ class Base:
 
 
 def bases(
-    memory: PhysicalMemory, order: str, arch: Architecture, texts: Texts, images: ImageSearch | None
+    memory: PhysicalMemory, arch: Architecture, order: str, texts: Texts, images: ImageSearch | None
 ) -> Iterator[Base]:
     """Candidates, best first.  ``memory`` is the file's with addresses that are offsets in it."""
     found = itertools.chain(_by_text(memory, arch, texts), _by_banner(arch, texts, images))
