@@ -27,8 +27,18 @@ ROOT = LAB_DIR.parent
 DOCUMENT = ROOT / "docs" / "support-matrix.md"
 _CODE = ("src/**/*.py", "tests/lab/*.py", "tests/unit/arch/*.py", "tests/builders/*.py")
 _ASPECTS: Mapping[str, tuple[str, ...]] = {
-    "memory": ("velf", "addresses", "migration", "raw", "numa", "qemu_formats", "scattered", "vmlinux_alone"),
-    "threads": ("tasks", "registers", "failed_kdump", "other_debuggers", "newer_gdb"),
+    "memory": (
+        "velf",
+        "addresses",
+        "migration",
+        "raw",
+        "numa",
+        "qemu_formats",
+        "scattered",
+        "vmlinux_alone",
+        "arm_memory",
+    ),
+    "threads": ("tasks", "registers", "failed_kdump", "other_debuggers", "newer_gdb", "arm_threads"),
     "log": ("dmesg",),
     "pages": ("pages", "makedumpfile", "topelf_kdump", "crash_kernel"),
 }
