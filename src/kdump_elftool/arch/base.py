@@ -79,7 +79,8 @@ class PagingForm:
 
     ``decode`` and ``decode_one`` get entries, their level and the raw addresses that they map first.
     ``kernel`` and ``user`` are the addresses under one root; where a process has a table of its own
-    for its half, that has another form, ``user_form``, and ``user`` is empty.
+    for its half, that has another form, ``user_form``, and ``user`` is empty.  ``more`` are further addresses
+    of the kernel under the same root, ``fixed`` those that need no table.
     ``byte_order`` is that of the entries, empty where it is the kernel's (``Architecture.forms`` says it).
     ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form; ``ignored_bits`` are cleared from
     entries before decoding (AMD's encryption bit).
@@ -96,6 +97,7 @@ class PagingForm:
     ignored_bits: int = 0
     fixed: tuple[Fixed, ...] = ()
     user_form: PagingForm | None = None
+    more: tuple[Region, ...] = ()
 
     @property
     def va_bits(self) -> int:
@@ -108,12 +110,26 @@ class PagingForm:
 
     def full(self, raw: U64) -> U64:
         """Virtual addresses of raw ones."""
-        kernel = (raw >= np.uint64(self.kernel.start)) & (raw <= np.uint64(max(self.kernel.end - 1, 0)))
-        return raw + np.where(kernel, np.uint64(self.kernel.base), np.uint64(self.user.base))
+        base = np.full(len(raw), self.user.base, dtype=np.uint64)
+        for region in (self.kernel, *self.more):
+            inside = (raw >= np.uint64(region.start)) & (raw <= np.uint64(max(region.end - 1, 0)))
+            base[inside & (region.end > region.start)] = region.base
+        return raw + base
 
     def is_canonical(self, vaddr: int) -> bool:
-        """True when an address is one that the tables can map."""
-        return vaddr in self.kernel or vaddr in self.user
+        """True when an address is one that the tables can map, or that needs none."""
+        return self.is_kernel(vaddr) or vaddr in self.user
+
+    def is_kernel(self, vaddr: int) -> bool:
+        """True when an address belongs to the kernel's half, mapped or not."""
+        fixed = any(0 <= vaddr - part.vaddr < part.size for part in self.fixed)
+        return fixed or any(vaddr in region for region in (self.kernel, *self.more))
+
+    @property
+    def kernel_span(self) -> tuple[int, int]:
+        """The lowest and the end of the highest raw address that the kernel's tables decode."""
+        regions = (self.kernel, *self.more)
+        return min(region.start for region in regions), max(region.end for region in regions)
 
 
 @dataclass(frozen=True)
@@ -173,6 +189,10 @@ class KernelNumbers(Protocol):
 
     def text(self, key: str, /) -> str | None: ...
 
+    def length(self, name: str, /) -> int | None: ...
+
+    def size(self, name: str, /) -> int | None: ...
+
 
 def _prints_nothing(_form: PagingForm, _vaddr: int, _paddr: int, /) -> Mapping[str, int]:
     return {}
@@ -205,9 +225,10 @@ class Architecture:
     ``thread_notes`` are what a debugger needs beside the registers of each thread, ``hwcap`` the bits of
     AT_HWCAP without which it ignores them.
 
-    The other two are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
+    The last three are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
     table, the first that there is counts; ``image_numbers`` gives the NUMBERs that VMCOREINFO would have if
-    the image, mapped by tables of this form, had ``vaddr`` at ``paddr`` (what ``image_paddr`` needs).
+    the image, mapped by tables of this form, had ``vaddr`` at ``paddr`` (what ``image_paddrs`` needs);
+    ``image_keys`` are the lines of VMCOREINFO, that the vmlinux has to say, on which the forms depend.
     """
 
     name: str
@@ -232,6 +253,7 @@ class Architecture:
     image_numbers: Callable[[PagingForm, int, int], Mapping[str, int]] = _prints_nothing
     thread_notes: Callable[[KernelNumbers], tuple[Note, ...]] = _no_notes
     hwcap: Callable[[KernelNumbers], int] = _no_features
+    image_keys: tuple[str, ...] = ()
 
     def forms(self, kernel: KernelNumbers, order: str) -> tuple[PagingForm, ...]:
         """``paging_forms`` for a kernel of this byte order, ``<`` or ``>``."""

@@ -134,13 +134,13 @@ def walk(memory: PhysicalMemory, form: PagingForm, root: int, window: Window) ->
 
 def translate(memory: PhysicalMemory, form: PagingForm, root: int, vaddr: int) -> Translation:
     """Translate one address.  Raises NotMappedError, or PageAbsentError for a missing table."""
+    for part in form.fixed:
+        if 0 <= vaddr - part.vaddr < part.size:
+            return Translation(part.paddr + vaddr - part.vaddr, part.size, ())
     if not form.is_canonical(vaddr):
         raise NotMappedError(vaddr, "address is not canonical,", 0)
     raw, table = form.raw(vaddr), root
     steps: list[Step] = []
-    for part in form.fixed:
-        if 0 <= vaddr - part.vaddr < part.size:
-            return Translation(part.paddr + vaddr - part.vaddr, part.size, ())
     order = "little" if form.byte_order == "<" else "big"
     for level in form.levels:
         index = raw >> level.shift & ((1 << level.bits) - 1)

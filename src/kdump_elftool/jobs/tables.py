@@ -71,7 +71,7 @@ def _is_kernels(dump: Dump, identity: KernelIdentity, root: int) -> bool:
 
 
 def _walk(dump: Dump, identity: KernelIdentity, form: PagingForm, root: int, *, with_user_half: bool) -> Walk:
-    wanted = (form.kernel, form.user) if with_user_half else (form.kernel,)
+    wanted = (form.kernel, *form.more, *((form.user,) if with_user_half else ()))
     regions = [region for region in wanted if region.end]
     low, high = min(region.start for region in regions), max(region.end for region in regions)
     aliases = tuple((form.raw(begin), form.raw(end - 1) + 1) for begin, end in identity.arch.alias_ranges)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def plan_velf(
     notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
     mapped = chosen.mapped
     memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel, stacks))
-    layout = lay_out(dump, memory, tuple(notes))
+    layout = lay_out(_with_flags(dump, kernel), memory, tuple(notes))
     log.info(
         "layout: %d segments, %d bytes, %d of them stored twice",
         layout.nr_segments,
@@ -136,6 +136,13 @@ def plan_velf(
             *image_warning(identity, chosen.missing, kernel.walked.lost),
         ),
     )
+
+
+def _with_flags(dump: Dump, kernel: Kernel) -> Dump:
+    """With the vmlinux's e_flags where the dump has none: gdb knows an ABI by them."""
+    if dump.e_flags or kernel.vmlinux is None:
+        return dump
+    return replace(dump, e_flags=kernel.vmlinux.e_flags)
 
 
 def _threads(

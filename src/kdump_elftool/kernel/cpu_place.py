@@ -62,7 +62,7 @@ class CpuPlaces:
             for name in (arch.instruction_pointer, arch.stack_pointer):
                 at = layout.register_offset(name)
                 vaddr = int.from_bytes(desc[at : at + layout.word], order)  # type: ignore[arg-type]
-                in_kernel = vaddr in identity.form.kernel
+                in_kernel = identity.form.is_kernel(vaddr)
                 paddr = self._paddr(identity.form, identity.pgt_root, vaddr) if in_kernel else None
                 if paddr is None:
                     answer = None

@@ -56,6 +56,11 @@ _BETTER = {
     "uts_namespace": ("free_uts_ns",),
     # arch/*/mm/numa.c; mm/numa.c from v6.12 on
     "node_data": ("alloc_node_data", "numa_set_node"),
+    # arch/*/mm/init.c, where they are arrays
+    "swapper_pg_dir": ("paging_init",),
+    "invalid_pte_table": ("paging_init",),
+    "invalid_pmd_table": ("paging_init",),
+    "invalid_pud_table": ("paging_init",),
 }
 """Whom to ask first about a struct or array."""
 

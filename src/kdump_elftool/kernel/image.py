@@ -27,7 +27,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact, Knowledge
 from kdump_elftool.kernel.find import LONGEST, Wanted
 from kdump_elftool.kernel.identity import KernelIdentity, identify
-from kdump_elftool.kernel.image_facts import image_facts
+from kdump_elftool.kernel.image_facts import image_facts, said_by
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, as_text, override
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols
@@ -118,6 +118,16 @@ class ImageSearch:
         said = as_text(facts.values())
         return override(said, image.info)
 
+    @property
+    def _keys(self) -> list[Fact]:
+        """What the paging forms depend on; symbols are at their link-time addresses."""
+        return list(said_by(self.known, self.arch.image_keys))
+
+    @property
+    def _said_by_vmlinux(self) -> VmcoreInfo:
+        """That, with the ``-e`` lines laid over it."""
+        return override(as_text(self._keys), self.extra)
+
     def _link(self, name: str) -> int | None:
         fact = self.known.find("SYMBOL", name)
         return None if fact is None else int(fact.value)
@@ -155,7 +165,7 @@ class ImageSearch:
         root = self._paddr(banner, symbol) if symbol else None
         if symbol is None or root is None:
             return
-        for form in self.arch.forms(self.extra, self.dump.kind.order):
+        for form in self.arch.forms(self._said_by_vmlinux, self.dump.kind.order):
             for vaddr in itertools.islice(self._mapped_at(form, root, banner), _MOST_PLACES):
                 info = self._said(form, symbol, vaddr, banner)
                 try:
@@ -169,15 +179,16 @@ class ImageSearch:
 
     def _mapped_at(self, form: PagingForm, root: int, banner: int) -> Iterator[int]:
         """Addresses of the banner where the image may be, by the tables or where there are none."""
-        low, high = (form.raw(edge) for edge in self.arch.image_window(self.extra))
-        found = walk(self.dump.memory, form, root, Window(low, high)).mappings
+        low, high = self.arch.image_window(self._said_by_vmlinux)
+        found = walk(self.dump.memory, form, root, Window(form.raw(low), form.raw(high))).mappings
         at = u64([banner])
         holds = (found.paddr <= at) & (at - found.paddr < found.size)
         vaddr = (found.vaddr[holds] + (at - found.paddr[holds])).tolist()
         fixed = self._link("linux_banner") or 0
-        for without in self.arch.image_paddrs(self.extra, fixed, self.dump.memory.declared):
+        for without in self.arch.image_paddrs(self._said_by_vmlinux, fixed, self.dump.memory.declared):
             vaddr.append((fixed + banner - without) & MASK64)
-        yield from dict.fromkeys(vaddr)
+        # memory that is mapped without tables may be so several times
+        yield from (at for at in dict.fromkeys(vaddr) if low <= at < high)
 
     def _said(self, form: PagingForm, symbol: str, vaddr: int, banner: int) -> VmcoreInfo:
         """What VMCOREINFO says of the place of a kernel whose banner is mapped at ``vaddr``."""
@@ -194,6 +205,7 @@ class ImageSearch:
         places = self.arch.image_paddrs(as_text(facts), vaddr, self.dump.memory.declared)
         if root is not None and banner not in places:
             facts.append(Fact("ADDRESS(phys_pgd_ptr)", root, FOUND))
+        facts += [fact for fact in self._keys if not fact.name.startswith("SYMBOL")]
         facts.append(Fact("KERNELOFFSET", offset & MASK64, by))
         default = f"as {form.name} has it"
         facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", self.arch.section_size_bits, default))

@@ -131,13 +131,18 @@ _BUDDY, _SLAB, _BUDDY_BEFORE = ~0x80, ~0x1000, -128
 _BY_FORM = "struct page of this form"
 
 
-def image_facts(known: Source) -> Iterator[Fact]:
-    """Every line that ``known`` can answer; addresses are those at run time if its symbols are."""
-    for key in (*MEMORY, *LOG, *TABLES):
+def said_by(known: Source, keys: tuple[str, ...]) -> Iterator[Fact]:
+    """Those of the lines that ``known`` can answer."""
+    for key in keys:
         kind, _, rest = key.partition("(")
         fact = known.find(kind, rest.removesuffix(")"))
         if fact is not None:
             yield fact
+
+
+def image_facts(known: Source) -> Iterator[Fact]:
+    """Every line that ``known`` can answer; addresses are those at run time if its symbols are."""
+    yield from said_by(known, (*MEMORY, *LOG, *TABLES))
     head = known.find("NUMBER", "PG_head")
     if head is not None and 0 <= int(head.value) < 64:
         yield Fact("NUMBER(PG_head_mask)", 1 << int(head.value), head.source)

@@ -352,7 +352,7 @@ class KernelSearch:
     def _mapped(self, kernel: FoundKernel) -> int:
         assert kernel.identity is not None
         form = kernel.identity.form
-        window = Window(form.kernel.start, form.kernel.end)
+        window = Window(*form.kernel_span)
         mapped = walk(self.dump.memory, form, kernel.identity.pgt_root, window).mappings
         return int(mapped.size.sum())
 

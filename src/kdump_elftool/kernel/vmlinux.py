@@ -58,6 +58,7 @@ class Vmlinux:
     table: SymbolTable
     has_types: bool
     banner: bytes | None = None
+    e_flags: int = 0
 
     @property
     def path(self) -> str:
@@ -90,6 +91,7 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
         table=table,
         has_types=not section_headers(elf).keys().isdisjoint((b".BTF", b".debug_info")),
         banner=banner if said else None,
+        e_flags=header.e_flags,
     )
 
 
