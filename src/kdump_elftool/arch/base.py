@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from kdump_elftool.addr import U64, Bools, Ranges
 from kdump_elftool.elf.notes import Note
+
+if TYPE_CHECKING:
+    from kdump_elftool.memory.physical import PhysicalMemory
 
 
 @dataclass(frozen=True)
@@ -225,9 +228,10 @@ class Architecture:
     ``thread_notes`` are what a debugger needs beside the registers of each thread, ``hwcap`` the bits of
     AT_HWCAP without which it ignores them.
 
-    The last three are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
+    The others are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
     table, the first that there is counts; ``image_numbers`` gives the NUMBERs that VMCOREINFO would have if
     the image, mapped by tables of this form, had ``vaddr`` at ``paddr`` (what ``image_paddrs`` needs);
+    ``fits`` says how many of the entries below a root look right in a form, where nothing says which it is;
     ``image_keys`` are the lines of VMCOREINFO, that the vmlinux has to say, on which the forms depend.
     """
 
@@ -254,6 +258,7 @@ class Architecture:
     thread_notes: Callable[[KernelNumbers], tuple[Note, ...]] = _no_notes
     hwcap: Callable[[KernelNumbers], int] = _no_features
     image_keys: tuple[str, ...] = ()
+    fits: Callable[[PagingForm, PhysicalMemory, int], int] | None = None
 
     def forms(self, kernel: KernelNumbers, order: str) -> tuple[PagingForm, ...]:
         """``paging_forms`` for a kernel of this byte order, ``<`` or ``>``."""

@@ -14,7 +14,7 @@ pgtable-64.h (tables), include/uapi/asm/reg.h (EF_*), arch/mips/kernel/asm-offse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -35,7 +35,9 @@ from kdump_elftool.arch.base import (
     Region,
     SavedContext,
 )
+from kdump_elftool.arch.walker import Window, walk
 from kdump_elftool.elf.constants import EM_MIPS
+from kdump_elftool.memory.physical import PhysicalMemory
 
 _MB512 = 512 << 20
 KSEG0, KSEG1, KSEG2 = 0x80000000, 0xA0000000, 0xC0000000
@@ -273,6 +275,44 @@ def _running_tables(
     return ()
 
 
+_FEWEST = 16
+"""Entries by which a form is judged."""
+_MOSTLY = 0.8
+
+
+def _fits(form: PagingForm, memory: PhysicalMemory, root: int) -> int:
+    """How many pages of RAM the kernel's tables map, if their entries look like this form's.
+
+    Below the page's number are three bits of the cache's mode, the same for nearly all, then dirty, valid
+    and global, of which the kernel's own pages have the last two.  The number's lowest bit is no constant.
+    """
+    columns: list[U64] = []
+
+    def noted(entries: U64, level: Level, raw: U64) -> Entries:
+        if level.name == "pte":
+            columns.append(entries)
+        return form.decode(entries, level, raw)
+
+    walk(memory, replace(form, decode=noted, fixed=()), root, Window(*form.kernel_span))
+    bits = form.decode.__self__  # type: ignore[attr-defined]
+    assert isinstance(bits, Bits)
+    entries = np.concatenate(columns) if columns else np.zeros(0, dtype=np.uint64)
+    entries = entries[(entries & np.uint64(bits.present)) != 0]
+    pages = bits.decode(entries, form.levels[-1], entries).paddr
+    ram = memory.declared
+    at = np.searchsorted(ram.start, pages, side="right").astype(np.intp) - 1
+    inside = (at >= 0) & (pages < ram.end[np.maximum(at, 0)]) if len(ram.start) else at > 0
+    entries = entries[inside]
+    if len(entries) < _FEWEST:
+        return 0
+    flags = entries >> np.uint64(bits.pfn_shift - (bits.page_shift - 12) - 6)
+    modes = np.bincount((flags >> np.uint64(3) & np.uint64(7)).astype(np.intp))
+    odd = (entries >> np.uint64(bits.pfn_shift) & np.uint64(1)).mean()
+    valid = ((flags & np.uint64(3)) == np.uint64(3)).mean()
+    likely = valid >= _MOSTLY and modes.max() >= _MOSTLY * len(entries) and 0.1 < odd < 0.9
+    return len(entries) if likely else 0
+
+
 _SAVED = (*range(16, 24), 29, 30, 31)
 _CONTEXT = tuple(f"thread_struct.reg{number}" for number in _SAVED)
 
@@ -337,6 +377,7 @@ def _architecture(name: str, word: int, byte_orders: Mapping[str, str], stack_si
         running_tables=_running_tables,
         percpu_registers=(),
         image_keys=_KEYS,
+        fits=_fits,
     )
 
 

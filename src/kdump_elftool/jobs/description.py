@@ -16,7 +16,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import check_same_kernel, dump_vmcoreinfo
 from kdump_elftool.kernel.kernels import FoundKernel, Kernels, KernelSearch
-from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, override
+from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, as_text, override
 from kdump_elftool.kernel.vmlinux import Vmlinux
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> D
     described = noted is not None or describes(request.extra)
     if arch is None or (described and request.kernel is None):
         info = _with_phys_base(noted, dump.phys_base) if noted else VmcoreInfo({})
+        info = _with_keys(info, request, arch)
         return _laid_over(Description(info, "ELF note" if noted else "none"), request)
     search = kernel_search(dump, arch, request)
     text = next((note.desc for note in dump.notes if note.name == NOTE_NAME and noted is not None), None)
@@ -73,7 +74,23 @@ def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> D
         kernels = search.run(text if isinstance(text, bytes) else None, advance)
     for number, kernel in enumerate(kernels.found, 1):
         log.info("kernel %d: %s", number, kernel.shown())
-    return _laid_over(_choose(_of_vmlinux(kernels, request.vmlinux, arch), request.kernel), request)
+    chosen = _choose(_of_vmlinux(kernels, request.vmlinux, arch), request.kernel)
+    if chosen.is_known:
+        chosen = replace(chosen, info=_with_keys(chosen.info, request, arch))
+    return _laid_over(chosen, request)
+
+
+def _with_keys(info: VmcoreInfo, request: KernelRequest, arch: Architecture | None) -> VmcoreInfo:
+    """With what the vmlinux says of the form of page tables, where the kernel does not say it."""
+    vmlinux = request.vmlinux
+    keys = tuple(key for key in arch.image_keys if not key.startswith("SYMBOL")) if arch else ()
+    if arch is None or vmlinux is None or not keys or vmlinux.e_machine != arch.e_machine:
+        return info
+    from kdump_elftool.kernel.image_facts import said_by
+    from kdump_elftool.kernel.vmlinux_source import vmlinux_knowledge
+
+    said = as_text(list(said_by(vmlinux_knowledge(vmlinux, arch, request.cache), keys)))
+    return override(said, info)
 
 
 def kernel_search(dump: Dump, arch: Architecture, request: KernelRequest) -> KernelSearch:

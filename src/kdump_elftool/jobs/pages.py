@@ -28,10 +28,10 @@ def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | 
     virtual = kernel.virtual(dump)
     try:
         memmap = find_memmap(virtual, kernel.info, geometry)
-        fields = page_fields(kernel.info, arch.prstatus.word)
+        fields = page_fields(kernel.info, arch.prstatus.word, dump.kind.order)
         listed = None
         if fields.buddy_type is None and Category.FREE in LEVELS[level]:
-            listed = free_by_lists(virtual, kernel.info, memmap)
+            listed = free_by_lists(virtual, kernel.info, memmap, arch.prstatus.word, dump.kind.order)
     except IdentityError as error:
         return None, [ALL_KEPT + error.message]
     log.info("struct page: %s memory, %d parts", memmap.model, len(memmap.parts))

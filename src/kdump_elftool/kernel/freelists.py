@@ -51,17 +51,25 @@ class ListFields:
     nr_zones: int | None
     nr_orders: int
     nr_types: int
+    word: int
+    byte_order: str
+
+    def number(self, data: bytes) -> int:
+        """An unsigned integer of this kernel."""
+        return int.from_bytes(data, "little" if self.byte_order == "<" else "big")
 
 
-def free_by_lists(virtual: VirtualMemory, info: VmcoreInfo, memmap: Memmap) -> FreeLists:
+def free_by_lists(
+    virtual: VirtualMemory, info: VmcoreInfo, memmap: Memmap, word: int = 8, byte_order: str = "<"
+) -> FreeLists:
     """Follow every list.  Raises IdentityError naming a VMCOREINFO key that is missing."""
-    fields = list_fields(info)
+    fields = list_fields(info, word, byte_order)
     frames = _Frames(memmap)
     seen: set[int] = set()
     starts: list[int] = []
     ends: list[int] = []
     broken = 0
-    nodes = list(dict.fromkeys(node_addresses(virtual, info)))
+    nodes = list(dict.fromkeys(node_addresses(virtual, info, word, byte_order)))
     for order, head in islice(_heads(virtual, nodes, fields), _MAX_LISTS):
         whole = False
         for pfn in _follow(virtual, head, fields, frames, seen):
@@ -73,7 +81,7 @@ def free_by_lists(virtual: VirtualMemory, info: VmcoreInfo, memmap: Memmap) -> F
     return FreeLists(merge_ranges(u64(starts), u64(ends)), broken)
 
 
-def list_fields(info: VmcoreInfo) -> ListFields:
+def list_fields(info: VmcoreInfo, word: int, byte_order: str) -> ListFields:
     """Read the layout from VMCOREINFO; an array of unknown length has the kernel's usual one."""
     return ListFields(
         node_zones=_need(info.offset("pglist_data.node_zones"), "OFFSET(pglist_data.node_zones)"),
@@ -88,6 +96,8 @@ def list_fields(info: VmcoreInfo) -> ListFields:
         nr_orders=_count(info.length("zone.free_area"), 11, _MAX_ORDER),
         # before v2.6.24 one list per order and no LENGTH
         nr_types=_count(info.length("free_area.free_list"), 1, _MAX_TYPES),
+        word=word,
+        byte_order=byte_order,
     )
 
 
@@ -107,7 +117,7 @@ def _nr_zones(virtual: VirtualMemory, node: int, fields: ListFields) -> int:
     if fields.nr_zones is None:
         return _USUAL_ZONES
     try:
-        found = int.from_bytes(virtual.read((node + fields.nr_zones) & MASK64, 4), "little")
+        found = fields.number(virtual.read((node + fields.nr_zones) & MASK64, 4))
     except FaultError:
         return _USUAL_ZONES
     return min(found, _MAX_ZONES)
@@ -121,7 +131,7 @@ def _follow(
     A frame is on one list only, so that ``seen`` bounds the whole walk by the size of the array.
     """
     try:
-        entry = _pointer(virtual, head + fields.next)
+        entry = _pointer(virtual, head + fields.next, fields)
         if entry == 0:
             yield None  # a zone without memory: its lists were never set up
             return
@@ -131,14 +141,14 @@ def _follow(
                 return
             seen.add(pfn)
             yield pfn
-            entry = _pointer(virtual, entry + fields.next)
+            entry = _pointer(virtual, entry + fields.next, fields)
     except FaultError:
         return
     yield None
 
 
-def _pointer(virtual: VirtualMemory, vaddr: int) -> int:
-    return int.from_bytes(virtual.read(vaddr & MASK64, 8), "little")
+def _pointer(virtual: VirtualMemory, vaddr: int, fields: ListFields) -> int:
+    return fields.number(virtual.read(vaddr & MASK64, fields.word))
 
 
 class _Frames:

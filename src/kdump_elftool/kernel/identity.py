@@ -190,7 +190,7 @@ def _choose(
     dump: Dump, arch: Architecture, info: VmcoreInfo, roots: list[Root]
 ) -> tuple[Fact, PagingForm, bool]:
     for root in roots:
-        for form in root.forms:
+        for form in _best_first(dump, arch, root):
             if _confirms(dump, arch, info, root.paddr, form):
                 return root.fact, form, True
     roots = [root for root in roots if not root.met]
@@ -209,6 +209,14 @@ def _choose(
             hint="give its physical address with -P if you know a better one",
         )
     return readable[0].fact, readable[0].forms[0], False
+
+
+def _best_first(dump: Dump, arch: Architecture, root: Root) -> tuple[PagingForm, ...]:
+    """The forms of a root, by how many entries look right in them if that can be said."""
+    fits = arch.fits
+    if fits is None or len(root.forms) < 2:
+        return root.forms
+    return tuple(sorted(root.forms, key=lambda form: -fits(form, dump.memory, root.paddr)))
 
 
 def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form: PagingForm) -> bool:

@@ -88,6 +88,7 @@ class PageFields:
     offline_type: int | None
     unaccepted_type: int | None
     max_order: int
+    byte_order: str = "<"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class PageAccount:
     without_struct: int
 
 
-def page_fields(info: VmcoreInfo, word: int) -> PageFields:
+def page_fields(info: VmcoreInfo, word: int, byte_order: str = "<") -> PageFields:
     """Read the layout from VMCOREINFO.  Raises IdentityError naming a missing key."""
     order, dtor = _compound_fields(info)
     mapcount = info.offset("page._mapcount")
@@ -133,6 +134,7 @@ def page_fields(info: VmcoreInfo, word: int) -> PageFields:
         offline_type=info.number("PAGE_OFFLINE_MAPCOUNT_VALUE"),
         unaccepted_type=info.number("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
         max_order=min(max(info.length("zone.free_area") or _MAX_ORDER, 1), _MAX_ORDER),
+        byte_order=byte_order,
     )
     _check(fields, _need(info.size("page"), "SIZE(page)"))
     return fields
@@ -239,10 +241,10 @@ def _heads(
     view: memoryview, count: int, size: int, fields: PageFields, drop: frozenset[Category], pfn: int
 ) -> tuple[Codes, Index, Bools]:
     """Category of each page judged by itself, how many pages go with it, and which are poisoned."""
-    flags = _column(view, count, size, fields.flags, fields.word)
-    mapcount = None if fields.mapcount is None else _signed(view, count, size, fields.mapcount)
+    flags = _column(view, count, size, fields, fields.flags)
+    mapcount = None if fields.mapcount is None else _signed(view, count, size, fields, fields.mapcount)
     slab = _bit(flags, fields.slab) | _is_type(mapcount, fields.slab_type, count)
-    anon = _masked(_column(view, count, size, fields.mapping, fields.word), _MAPPING_ANON) & ~slab
+    anon = _masked(_column(view, count, size, fields, fields.mapping), _MAPPING_ANON) & ~slab
     order, hugetlb = _compound(view, count, size, fields, flags, mapcount, pfn)
     swapcache = _bit(flags, fields.swapcache)
     if fields.swapbacked is not None:
@@ -263,7 +265,7 @@ def _heads(
         codes[tests[category]] = category
     if fields.head is not None:
         # tails share their head's fate
-        codes[_masked(_column(view, count, size, fields.head, fields.word), _TAIL)] = 0
+        codes[_masked(_column(view, count, size, fields, fields.head), _TAIL)] = 0
     return codes, np.where(codes > 0, np.left_shift(1, order), 1), poison
 
 
@@ -279,7 +281,7 @@ def _free(
     """Heads of free blocks, and the orders with theirs filled in."""
     buddy = _is_type(mapcount, fields.buddy_type, count) & ~slab
     if fields.private is not None:
-        private = _column(view, count, size, fields.private, fields.word)
+        private = _column(view, count, size, fields, fields.private)
         buddy &= private < np.uint64(fields.max_order)
         order = np.where(buddy, np.minimum(private, np.uint64(_MAX_ORDER)).astype(np.intp), order)
     unaccepted = _is_type(mapcount, fields.unaccepted_type, count)
@@ -314,10 +316,12 @@ def _compound(
     else:
         if fields.order is not None:
             at, width = fields.order
-            order[head] = _column(view, count, size, at, width)[head + 1].clip(max=64).astype(np.intp)
+            order[head] = _column(view, count, size, fields, at, width)[head + 1].clip(max=64).astype(np.intp)
         if fields.dtor is not None and fields.hugetlb_dtor is not None:
             at, width = fields.dtor
-            hugetlb[head] = _column(view, count, size, at, width)[head + 1] == np.uint64(fields.hugetlb_dtor)
+            hugetlb[head] = _column(view, count, size, fields, at, width)[head + 1] == np.uint64(
+                fields.hugetlb_dtor
+            )
     misplaced = (order >= _MAX_ORDER) | (((pfn + np.arange(count)) & (np.left_shift(1, order % 63) - 1)) != 0)
     order[misplaced] = 0
     return order, hugetlb
@@ -355,16 +359,20 @@ def _outermost(start: Index, end: Index) -> Index:
     return np.array(kept, dtype=np.intp)
 
 
-def _column(view: memoryview, count: int, size: int, offset: int, width: int) -> U64:
-    """One unsigned field of every structure, as uint64."""
+def _column(view: memoryview, count: int, size: int, fields: PageFields, offset: int, width: int = 0) -> U64:
+    """One unsigned field of every structure, as uint64; a word without ``width``."""
+    dtype = f"{fields.byte_order}u{width or fields.word}"
     column: npt.NDArray[np.uint64] = np.ndarray(
-        (count,), dtype=f"<u{width}", buffer=view, offset=offset, strides=(size,)
+        (count,), dtype=dtype, buffer=view, offset=offset, strides=(size,)
     ).astype(np.uint64)
     return column
 
 
-def _signed(view: memoryview, count: int, size: int, offset: int) -> npt.NDArray[np.int32]:
-    return np.ndarray((count,), dtype="<i4", buffer=view, offset=offset, strides=(size,)).astype(np.int32)
+def _signed(
+    view: memoryview, count: int, size: int, fields: PageFields, offset: int
+) -> npt.NDArray[np.int32]:
+    dtype = f"{fields.byte_order}i4"
+    return np.ndarray((count,), dtype=dtype, buffer=view, offset=offset, strides=(size,)).astype(np.int32)
 
 
 def _bit(values: U64, number: int | None) -> Bools:
