@@ -216,7 +216,9 @@ def _best_first(dump: Dump, arch: Architecture, root: Root) -> tuple[PagingForm,
     fits = arch.fits
     if fits is None or len(root.forms) < 2:
         return root.forms
-    return tuple(sorted(root.forms, key=lambda form: -fits(form, dump.memory, root.paddr)))
+    # entries found with fewer levels may belong to a table behind a top one that is smaller
+    rated = [(fits(form, dump.memory, root.paddr), len(form.levels), form) for form in root.forms]
+    return tuple(form for _, _, form in sorted(rated, key=lambda each: (-each[0], -each[1])))
 
 
 def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form: PagingForm) -> bool:

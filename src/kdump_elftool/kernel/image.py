@@ -183,12 +183,13 @@ class ImageSearch:
         found = walk(self.dump.memory, form, root, Window(form.raw(low), form.raw(high))).mappings
         at = u64([banner])
         holds = (found.paddr <= at) & (at - found.paddr < found.size)
-        vaddr = (found.vaddr[holds] + (at - found.paddr[holds])).tolist()
-        fixed = self._link("linux_banner") or 0
-        for without in self.arch.image_paddrs(self._said_by_vmlinux, fixed, self.dump.memory.declared):
-            vaddr.append((fixed + banner - without) & MASK64)
+        mapped = (found.vaddr[holds] + (at - found.paddr[holds])).tolist()
         # memory that is mapped without tables may be so several times
-        yield from (at for at in dict.fromkeys(vaddr) if low <= at < high)
+        vaddr = [place for place in mapped if low <= place < high]
+        fixed = self._link("linux_banner") or 0
+        places = self.arch.image_paddrs(self._said_by_vmlinux, fixed, self.dump.memory.declared)
+        vaddr += [(fixed + banner - place) & MASK64 for place in places]
+        yield from dict.fromkeys(vaddr)
 
     def _said(self, form: PagingForm, symbol: str, vaddr: int, banner: int) -> VmcoreInfo:
         """What VMCOREINFO says of the place of a kernel whose banner is mapped at ``vaddr``."""
