@@ -85,8 +85,10 @@ class PagingForm:
     for its half, that has another form, ``user_form``, and ``user`` is empty.  ``more`` are further addresses
     of the kernel under the same root, ``fixed`` those that need no table.
     ``byte_order`` is that of the entries, empty where it is the kernel's (``Architecture.forms`` says it).
-    ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form; ``ignored_bits`` are cleared from
-    entries before decoding (AMD's encryption bit).
+    ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form, ``section_size_bits`` its
+    SECTION_SIZE_BITS where that goes by the form; ``ignored_bits`` are cleared from entries before
+    decoding (AMD's encryption bit).  ``image_distance`` is how far the image lies below its virtual
+    addresses where the form knows that.
     """
 
     name: str
@@ -99,6 +101,8 @@ class PagingForm:
     byte_order: str = "<"
     ignored_bits: int = 0
     fixed: tuple[Fixed, ...] = ()
+    section_size_bits: int | None = None
+    image_distance: int | None = None
     user_form: PagingForm | None = None
     more: tuple[Region, ...] = ()
 
@@ -156,7 +160,8 @@ class SavedContext:
 
     ``pointer`` is the offset in task_struct of a pointer, or with ``inside`` of the registers
     themselves.  ``registers`` lie at offsets from where that points, or from there; those of
-    ``derived`` are that address plus a number, those of ``constants`` the same for every task.
+    ``derived`` are that address plus a number, those of ``constants`` the same for every task; those of
+    ``in_task`` lie at offsets in task_struct all the same.
     ``stack_pointer`` names the one of the registers that points into the task's stack; None where
     ``pointer`` does.
     """
@@ -166,6 +171,7 @@ class SavedContext:
     derived: tuple[tuple[str, int], ...] = ()
     constants: tuple[tuple[str, int], ...] = ()
     inside: bool = False
+    in_task: tuple[tuple[str, int], ...] = ()
     stack_pointer: str | None = None
 
 

@@ -24,7 +24,8 @@ def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | 
     if level == "all":
         return None, []
     arch, form = kernel.arch, kernel.identity.form
-    geometry = SparseGeometry(arch.section_size_bits, form.physmem_bits, arch.prstatus.word, dump.kind.order)
+    section_size_bits = form.section_size_bits or arch.section_size_bits
+    geometry = SparseGeometry(section_size_bits, form.physmem_bits, arch.prstatus.word, dump.kind.order)
     virtual = kernel.virtual(dump)
     try:
         memmap = find_memmap(virtual, kernel.info, geometry)

@@ -122,7 +122,8 @@ def _facts(found: _Found) -> Iterator[Fact]:
         offset = kaslr_offset_by(identity, found.kernel.vmlinux)
         facts = [*identity.facts, *([offset] if offset else []), *facts]
         default = f"not in VMCOREINFO: as {identity.form.name} has it"
-        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", arch.section_size_bits, default))
+        section_size_bits = identity.form.section_size_bits or arch.section_size_bits
+        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", section_size_bits, default))
         facts.append(Fact("NUMBER(MAX_PHYSMEM_BITS)", identity.form.physmem_bits, default))
     facts += found.log.facts if found.log else ()
     facts += found.listed.known.used if isinstance(found.listed, TaskList) else ()

@@ -252,6 +252,11 @@ class _Builder:
             at = layout.register_offset(context.stack_pointer)
             sp = np.ascontiguousarray(descs[:, at : at + word]).reshape(-1).view(f"{self.order}u{word}")
             good &= self._on_stack(sp.astype(np.uint64), stack, 0)
+        for name, offset in context.in_task:
+            blocks, there = memory.gather(tasks.task[rows] + np.uint64(offset), word)
+            good &= there
+            at = layout.register_offset(name)
+            descs[:, at : at + word] = blocks
         for name, number in context.derived:
             self._put(descs, layout.register_offset(name), base + np.uint64(number), word)
         for name, number in context.constants:

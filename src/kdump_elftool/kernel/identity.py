@@ -116,7 +116,8 @@ def kaslr_offset_by(identity: KernelIdentity, vmlinux: Vmlinux | None) -> Fact |
     """How far the running kernel lies above its link address: _stext decides, then KERNELOFFSET."""
     linked = vmlinux.symbols.get("_stext") if vmlinux else None
     if identity.stext is not None and linked is not None:
-        return Fact("kaslr_offset", (identity.stext - linked) & MASK64, "SYMBOL(_stext) against vmlinux")
+        offset = (identity.stext - linked) & (MASK64 >> (64 - identity.arch.bits))
+        return Fact("kaslr_offset", offset, "SYMBOL(_stext) against vmlinux")
     if identity.kaslr_offset is not None:
         return Fact("kaslr_offset", identity.kaslr_offset, "KERNELOFFSET")
     return None
@@ -235,6 +236,8 @@ def _confirms(dump: Dump, arch: Architecture, info: VmcoreInfo, root: int, form:
     try:
         found = translate(dump.memory, form, root, vaddr).paddr
     except FaultError:
+        return False
+    if form.image_distance is not None and vaddr - found != form.image_distance:
         return False
     return _is_there(dump, arch, info, form, root, vaddr, found)
 

@@ -311,19 +311,20 @@ class KernelSearch:
     def _reserve(self, kernel: FoundKernel) -> tuple[int, int]:
         """Physical addresses of what a kernel keeps for a crash kernel, (0, 0) where that is not known.
 
-        struct resource begins with the first and the last address (include/linux/ioport.h); in 32-bit
-        kernels these may be wider than a word, and are not read.
+        struct resource begins with the first and the last address (include/linux/ioport.h), both a
+        phys_addr_t: as wide as a page-table entry, which has to hold one (CONFIG_PHYS_ADDR_T_64BIT).
         """
-        identity, word = kernel.identity, self.arch.prstatus.word
-        if identity is None or word != 8:
+        identity = kernel.identity
+        if identity is None:
             return 0, 0
+        width = max(self.arch.prstatus.word, identity.form.levels[-1].entry)
         symbols = self._symbols(identity, kernel.info)
         symbol = symbols.find("SYMBOL", "crashk_res") if symbols else None
         try:
-            data = self._read(identity, int(symbol.value), 2 * word) if symbol else bytes(2 * word)
+            data = self._read(identity, int(symbol.value), 2 * width) if symbol else bytes(2 * width)
         except FaultError:
             return 0, 0
-        start, last = struct.unpack(self.dump.kind.order + "QQ", data)
+        start, last = struct.unpack(self.dump.kind.order + ("QQ" if width == 8 else "II"), data)
         return (start, last + 1) if last > start else (0, 0)
 
     def _default(self, kernels: tuple[FoundKernel, ...]) -> tuple[int | None, str]:
