@@ -103,7 +103,8 @@ def add_dump(
         "--arch",
         choices=tuple(MACHINES),
         help="architecture of a memory image that does not say "
-        f"(default: that of the vmlinux given with -m, else {next(iter(MACHINES))})",
+        "(default: that of the vmlinux given with -m, that of the kernel found in memory, "
+        f"else {next(iter(MACHINES))})",
     )
     source.add_argument(
         "--ram-base",
@@ -183,6 +184,11 @@ def open_input(
     )
     dump = open_dump(first, inputs.intype, options, tuple(more))
     files += [first, *more]
+    if not dump.machine_known and args.arch is None and request.vmlinux is None:
+        # a crash kernel, whose dump says what it is, need not load it
+        from kdump_elftool.jobs.guest import recognise
+
+        dump, request = recognise(dump, request)
     if dump.format == RAW and not more:
         # a crash kernel's topelf need not load it
         from kdump_elftool.jobs.ram_base import place

@@ -53,7 +53,8 @@ class Dump:
     """An open dump.  ``warnings`` are things worth saying that lost no memory.
 
     ``phys_base`` is x86_64's, where the dump's headers have it.  ``cpu_registers`` are registers that came
-    otherwise than as notes; ``format_source`` is what told the format.
+    otherwise than as notes; ``format_source`` is what told the format.  ``machine_known`` is false where
+    nothing in the file says of what machine the memory is.
     """
 
     format: str
@@ -69,6 +70,7 @@ class Dump:
     phys_base: int | None = None
     cpu_registers: tuple[CpuRegisters, ...] = ()
     format_source: str = "the file's beginning"
+    machine_known: bool = True
 
 
 @dataclass(frozen=True)

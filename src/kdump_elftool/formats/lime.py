@@ -164,6 +164,7 @@ def image_dump(
         claimed=ClaimedMappings(nothing, nothing, nothing),
         lost=tuple(part for part in lost if len(part.ranges)),
         warnings=warnings,
+        machine_known=False,
     )
 
 

@@ -95,7 +95,8 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     options = replace(options, zero_excluded=False)
     dump = image_dump("qemu", file, options, memory, (lost,), (*_warnings(stream, layout), *cpus.warnings))
     kind = _kind(options.e_machine, memory, layout)
-    return replace(dump, kind=kind, cpu_registers=cpus.registers)
+    known = cpus.e_machine is not None
+    return replace(dump, kind=kind, cpu_registers=cpus.registers, machine_known=known)
 
 
 def _kind(e_machine: int, memory: PhysicalMemory, layout: Layout) -> ElfKind:

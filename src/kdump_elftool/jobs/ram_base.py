@@ -36,8 +36,10 @@ def place(
     if request.pgt_root is not None or describes(request.extra):
         return dump, request
     search = kernel_search(dump, arch, request)
-    with request.progress(SEARCHING, dump.memory.present().total) as advance:
-        texts = find_texts(dump.memory, dump.kind.order, advance, (*search.wanted, MARK))
+    texts = request.seen
+    if texts is None:
+        with request.progress(SEARCHING, dump.memory.present().total) as advance:
+            texts = find_texts(dump.memory, dump.kind.order, advance, (*search.wanted, MARK))
     if _has_kernel(dump, arch, request, texts):
         return dump, replace(request, seen=texts)
     begins = given or 0
