@@ -1,0 +1,133 @@
+"""tovelf of built i386 kernels: both forms, every VMSPLIT, memory above 4 GB, images that say nothing."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+
+import pytest
+
+from kdump_elftool.cli.main import main
+from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core
+from tests.builders.images import build_image
+from tests.builders.kernel import Ram
+from tests.builders.pagetables import NX, RW, P
+from tests.builders.pagetables32 import SIZE_4K, Tables32, walk_plain32
+
+EM_386, NT_PRSTATUS = 3, 1
+IMAGE = 0x1000000
+SIZE = 0x400000
+ABOVE = 0x140000000
+"""Memory that only PAE, or a large page of PSE-36, reaches."""
+VMALLOC = 0xF8800000
+PAGES = 8
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel in memory, and what it says of itself."""
+
+    ram: Ram
+    pae: bool
+    tables: Tables32
+    text: str
+
+    def dump(self, elf_class: int) -> bytes:
+        """As kexec (32) or QEMU (64) writes it."""
+        desc = bytearray(144)
+        struct.pack_into("<i", desc, 24, 7)
+        return build_core(
+            CoreSpec(
+                segments=[
+                    SegmentSpec(start, bytes(data))
+                    for start, data in self.ram.ranges
+                    if elf_class == 64 or start < 1 << 32
+                ],
+                notes=[
+                    NoteSpec("CORE", NT_PRSTATUS, bytes(desc)),
+                    NoteSpec("VMCOREINFO", 0, self.text.encode()),
+                ],
+                elf_class=elf_class,
+                machine=EM_386,
+            )
+        )
+
+    def pages(self, limit: int = 1 << 40) -> dict[int, bytes]:
+        """By page what the tables map to RAM below ``limit``."""
+        return {
+            leaf.vaddr + done: self.ram.read(leaf.paddr + done, SIZE_4K)
+            for leaf in walk_plain32(self.ram.read_or_none, self.tables.root, pae=self.pae)
+            for done in range(0, leaf.size, SIZE_4K)
+            if leaf.paddr + done < limit and self.ram.read_or_none(leaf.paddr + done, SIZE_4K) is not None
+        }
+
+
+def built(pae: bool, offset: int = 0xC0000000, *, told: bool = True, moved: int = 0) -> Built:
+    """4 MB of image in large pages, small pages of vmalloc, a page at the top, one piece above 4 GB."""
+    image = IMAGE + moved
+    ram = Ram([(image, image + SIZE), (ABOVE, ABOVE + SIZE)])
+    pool = iter(range(image + 0x200000, image + SIZE, 0x1000))
+    tables = Tables32(ram, pool.__next__, pae)
+    for done in range(0, SIZE, tables.large):
+        tables.map(offset + image + done, image + done, tables.large)
+    flags = P | RW | (NX if pae else 0)
+    for page in range(PAGES):
+        paddr = (ABOVE if pae else image + 0x100000) + (page * 5 % PAGES) * SIZE_4K
+        tables.map(VMALLOC + page * SIZE_4K, paddr, SIZE_4K, flags)
+    tables.map(0xFFFFF000, image + 0x110000, SIZE_4K, flags)
+    tables.map(0xFC000000, ABOVE, tables.large)
+    stext = offset + image
+    text = "OSRELEASE=6.1.0-test\nPAGESIZE=4096\n"
+    text += f"SYMBOL(init_uts_ns)={stext + 0x120000:x}\nSYMBOL(swapper_pg_dir)={offset + tables.root:x}\n"
+    text += f"SYMBOL(_stext)={stext:x}\n" + ("CONFIG_X86_PAE=y\n" if pae and told else "")
+    names = ("Linux", "test", "6.1.0-test", "#1 SMP", "i686", "(none)")
+    ram.write(image + 0x120000, b"".join(name.encode().ljust(65, b"\0") for name in names))
+    ram.write(image + 0x130000, text.encode().ljust(SIZE_4K, b"\0"))
+    return Built(ram, pae, tables, text)
+
+
+def stored(core) -> dict[int, bytes]:
+    return {
+        load["p_vaddr"] + done: core.read(load["p_vaddr"] + done, SIZE_4K)
+        for load in core.loads
+        for done in range(0, load["p_filesz"], SIZE_4K)
+    }
+
+
+@pytest.mark.parametrize("elf_class", [32, 64])
+@pytest.mark.parametrize("pae", [False, True], ids=["2-level", "PAE"])
+@pytest.mark.parametrize("offset", [0xC0000000, 0xB0000000, 0x80000000, 0x78000000, 0x40000000])
+def test_every_mapped_page_and_nothing_else(tovelf, pae, offset, elf_class):
+    made = built(pae, offset)
+    result = tovelf(made.dump(elf_class))
+    assert (result.code, result.err) == (0, "")
+    assert (result.core.elf_class, result.core.e_machine) == (32, EM_386)
+    expected = made.pages(1 << 40 if elf_class == 64 else 1 << 32)
+    assert stored(result.core) == expected
+    assert len(expected) > 1024
+
+
+@pytest.mark.parametrize("pae", [False, True], ids=["2-level", "PAE"])
+@pytest.mark.parametrize("moved", [0, 0xF400000, 0x1C000000])
+def test_a_kernel_that_moved_and_does_not_say_its_form(tovelf, pae, moved):
+    made = built(pae, told=False, moved=moved)
+    result = tovelf(made.dump(64))
+    assert (result.code, result.err) == (0, "")
+    assert stored(result.core) == made.pages()
+
+
+@pytest.mark.parametrize("pae", [False, True], ids=["2-level", "PAE"])
+def test_an_image_that_does_not_say_its_machine(tovelf, capfd, tmp_path, pae):
+    """Its kernel does; the user may say it, and may be wrong."""
+    made = built(pae)
+    image = build_image("lime", [(start, bytes(data)) for start, data in made.ram.ranges])
+    for words in ((), ("--arch", "i386")):
+        result = tovelf(image, *words)
+        assert (result.code, result.core.e_machine, result.core.elf_class) == (0, EM_386, 32), result.err
+        assert stored(result.core) == made.pages()
+    assert tovelf(image, "--arch", "x86_64").code == 1
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(IMAGE) + made.ram.read(IMAGE, SIZE))
+    assert main(["info", "-I", "raw", "--json", str(raw)]) == 0
+    assert json.loads(capfd.readouterr().out)["arch"] == "i386"
