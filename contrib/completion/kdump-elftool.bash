@@ -18,7 +18,7 @@ _kdump_elftool() {
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -37,7 +37,7 @@ _kdump_elftool() {
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -54,7 +54,7 @@ _kdump_elftool() {
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -75,7 +75,7 @@ _kdump_elftool() {
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -91,7 +91,7 @@ _kdump_elftool() {
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -104,7 +104,7 @@ _kdump_elftool() {
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -118,7 +118,7 @@ _kdump_elftool() {
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -131,7 +131,7 @@ _kdump_elftool() {
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;
@@ -146,7 +146,7 @@ _kdump_elftool() {
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu raw makedumpfile libvirt" -- "$word"); return ;;
-                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
                 -m | --vmlinux) return ;;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 
 import pytest
 
@@ -74,6 +75,70 @@ def test_migration_stream(tovelf, kernel, vminfo):
     held = [(result.core.read(vaddr, 4096), kernel.ram.read(paddr, 4096)) for vaddr, paddr in pages]
     assert all(found in (None, real) for found, real in held)
     assert 0 < sum(found is None for found, _ in held) < len(held)
+
+
+RESOURCES = 0x700000
+"""Physical address of a list that says what memory there was."""
+RESOURCE_LINES = "".join(
+    f"OFFSET(resource.{name})={at}\n"
+    for name, at in {"start": 0, "end": 8, "name": 16, "parent": 40, "sibling": 48, "child": 56}.items()
+) + "".join(f"SIZE(resource.{name})=8\n" for name in ("start", "end"))
+
+
+def with_resources(kernel, *ranges: tuple[int, int]) -> str:
+    """Put a list of these ranges of memory into the kernel's; returns the lines that tell of it."""
+    root = kernel.bases["page_offset"] + RESOURCES
+    kernel.ram.write(RESOURCES + 0x800, b"System RAM\0")
+    kernel.ram.write(RESOURCES, struct.pack("<8Q", 0, 1 << 52, 0, 0, 0, 0, 0, root + 64))
+    for index, (start, end) in enumerate(ranges, 1):
+        following = root + 64 * (index + 1) if index < len(ranges) else 0
+        words = struct.pack("<8Q", start, end - 1, root + 0x800, 0, 0, root, following, 0)
+        kernel.ram.write(RESOURCES + 64 * index, words)
+    return kernel.vmcoreinfo_text() + f"SYMBOL(iomem_resource)={root:x}\n" + RESOURCE_LINES
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ([(0x1000, 12 << 20)], None),
+        ([(0x1000, 12 << 20), (1 << 30, (1 << 30) + 4096)], None),
+        ([(0x1000, 12 << 20), (3 << 30, 5 << 30)], "0xc0000000-0x140000000"),
+    ],
+)
+def test_memory_that_the_stream_was_not_given(tovelf, tmp_path, capfd, ranges, said):
+    kernel = make_kernel(SMALL)
+    (tmp_path / "e").write_text(with_resources(kernel, *ranges))
+    image = stream_of([(start, bytes(data)) for start, data in kernel.ram.ranges], 12 << 20)
+    result = tovelf(image, "-e", str(tmp_path / "e"))
+    assert result.code == 0
+    warnings = result.lines("warning")
+    assert len(warnings) == (said is not None)
+    for warning in warnings:
+        assert f"the guest says it had memory at {said}" in warning
+        assert "pc-i440fx-7.2" in warning
+        assert "max-ram-below-4g" in warning
+    # other formats say where their memory was
+    assert not tovelf(image_of(kernel, "lime"), "-e", str(tmp_path / "e")).err
+    assert main(["info", "--json", "--verbose", f"{tmp_path}/dump", "-e", f"{tmp_path}/e"]) == 0
+    told = json.loads(capfd.readouterr().out)["system_ram"]
+    assert told == [[f"{start:#x}", f"{end:#x}"] for start, end in ranges]
+
+
+def test_tables_where_no_memory_was_put(tovelf, kernel, tmp_path):
+    """The kernel of a machine with another hole: its tables lie at the top of memory."""
+    own = make_kernel(SMALL)
+    (tmp_path / "e").write_text(own.vmcoreinfo_text())
+    own.ram.write(own.tables.root + 8 * 300, struct.pack("<Q", 0x1FFFCC000 | 0x63))
+    image = stream_of([(start, bytes(data)) for start, data in own.ram.ranges], 12 << 20)
+    result = tovelf(image, "-e", str(tmp_path / "e"))
+    assert result.code == 0
+    assert "the kernel has page tables at 0x1fffcc000, where" in result.lines("warning")[0]
+
+
+def test_a_kernel_that_is_not_found_may_lie_elsewhere(tovelf):
+    result = tovelf(stream_of([(0, bytes(4096))], 1 << 20))
+    assert result.code == 1
+    assert "the memory is not where it was put (where QEMU's machine pc-i440fx-7.2" in result.err
 
 
 def test_raw_memory_in_pieces(kernel, vminfo, tmp_path):

@@ -6,12 +6,17 @@ import gzip
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kdump_elftool.addr import subtract_ranges
+from kdump_elftool.errors import IdentityError
 from kdump_elftool.files import InputFile
-from kdump_elftool.formats import open_dump
+from kdump_elftool.formats import migration_machines, open_dump
+from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.placement import system_ram
 from kdump_elftool.memory.physical import PhysicalMemory
 from lab.config import Row
 from tests.lab.dumps import CONVERTED, LabDump, kdump_elftool, selected_rows
@@ -126,3 +131,40 @@ def test_a_stream_of_a_running_guest_holds_pages_again(row: Row) -> None:
         at = data.find(WRITTEN, at + PAGE)
     several = sum(len(rounds) > 1 for rounds in pages.values())
     assert several > 4096
+
+
+WITH_HOLE = [row for row in SAVED if row.guest.arch.name == "x86_64" and size_of(row) > 4 << 30]
+"""Guests with memory above 4 GB, and a hole below it."""
+
+
+@pytest.mark.parametrize("row", WITH_HOLE, ids=lambda row: row.name)
+def test_the_kernel_has_its_memory_where_the_stream_was_put(row: Row) -> None:
+    stream = LabDump(row.name, row.scenario, "qemu.stream").path
+    with InputFile.open(str(stream)) as saved:
+        dump = open_dump(saved)
+        kernel = open_kernel(dump, KernelRequest())
+        assert not kernel.warnings
+        told = system_ram(dump, kernel)
+        assert told is not None
+        assert told.complete
+        assert not len(subtract_ranges(told.ranges, dump.memory.declared))
+        assert size_of(row) - (1 << 20) <= told.ranges.total <= size_of(row)
+
+
+@pytest.mark.parametrize("row", WITH_HOLE, ids=lambda row: row.name)
+def test_a_wrong_hole_is_noticed(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with max-ram-below-4g: the kernel is found and its tables lie elsewhere, or it is not found."""
+    stream = LabDump(row.name, row.scenario, "qemu.stream").path
+    swapped = tuple(
+        replace(machine, low=0x140000000 - machine.low, threshold=1 << 30)
+        if machine.block == "pc.ram"
+        else machine
+        for machine in migration_machines.MACHINES
+    )
+    monkeypatch.setattr(migration_machines, "MACHINES", swapped)
+    with InputFile.open(str(stream)) as saved:
+        try:
+            said = " ".join(open_kernel(open_dump(saved), KernelRequest()).warnings)
+        except IdentityError as error:
+            said = str(error.hint)
+    assert "max-ram-below-4g" in said

@@ -5,7 +5,14 @@ from __future__ import annotations
 from kdump_elftool.arch import arm, arm64, i386, mips, x86_64
 from kdump_elftool.arch.base import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (x86_64.ARCH, i386.ARCH, arm64.ARCH, arm.ARCH, mips.ARCH32, mips.ARCH64)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    x86_64.ARCH,
+    i386.ARCH,
+    arm64.ARCH,
+    arm.ARCH,
+    mips.ARCH32,
+    mips.ARCH64,
+)
 
 
 def find_architecture(e_machine: int, bits: int) -> Architecture | None:

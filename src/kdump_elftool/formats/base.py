@@ -54,7 +54,8 @@ class Dump:
 
     ``phys_base`` is x86_64's, where the dump's headers have it.  ``cpu_registers`` are registers that came
     otherwise than as notes; ``format_source`` is what told the format.  ``machine_known`` is false where
-    nothing in the file says of what machine the memory is.
+    nothing in the file says of what machine the memory is.  ``placed_by``: where the memory was put, as
+    the dump does not say where it lay.
     """
 
     format: str
@@ -71,6 +72,7 @@ class Dump:
     cpu_registers: tuple[CpuRegisters, ...] = ()
     format_source: str = "the file's beginning"
     machine_known: bool = True
+    placed_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,14 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     dump = image_dump("qemu", file, options, memory, (lost,), (*_warnings(stream, layout), *cpus.warnings))
     kind = _kind(options.e_machine, memory, layout)
     known = cpus.e_machine is not None
-    return replace(dump, kind=kind, cpu_registers=cpus.registers, machine_known=known)
+    placed_by = _placed_by(stream, layout)
+    return replace(dump, kind=kind, cpu_registers=cpus.registers, machine_known=known, placed_by=placed_by)
+
+
+def _placed_by(stream: Stream, layout: Layout) -> str:
+    name = stream.configuration.machine if stream.configuration else layout.machine.prefix
+    unless = " unless its option max-ram-below-4g says otherwise" if layout.machine.block == "pc.ram" else ""
+    return f"where QEMU's machine {name} has it{unless}"
 
 
 def _kind(e_machine: int, memory: PhysicalMemory, layout: Layout) -> ElfKind:

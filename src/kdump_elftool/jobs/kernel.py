@@ -129,7 +129,17 @@ def open_kernel(dump: Dump, request: KernelRequest, description: Description | N
         warnings.append("the page tables map more pieces than can be real: the finest ones are left out")
     found = tuple(fact for fact in (description.fact, request.placed) if fact is not None)
     identity = replace(identity, facts=(*identity.facts, *found))
-    return Kernel(arch, info, identity, tables, tuple(warnings), description, request, vmlinux)
+    kernel = Kernel(arch, info, identity, tables, tuple(warnings), description, request, vmlinux)
+    return _with_placement(dump, kernel) if dump.placed_by else kernel
+
+
+def _with_placement(dump: Dump, kernel: Kernel) -> Kernel:
+    """With a warning if the kernel contradicts the places that the dump's memory was assumed to have."""
+    # a crash kernel, whose dump says where its memory was, need not load it
+    from kdump_elftool.jobs.placement import placement_warning
+
+    warning = placement_warning(dump, kernel)
+    return replace(kernel, warnings=(*kernel.warnings, warning)) if warning else kernel
 
 
 def architecture(dump: Dump) -> Architecture:
@@ -170,6 +180,8 @@ def _check_known(
         hint = "give the kernel's vmlinux with -m, its text in a file with -e, or the page-table root with -P"
     if dump.format == RAW:
         hint += "; --arch and --ram-base say what memory this is"
+    if dump.placed_by:
+        hint += f"; or the memory is not where it was put ({dump.placed_by})"
     raise IdentityError(
         "VMCOREINFO",
         f"{dump.file.path}: {lack}: where the page tables are is not known"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from kdump_elftool.addr import subtract_ranges
 from kdump_elftool.arch import find_architecture
 from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, KdumpError, UnsupportedError
@@ -22,6 +23,7 @@ from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.own_cpus import elsewhere
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
+from kdump_elftool.jobs.placement import shown_ranges, system_ram
 from kdump_elftool.jobs.selection import select
 from kdump_elftool.jobs.tasks import TaskList, list_tasks
 from kdump_elftool.kernel.cpus import is_prstatus
@@ -90,7 +92,8 @@ class _Found:
 def summarise(dump: Dump, request: KernelRequest, *, with_tasks: bool = False) -> Summary:
     """Ask the dump everything.  A kernel or log that cannot be read becomes a warning.
 
-    Tasks are counted only ``with_tasks``: so one sees what ``ps`` and ``tovelf -p`` would rest on.
+    Tasks are counted only ``with_tasks``: so one sees what ``ps`` and ``tovelf -p`` would rest on.  It
+    goes for the kernel's own list of memory too.
     """
     found = _find(dump, request, with_tasks=with_tasks)
     warnings = found.warnings
@@ -107,6 +110,7 @@ def summarise(dump: Dump, request: KernelRequest, *, with_tasks: bool = False) -
         *_panic_items(found),
         *memory_lines(dump, found.kernel),
         *_paging_items(found),
+        *(_ram_items(dump, found.kernel) if with_tasks and found.kernel else ()),
         *_kernel_items(found.described),
         *_task_items(found.listed),
     )
@@ -301,6 +305,22 @@ def _paging_items(found: _Found) -> Iterator[Item]:
     root = next((fact.source for fact in identity.facts if fact.name == "pgt_root"), "")
     shown = f"{identity.pgt_root:#x}"
     yield Item("pgt_root", shown, root, "pgt_root", shown, detail=True)
+
+
+def _ram_items(dump: Dump, kernel: Kernel) -> Iterator[Item]:
+    """What the kernel was told of memory, against what the dump's headers say."""
+    told = system_ram(dump, kernel)
+    if told is None:
+        return
+    ranges = [
+        [f"{low:#x}", f"{high:#x}"]
+        for low, high in zip(told.ranges.start.tolist(), told.ranges.end.tolist(), strict=True)
+    ]
+    outside = subtract_ranges(told.ranges, dump.memory.declared).total
+    shown = f"{told.ranges.total / (1 << 20):.1f} MiB: {shown_ranges(told.ranges)}"
+    shown += "" if told.complete else "; its list is damaged"
+    shown += f"; {outside:#x} bytes are not in the dump's headers" if outside else ""
+    yield Item("system ram", shown, "iomem_resource", "system_ram", ranges, detail=True)
 
 
 def _task_items(listed: TaskList | str | None) -> Iterator[Item]:
