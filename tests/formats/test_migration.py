@@ -237,13 +237,6 @@ HEAD = struct.pack(">Q", 0x20000 | mig.DATA | mig.CONTINUE)
             "pages of 2",
         ),
         (
-            mig.Stream(
-                [b""], subsections=(("configuration/capabilities", b"\0\0\0\1" + mig.name("mapped-ram")),)
-            ),
-            UnsupportedError,
-            "mapped-ram",
-        ),
-        (
             mig.Stream([b""], subsections=(("configuration/capabilities", b"\xff\0\0\1"),)),
             CorruptDumpError,
             "capabilities",

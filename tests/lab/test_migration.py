@@ -133,6 +133,31 @@ def test_a_stream_of_a_running_guest_holds_pages_again(row: Row) -> None:
     assert several > 4096
 
 
+MAPPED = [row for row in SAVED if row.scenario == "newer-machine"]
+
+
+@pytest.mark.parametrize("row", MAPPED, ids=lambda row: row.name)
+def test_mapped_ram_is_the_stream_and_the_dump(row: Row) -> None:
+    """Saved by a machine that had loaded the stream, stopped all the while."""
+    folder = LabDump(row.name, row.scenario, "qemu.mapped").directory
+    with (
+        InputFile.open(str(folder / "qemu.mapped")) as mapped,
+        InputFile.open(str(folder / "qemu.stream")) as stream,
+        InputFile.open(str(folder / "qemu.elf")) as elf,
+    ):
+        ours, sent, theirs = open_dump(mapped), open_dump(stream), open_dump(elf).memory
+        assert (ours.kind, ours.e_machine) == (sent.kind, sent.e_machine)
+        assert ours.cpu_registers
+        assert ours.cpu_registers == sent.cpu_registers
+        assert not ours.lost
+        assert not ours.warnings
+        compared = 0
+        for paddr, size in pieces(ours.memory):
+            assert ours.memory.read(paddr, size) == theirs.read(paddr, size), hex(paddr)
+            compared += size
+    assert compared == size_of(row)
+
+
 WITH_HOLE = [row for row in SAVED if row.guest.arch.name == "x86_64" and size_of(row) > 4 << 30]
 """Guests with memory above 4 GB, and a hole below it."""
 

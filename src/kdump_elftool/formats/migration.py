@@ -20,9 +20,10 @@ from kdump_elftool.elf.constants import EM_ARM, EM_X86_64
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import UnsupportedError
 from kdump_elftool.files import ByteSource
-from kdump_elftool.formats import migration_pages
+from kdump_elftool.formats import mapped_ram, migration_pages
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions
 from kdump_elftool.formats.lime import image_dump
+from kdump_elftool.formats.mapped_ram import MappedRam
 from kdump_elftool.formats.migration_machines import GB4, Layout, Piece, find_layout
 from kdump_elftool.formats.migration_pages import Ram
 from kdump_elftool.formats.migration_structs import (
@@ -48,7 +49,7 @@ _DUMP_GUEST = "use QEMU's dump-guest-memory instead"
 class Stream:
     """What was read: ``ended`` is True when the section ``ram`` is complete."""
 
-    ram: Ram = field(init=False)
+    ram: Ram | MappedRam = field(init=False)
     configuration: Configuration | None = None
     section: int | None = None
     ended: bool = False
@@ -80,6 +81,8 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     except StreamEnds:
         if not stream.ram.blocks:
             raise cursor.corrupt(cursor.limit, "this QEMU migration stream ends before its memory") from None
+    if isinstance(stream.ram, MappedRam):
+        stream.ram.finish(cursor, ended=stream.ended)
     layout = stream.layout
     if layout is None:
         raise _unknown_machine(cursor, stream)
@@ -115,6 +118,8 @@ def _kind(e_machine: int, memory: PhysicalMemory, layout: Layout) -> ElfKind:
 def _warnings(stream: Stream, layout: Layout) -> tuple[str, ...]:
     if stream.ended:
         return layout.warnings
+    if isinstance(stream.ram, MappedRam) and stream.ram.complete:
+        return ("the guest's CPUs are not in here", *layout.warnings)
     said = (
         "the guest may still have run when what is there was sent: it can be of different moments, "
         "and its CPUs are not in here"
@@ -127,10 +132,10 @@ def _read_section(cursor: Cursor, stream: Stream) -> None:
     kind = cursor.take(1)[0]
     if kind == Section.CONFIGURATION and stream.configuration is None and stream.section is None:
         stream.configuration = read_configuration(cursor)
-        if "mapped-ram" in stream.configuration.capabilities:
-            raise cursor.unsupported(
-                at, "a QEMU migration file with mapped-ram: not supported", "switch mapped-ram off"
-            )
+        capabilities = stream.configuration.capabilities
+        if mapped_ram.CAPABILITY in capabilities:
+            with_addresses = mapped_ram.WITH_ADDRESSES in capabilities
+            stream.ram = MappedRam(stream.wanted, with_addresses=with_addresses)
     elif kind == Section.COMMAND:
         skip_command(cursor)
     elif kind in (Section.START, Section.PART, Section.END, Section.FULL):
@@ -170,7 +175,7 @@ def _unknown_machine(cursor: Cursor, stream: Stream) -> UnsupportedError:
     )
 
 
-def _physical(ram: Ram, pieces: tuple[Piece, ...]) -> tuple[U64, U64, U64]:
+def _physical(ram: Ram | MappedRam, pieces: tuple[Piece, ...]) -> tuple[U64, U64, U64]:
     """Start, size and position by physical address, those of a piece in the order in which they were sent.
 
     Only zeros can lie on both sides of a border between pieces: pages are smaller than what borders are
