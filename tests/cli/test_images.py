@@ -13,6 +13,7 @@ from tests.builders.check import check_pages, check_subset, read_core
 from tests.builders.images import build_image, cut_like_avml
 from tests.builders.kernel import SMALL, make_kernel
 from tests.builders.migration import stream_of
+from tests.builders.vmware import State, cpu_group, memory_group
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,32 @@ def test_info_names_the_format(kernel, vminfo, tmp_path, capfd):
     (tmp_path / "image").write_bytes(image_of(kernel, "avml"))
     assert main(["info", f"{tmp_path}/image", "-e", vminfo, "--json"]) in (0, 1)
     assert json.loads(capfd.readouterr().out)["format"] == "avml"
+
+
+@pytest.mark.parametrize("named", ["guest.vmsn", "guest.vmem"])
+def test_vmware_by_one_of_its_files(kernel, vminfo, tmp_path, capfd, named):
+    """The other one is found beside it; its registers are threads."""
+    ranges = [(start, bytes(data)) for start, data in kernel.ram.ranges]
+    page, regions = 0, []
+    for start, data in ranges:
+        regions.append((page, start // 4096, len(data) // 4096))
+        page += len(data) // 4096
+    cpus = [{"rip": kernel.text_vaddr + 0x1234, "rsp": kernel.text_vaddr + 0x3000}]
+    groups = {"memory": memory_group(regions), "cpu": cpu_group(cpus)}
+    (tmp_path / "guest.vmsn").write_bytes(State(groups).build())
+    (tmp_path / "guest.vmem").write_bytes(b"".join(data for _, data in ranges))
+    output = tmp_path / "out.velf"
+    assert main(["tovelf", "-l", "all", "-e", vminfo, "-o", str(output), f"{tmp_path}/{named}"]) == 0
+    assert not [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    core = read_core(output)
+    for vaddr, paddr in kernel.readable_pages().items():
+        assert core.read(vaddr, 4096) == kernel.ram.read(paddr, 4096)
+    assert main(["info", "--json", f"{tmp_path}/{named}", "-e", vminfo]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["format"], told["cpus"]) == ("vmware", 1)
+    (tmp_path / ("guest.vmem" if named == "guest.vmsn" else "guest.vmsn")).unlink()
+    assert main(["info", f"{tmp_path}/{named}", "-e", vminfo]) == 1
+    assert "guest.vm" in capfd.readouterr().err
 
 
 def test_not_changed_in_place(kernel, tmp_path, capfd):

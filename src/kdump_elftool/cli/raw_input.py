@@ -1,4 +1,4 @@
-"""Where raw memory lies: ``FILE@ADDRESS`` in the place of a dump's name, and ``--ram-base``."""
+"""Which files are meant: ``FILE@ADDRESS`` of raw memory, ``--ram-base``, files that go together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from kdump_elftool.addr import parse_number
 from kdump_elftool.cli.common import all_inputs
 from kdump_elftool.errors import UsageError
 from kdump_elftool.formats.raw import NAME as RAW
+from kdump_elftool.formats.vmware import MEMORY_SUFFIX, STATE_SUFFIXES
+from kdump_elftool.formats.vmware import NAME as VMWARE
 from kdump_elftool.safe_text import printable
 
 
@@ -37,7 +39,7 @@ def named_inputs(args: argparse.Namespace) -> Inputs:
             )
         if args.ram_base is not None:
             raise UsageError("--ram-base is for raw memory alone", hint="say so with -I raw")
-        return Inputs(paths, intype)
+        return Inputs(with_sibling(paths) if intype in ("auto", VMWARE) else paths, intype)
     if not given:
         return Inputs(paths, intype, () if args.ram_base is None else (args.ram_base,))
     if args.ram_base is not None:
@@ -46,6 +48,20 @@ def named_inputs(args: argparse.Namespace) -> Inputs:
         without = printable(names[places.index(None)])
         raise UsageError(f"{without} has no address, others have", hint="name each as FILE@ADDRESS")
     return Inputs(paths, intype, tuple(given))
+
+
+def with_sibling(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """A VMware guest's state and memory, the state first, where one is named and the other lies beside it."""
+    if len(paths) == 2 and paths[0].endswith(MEMORY_SUFFIX) and paths[1].endswith(STATE_SUFFIXES):
+        return paths[1], paths[0]
+    if len(paths) != 1 or not paths[0].endswith((MEMORY_SUFFIX, *STATE_SUFFIXES)):
+        return paths
+    stem, _, suffix = paths[0].rpartition(".")
+    if f".{suffix}" in STATE_SUFFIXES:
+        memory = stem + MEMORY_SUFFIX
+        return (paths[0], memory) if os.path.isfile(memory) else paths
+    states = [stem + suffix for suffix in STATE_SUFFIXES if os.path.isfile(stem + suffix)]
+    return (states[0], paths[0]) if states else paths
 
 
 def split_place(name: str) -> tuple[str, int | None]:

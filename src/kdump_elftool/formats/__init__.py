@@ -16,6 +16,7 @@ from kdump_elftool.formats import (
     lime,
     migration,
     raw,
+    vmware,
 )
 from kdump_elftool.formats.base import Dump, Format, Layer, OpenOptions
 from kdump_elftool.formats.recognised import recognise
@@ -26,6 +27,7 @@ FORMATS: tuple[Format, ...] = (
     lime.FORMAT,
     avml.FORMAT,
     migration.FORMAT,
+    vmware.FORMAT,
     raw.FORMAT,
 )
 LAYERS: tuple[Layer, ...] = (*compressed.LAYERS, flattened.LAYER, libvirt.LAYER)
@@ -52,17 +54,18 @@ def open_dump(
     options = options or OpenOptions()
     wanted = next((layer for layer in LAYERS if layer.name == fmt), None)
     fmt = "auto" if wanted else fmt
-    files = (file, *more)
-    if all(known.layered for known in FORMATS if known.name == fmt):
-        files = tuple(_bare(each, options, wanted) for each in files)
-    head = files[0].read_at(0, _HEAD)
+    layered = all(known.layered for known in FORMATS if known.name == fmt)
+    first = _bare(file, options, wanted) if layered else file
+    head = first.read_at(0, _HEAD)
     for candidate in FORMATS:
         if candidate.name == fmt or (fmt == "auto" and candidate.probe(head)):
             if more and not candidate.sets:
                 raise UsageError(
-                    f"{len(files)} files are given, and the first is a whole dump ({candidate.name})",
+                    f"{1 + len(more)} files are given, and the first is a whole dump ({candidate.name})",
                     hint="one dump is read at a time; only the parts of a split dump go together",
                 )
+            bare = layered and candidate.members_layered
+            files = (first, *(_bare(each, options, wanted) if bare else each for each in more))
             said = tuple(f"{each.path}: {warning}" for each in files for warning in each.warnings)
             try:
                 dump = candidate.open(files, options)
@@ -70,7 +73,7 @@ def open_dump(
                 error.hint = said[0] if said else error.hint  # the cause, most likely
                 raise
             return replace(dump, warnings=said + dump.warnings) if said else dump
-    raise _no_dump(file, files[0], head)
+    raise _no_dump(file, first, head)
 
 
 def _no_dump(file: ByteSource, contents: ByteSource, head: bytes) -> FormatError:
@@ -83,6 +86,8 @@ def _no_dump(file: ByteSource, contents: ByteSource, head: bytes) -> FormatError
     known = recognise(head)
     if known:
         return UnsupportedError(file.path, f"this is {known[0]}, which is not supported yet", hint=known[1])
+    if file.path.endswith(vmware.MEMORY_SUFFIX):
+        return vmware.no_state(file)
     return FormatError(
         file.path,
         f"not a dump: it begins with {head[:8].hex(' ')}",

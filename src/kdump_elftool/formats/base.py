@@ -98,7 +98,8 @@ class Format:
     """One dump format.  ``probe`` answers whether a file begins like one; ``open`` reads it.
 
     ``open`` gets more than one file only from a format of which a set makes one dump (``sets``).  Without
-    ``layered`` nothing around the file is taken off: its first bytes mean nothing.
+    ``layered`` nothing around the file is taken off: its first bytes mean nothing.  ``members_layered`` is
+    the same for the other files of a set.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Format:
     open: Callable[[tuple[ByteSource, ...], OpenOptions], Dump]
     sets: bool = False
     layered: bool = True
+    members_layered: bool = True
 
 
 @dataclass(frozen=True)

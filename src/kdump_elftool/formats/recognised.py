@@ -1,7 +1,7 @@
 """Formats that are known by their first bytes but not read: named as such, with what to do.
 
 Magic numbers: makedumpfile IMPLEMENTATION,
-crash's sadump.h, xendump.h, lkcd_vmdump_v1.h and vmware_vmss.h, Xen's tools/xl/xl.h and
+crash's sadump.h, xendump.h and lkcd_vmdump_v1.h, Xen's tools/xl/xl.h and
 xenctrl.h, drivers/s390/char/zcore.c of Linux 4.x, dissect.hypervisor's c_hyperv.py (Hyper-V).
 """
 
@@ -11,7 +11,6 @@ _LINUX_ONLY = "this tool reads Linux kernels"
 _KDUMP = "let the guest save its memory by kdump instead"
 _CRASH = "crash(8) reads it"
 _ZGETDUMP = "zgetdump -f elf makes an ELF dump of it"
-_VMSS2CORE = "VMware's vmss2core makes a core file of it and of the .vmem file beside it"
 
 
 def _both(number: int, size: int) -> tuple[bytes, bytes]:
@@ -21,9 +20,6 @@ def _both(number: int, size: int) -> tuple[bytes, bytes]:
 _LKCD, _LKCD_LIVE = _both(0xA8190173618F23ED, 8), _both(0xA8190173618F23CD, 8)
 _S390, _S390_EXTENDED = 0xA8190173618F23FD, 0xA8190173618F23FE
 _XEN_CORE = _both(0xF00FEBED, 4) + _both(0xF00FEBEE, 4)
-_VMWARE = tuple(
-    magic.to_bytes(4, "little") for magic in (0xBED0BED0, 0xBED2BED2, 0xBED3BED3, 0xBAD1BAD1, 0xBAD2BAD2)
-)
 
 RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
     (b"sadump\0\0", "an sadump dump (Fujitsu firmware)", "makedumpfile -E makes an ELF dump of it"),
@@ -33,7 +29,6 @@ RECOGNISED: tuple[tuple[bytes, str, str], ...] = (
     (b"PAGEDUMP", "a Windows crash dump", _LINUX_ONLY),
     (b"PAGEDU64", "a Windows crash dump", _LINUX_ONLY),
     (0x01282014.to_bytes(4, "little"), "a Hyper-V saved guest (.vmrs)", _KDUMP),
-    *((magic, "a VMware suspend state or snapshot (.vmss, .vmsn)", _VMSS2CORE) for magic in _VMWARE),
     (b"LinuxGuestRecord", "a Xen saved guest", _CRASH),
     (b"Xen saved domain, xl format\n \0 \r", "a Xen saved guest (xl save)", _KDUMP),
     *((magic, "a Xen core (xm dump-core)", _CRASH) for magic in _XEN_CORE),
