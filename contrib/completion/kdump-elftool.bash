@@ -17,7 +17,7 @@ _kdump_elftool() {
             case $before in
                 -i | --oldmem | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -36,7 +36,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -53,7 +53,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -74,7 +74,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -90,7 +90,7 @@ _kdump_elftool() {
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -103,7 +103,7 @@ _kdump_elftool() {
         vminfo)
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --keys --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -117,7 +117,7 @@ _kdump_elftool() {
         info)
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -130,7 +130,7 @@ _kdump_elftool() {
         dmesg)
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -r --raw -x --decode -T --ctime -t --notime -l --level -f --facility --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;
@@ -145,7 +145,7 @@ _kdump_elftool() {
         ps)
             known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
-                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware raw makedumpfile libvirt" -- "$word"); return ;;
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
                 --ram-base) return ;;
                 --cpu-regs) return ;;

@@ -131,6 +131,21 @@ class InputFile:
             raise
         return cls(printable(path), fd, size, (status.st_dev, status.st_ino))
 
+    @classmethod
+    def open_device(cls, path: str) -> InputFile:
+        """Open memory that is read at its addresses: how long it is, a device does not tell."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KdumpError(
+                f"cannot open {printable(path)}: {error.strerror}", hint=_open_hint(error)
+            ) from None
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+            os.close(fd)
+            raise KdumpError(f"{printable(path)} is no device", hint="name /dev/mem or its like")
+        return cls(printable(path), fd, 1 << 62, (status.st_dev, status.st_ino))
+
     def close(self) -> None:
         """Close the descriptor; harmless when repeated."""
         if self.fd >= 0:

@@ -83,7 +83,8 @@ def add_dump(
             "-v",
             "--vmcore",
             metavar="FILE",
-            help="the dump to read when there is no -i (default /proc/vmcore)",
+            help="the dump to read when there is no -i (default /proc/vmcore); with -I oldmem the one whose "
+            "headers say what memory the device -i has",
         )
     else:
         parser.set_defaults(infile=None, vmcore=None)
@@ -156,7 +157,11 @@ def open_files(args: argparse.Namespace, stack: ExitStack) -> tuple[InputFile, .
         directory=spool_directory(getattr(args, "outfile", None)),
         show_progress=not (args.no_progress or args.quiet),
     )
-    return tuple(stack.enter_context(InputFile.open(path, piped)) for path in named_inputs(args).paths)
+    inputs = named_inputs(args)
+    files = [stack.enter_context(InputFile.open(path, piped)) for path in inputs.paths]
+    if inputs.device is not None:
+        files.append(stack.enter_context(InputFile.open_device(inputs.device)))
+    return tuple(files)
 
 
 def open_input(

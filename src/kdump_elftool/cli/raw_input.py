@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 
 from kdump_elftool.addr import parse_number
-from kdump_elftool.cli.common import all_inputs
+from kdump_elftool.cli.common import DEFAULT_VMCORE, all_inputs
 from kdump_elftool.errors import UsageError
+from kdump_elftool.formats.oldmem import NAME as OLDMEM
 from kdump_elftool.formats.raw import NAME as RAW
 from kdump_elftool.formats.vmware import MEMORY_SUFFIX, STATE_SUFFIXES
 from kdump_elftool.formats.vmware import NAME as VMWARE
@@ -17,15 +18,21 @@ from kdump_elftool.safe_text import printable
 
 @dataclass(frozen=True)
 class Inputs:
-    """The dump's files, what ``-I`` says or must have meant, and for raw memory the address of each."""
+    """The dump's files, what ``-I`` says or must have meant, and for raw memory the address of each.
+
+    ``device``: memory by physical address, which belongs to the headers in ``paths``.
+    """
 
     paths: tuple[str, ...]
     intype: str
     addresses: tuple[int, ...] = ()
+    device: str | None = None
 
 
 def named_inputs(args: argparse.Namespace) -> Inputs:
     """What the command line names.  Raises UsageError where places and names don't go together."""
+    if args.intype == OLDMEM:
+        return _device_inputs(args)
     names = all_inputs(args)
     pieces = [split_place(name) for name in names]
     paths = tuple(path for path, _ in pieces)
@@ -48,6 +55,17 @@ def named_inputs(args: argparse.Namespace) -> Inputs:
         without = printable(names[places.index(None)])
         raise UsageError(f"{without} has no address, others have", hint="name each as FILE@ADDRESS")
     return Inputs(paths, intype, tuple(given))
+
+
+def _device_inputs(args: argparse.Namespace) -> Inputs:
+    """Headers (-v) and a device (-i); without a device the headers' file has the data as well."""
+    devices = [*(args.infile or []), *(args.dump or [])]
+    if len(devices) > 1:
+        raise UsageError(f"-I oldmem reads one device, not {len(devices)}", hint="-v names the headers")
+    if args.ram_base is not None:
+        raise UsageError("--ram-base is for raw memory alone", hint="say so with -I raw")
+    headers = (args.vmcore or DEFAULT_VMCORE,)
+    return Inputs(headers, OLDMEM, device=devices[0]) if devices else Inputs(headers, "pelf")
 
 
 def with_sibling(paths: tuple[str, ...]) -> tuple[str, ...]:

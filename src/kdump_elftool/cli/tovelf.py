@@ -21,6 +21,7 @@ from kdump_elftool.cli.dump_input import add_dump, kernel_request, open_input, w
 from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.elf.rewrite import ChangedFile
 from kdump_elftool.errors import UsageError
+from kdump_elftool.formats.oldmem import NAME as OLDMEM
 from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo
 from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.safe_text import printable
@@ -78,6 +79,8 @@ def _file_to_change(args: argparse.Namespace) -> ChangedFile:
         raise UsageError(
             "--in-place cannot add zero pages to a dump", hint="make a copy with -o for --zero-excluded"
         )
+    if args.intype == OLDMEM:
+        raise UsageError("--in-place changes a dump, not a device", hint="make a copy with -o")
     if args.cpu_regs is not None:
         raise UsageError(
             "--in-place keeps the dump's own registers", hint="make a copy with -o for --cpu-regs"

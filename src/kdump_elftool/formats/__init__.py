@@ -15,6 +15,7 @@ from kdump_elftool.formats import (
     libvirt,
     lime,
     migration,
+    oldmem,
     raw,
     vmware,
 )
@@ -28,6 +29,7 @@ FORMATS: tuple[Format, ...] = (
     avml.FORMAT,
     migration.FORMAT,
     vmware.FORMAT,
+    oldmem.FORMAT,
     raw.FORMAT,
 )
 LAYERS: tuple[Layer, ...] = (*compressed.LAYERS, flattened.LAYER, libvirt.LAYER)
