@@ -207,12 +207,21 @@ def _bits(kernel: KernelNumbers, word: int, page_shift: int) -> tuple[Bits, ...]
         Bits(
             page_shift,
             shift,
-            _flag(kernel, "_PAGE_PRESENT") or 1,
+            _present(kernel, word),
             _flag(kernel, "_PAGE_HUGE"),
             word,
         )
         for shift in shifts
     )
+
+
+def _present(kernel: KernelNumbers, word: int) -> int:
+    """The flag of a page; 0, so that tables map nothing, for 32-bit kernels whose entries have 64 bits.
+
+    Those (XPA, Alchemy) have it in another place; how their entries lie in memory is not known here.
+    """
+    flag = _flag(kernel, "_PAGE_PRESENT") or 1
+    return 0 if word == 4 and flag > 1 else flag
 
 
 def _flag(kernel: KernelNumbers, name: str) -> int:

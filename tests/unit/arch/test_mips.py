@@ -195,6 +195,12 @@ def test_lies_are_not_taken(bad):
     assert [form.name for form in found] == [form.name for form in all_of_them]
 
 
+def test_entries_of_64_bits_in_32_bit_kernels():
+    """They are not read, and nothing is made up."""
+    form, *_ = ARCH32.forms(parse(b"NUMBER(_PAGE_PRESENT_SHIFT)=24\nNUMBER(_CACHE_SHIFT)=5\n"), "<")
+    assert form.decode_one(0x12345FFF, form.levels[-1], 0).kind == "none"
+
+
 def test_widths_and_notes():
     assert find_architecture(EM_MIPS, 32) is ARCH32
     assert find_architecture(EM_MIPS, 64) is ARCH64
