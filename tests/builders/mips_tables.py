@@ -129,7 +129,20 @@ def plain_translate(read: Callable[[int, int], bytes], shape: Shape, root: int, 
 def plain_pages(read: Callable[[int, int], bytes], shape: Shape, root: int) -> Iterator[tuple[int, int, int]]:
     """(raw address, paddr, bytes) of every mapping below a root, in the order of the tables."""
 
+    nothing: set[tuple[int, int]] = set()
+
     def below(table: int, level: int, base: int) -> Iterator[tuple[int, int, int]]:
+        """What a table maps; one that maps nothing, as the invalid ones, is read once."""
+        if (table, level) in nothing:
+            return
+        count = 0
+        for page in entries(table, level, base):
+            count += 1
+            yield page
+        if not count:
+            nothing.add((table, level))
+
+    def entries(table: int, level: int, base: int) -> Iterator[tuple[int, int, int]]:
         data = read(table, shape.word << shape.bits[level])
         for index in range(1 << shape.bits[level]):
             entry = int.from_bytes(data[shape.word * index :][: shape.word], shape.byteorder)
