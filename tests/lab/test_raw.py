@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
 from lab.config import Row
 from tests.lab.dumps import kdump_elftool, selected_rows
 from tests.lab.variants import ROM_BYTES, Variant, both, loads_of, same_bytes, tovelf
@@ -80,3 +85,41 @@ def test_the_same_answers(row: Row) -> None:
         answers = [kdump_elftool(command, dump.path), kdump_elftool(command, "-I", "raw", path)]
         assert [answer.returncode for answer in answers] == [0, 0], answers[1].stderr
         assert answers[0].stdout == answers[1].stdout
+
+
+SNAPSHOTS = [row for row in selected_rows() if row.name == "x64-61-pc-6g.machine"]
+"""Its hole begins at 3 GB, as in the snapshots of which docs/formats.md has an example."""
+DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
+
+
+def snapshot_commands() -> list[list[str]]:
+    """The example of a snapshot's memory in the document."""
+    (block,) = re.findall(r"(?m)^```\n(dd if=mem .*\n(?:.+\n)*)```", DOCUMENT.read_text(encoding="utf-8"))
+    return [line.split() for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("row", SNAPSHOTS, ids=lambda row: row.name)
+def test_the_example_of_a_snapshot(row: Row, tmp_path: Path) -> None:
+    """Memory below and above the hole, one behind the other, cut by the document's own commands."""
+    dump, _ = both(row, "qemu.raw")
+    with InputFile.open(str(dump.path)) as elf, (tmp_path / "mem").open("wb") as out:
+        memory = open_dump(elf).memory
+        for start, end in ((0, 3 << 30), (4 << 30, 7 << 30)):
+            for paddr in range(start, end, STEP):
+                data = memory.read(paddr, STEP)
+                if data.count(0) < STEP:
+                    out.write(data)
+                else:
+                    out.seek(STEP, os.SEEK_CUR)
+        out.truncate(6 << 30)
+    *cuts, info = snapshot_commands()
+    for command in cuts:
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    pieces = [f"{tmp_path}/{word}" for word in info[2:]]
+    answers = [kdump_elftool("dmesg", *paths) for paths in ([dump.path], pieces)]
+    assert [answer.returncode for answer in answers] == [0, 0], answers[1].stderr
+    assert answers[0].stdout == answers[1].stdout
+    told = [json.loads(kdump_elftool("info", "--json", *paths).stdout) for paths in ([dump.path], pieces)]
+    for key in ("release", "build_id", "kaslr_offset", "phys_base"):
+        assert told[0][key] == told[1][key], key
+    assert told[1]["memory"]["declared_pages"] == (6 << 30) // 4096
