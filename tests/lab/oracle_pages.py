@@ -59,7 +59,8 @@ def section_ranges(prog: drgn.Program) -> list[tuple[int, int]]:
             (int(node.node_start_pfn), int(node.node_spanned_pages)) for node in for_each_online_pgdat(prog)
         ]
         return [(start, start + size) for start, size in nodes]
-    pages = 1 << (int(prog.constant("SECTION_SIZE_BITS")) - 12) if has(prog, "SECTION_SIZE_BITS") else 1 << 15
+    bits = int(prog.constant("SECTION_SIZE_BITS")) if has(prog, "SECTION_SIZE_BITS") else 27
+    pages = 1 << (bits - int(prog["PAGE_SHIFT"]))
     starts = [int(section_nr_to_pfn(prog, number)) for number, _ in for_each_present_section(prog)]
     return [(start, start + pages) for start in starts]
 

