@@ -244,8 +244,15 @@ def test_images_without_a_word_of_their_machine(row: Row, name: str, tmp_path: P
     variant.velf.unlink()
 
 
-@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.id)
-@pytest.mark.parametrize("form", ["elf", "kdump"])
+@pytest.mark.parametrize(
+    ("dump", "form"),
+    [
+        # kexec's ranges end within a page, and kdump-compressed dumps hold whole ones
+        *((dump, "kdump") for dump in DUMPS if dump.scenario != "kdump"),
+        *((dump, "elf") for dump in DUMPS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.id,
+)
 def test_by_way_of_topelf(dump: LabDump, form: str, tmp_path: Path) -> None:
     """A smaller dump of physical memory, and that converted: what the level keeps, byte by byte."""
     dump.check()
@@ -277,6 +284,6 @@ def test_in_place(dump: LabDump, tmp_path: Path) -> None:
     offset = json.loads(done.stdout)["kaslr_offset"]
     shown = gdb(f"core-file {copy}", f"symbol-file -o {offset} {dump.vmlinux}", "p linux_banner")
     assert dump.truth["release"] in shown.stdout, shown.stdout + shown.stderr
-    assert kdump_elftool("tovelf", "--in-place", "--undo", "-i", copy).returncode == 0
+    assert kdump_elftool("tovelf", "--undo", "-i", copy).returncode == 0
     assert copy.stat().st_size == before
     copy.unlink()
