@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from lab.built import BUILD_PACKAGES
 from lab.config import SETS, LabError, Row, load_config, row_dir
 from lab.matrix import Lab, describe, read_row
 from lab.roots import ensure_root
@@ -53,6 +54,8 @@ def _rows(args: argparse.Namespace) -> list[Row]:
 def host_packages(rows: list[Row]) -> list[str]:
     """What this machine needs to make those rows."""
     of_guests = {name for row in rows for name in row.guest.arch.packages}
+    if any(row.guest.fragments or row.guest.arch.built_userland for row in rows):
+        of_guests |= {*BUILD_PACKAGES}
     return [*HOST_PACKAGES, *sorted(of_guests - {*HOST_PACKAGES})]
 
 

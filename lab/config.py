@@ -36,7 +36,10 @@ class BootError(LabError):
 
 @dataclass(frozen=True)
 class Arch:
-    """How QEMU and Debian name a machine, where its serial ports are, where its memory begins."""
+    """How QEMU and Debian name a machine, where its serial ports are, where its memory begins.
+
+    kernel_arch, kernel_image: of the kernel's own build; built_userland: Debian has no port of it.
+    """
 
     name: str
     debian: str
@@ -52,11 +55,14 @@ class Arch:
     kexec: tuple[str, ...]
     ram_base: int = 0
     guest_dump: bool = True
+    kernel_arch: str = ""
+    kernel_image: str = ""
+    built_userland: bool = False
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A kernel (by pattern) in a machine."""
+    """A kernel (by pattern) in a machine; with fragments, `package` has its source and it is built here."""
 
     name: str
     about: str
@@ -70,6 +76,7 @@ class Guest:
     kaslr: bool
     cmdline: str
     modules: tuple[str, ...]
+    fragments: tuple[str, ...] = ()
 
     @property
     def cpu_argument(self) -> str:
@@ -122,6 +129,7 @@ class Config:
     rows: tuple[Row, ...]
     userland_suite: str
     userland_packages: tuple[str, ...]
+    userland_source: str
     disk_modules: tuple[str, ...]
     work_modules: tuple[str, ...]
     root_packages: Mapping[str, tuple[str, ...]]
@@ -159,7 +167,7 @@ def _parse_guest(name: str, table: Mapping[str, Any], document: Mapping[str, Any
         about=table["about"],
         arch=arch,
         suite=table["suite"],
-        package=table["package"],
+        package=table["source"] if "source" in table else table["package"],
         known=tuple(table["known"]),
         cpu=table["cpu"],
         cpus=table.get("cpus", defaults["cpus"]),
@@ -167,7 +175,10 @@ def _parse_guest(name: str, table: Mapping[str, Any], document: Mapping[str, Any
         kaslr=table["kaslr"],
         cmdline=table.get("cmdline", defaults["cmdline"]),
         modules=tuple(table.get("modules", defaults["modules"])),
+        fragments=tuple(table.get("config", ())),
     )
+    if ("source" in table) != bool(guest.fragments):
+        raise LabError(f"{name}: source and config go together")
     rows = []
     for scenario, own in table["rows"].items():
         merged = {**defaults, **document["scenario"][scenario], **own}
@@ -186,6 +197,7 @@ def parse_config(text: str) -> Config:
         rows=tuple(rows),
         userland_suite=document["userland"]["suite"],
         userland_packages=tuple(document["userland"]["packages"]),
+        userland_source=document["userland"].get("source", ""),
         disk_modules=tuple(document["modules"]["disk"]),
         work_modules=tuple(document["modules"]["work"]),
         root_packages={name: tuple(table["packages"]) for name, table in document["root"].items()},

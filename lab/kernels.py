@@ -17,13 +17,13 @@ from pathlib import Path
 from lab.collect import write_sparse
 from lab.config import LabError, cache_dir
 from lab.packages import Apt
-from lab.resolve import KernelPackages
+from lab.resolve import Kernel, KernelPackages
 
 MODULE_SUFFIXES = (".ko", ".ko.xz")
 
 
-def kernel_dir(packages: KernelPackages) -> Path:
-    return cache_dir() / "kernels" / packages.folder
+def kernel_dir(kernel: Kernel) -> Path:
+    return cache_dir() / "kernels" / kernel.folder
 
 
 def ensure_kernel(packages: KernelPackages, modules: Iterable[str], apt: Apt) -> Path:

@@ -25,13 +25,16 @@ from lab import (
     crash_pages,
     crash_topelf,
 )
+from lab.built import BuiltKernel, ensure_built
+from lab.busybox import ensure_busybox
 from lab.collect import describe_files, disk_usage, install, write_json
 from lab.config import LAB_DIR, SETS, BootError, Config, LabError, Row, cache_dir, lab_lock, row_dir, say
 from lab.crash import run_scenario
 from lab.guest import GuestFiles, build_initrd, ensure_programs, ensure_userland, wanted_modules
 from lab.kernels import ensure_kernel, kernel_dir
 from lab.packages import Apt, DownloadError
-from lab.resolve import KernelPackages, Resolution, Resolver
+from lab.resolve import Kernel, Resolution, Resolver
+from lab.sources import SourceApt
 from lab.tool import tool_hash
 from lab.truth import parse_truth
 
@@ -78,10 +81,10 @@ def scenario_hash(scenario: str, common: str) -> str:
     return digest.hexdigest()
 
 
-def row_key(row: Row, packages: KernelPackages, modules: tuple[str, ...], sources: str) -> str:
+def row_key(row: Row, packages: Kernel, modules: tuple[str, ...], sources: str) -> str:
     parts = {
         "sources": sources,
-        "packages": [deb.file_name for deb in packages.debs],
+        "packages": packages.identity,
         "settings": row.settings(),
         "modules": modules,
     }
@@ -93,7 +96,7 @@ class Plan:
     """A row with what it is made from."""
 
     row: Row
-    packages: KernelPackages
+    packages: Kernel
     key: str
 
     def is_made(self) -> bool:
@@ -236,16 +239,14 @@ class Lab:
         """Everything that has to be fetched and unpacked for a row, timed apart."""
         before = (self.apt.downloaded_bytes, self.apt.download_seconds)
         started = time.monotonic()
-        arch = plan.row.guest.arch.debian
-        modules = {
-            name
-            for row in self.config.rows
-            if row.guest.package == plan.row.guest.package and row.guest.suite == plan.row.guest.suite
-            for name in wanted_modules(self.config, row)
-        }
-        kernel = ensure_kernel(plan.packages, modules, self.apt)
-        userland = ensure_userland(self.resolver.userland(resolution, arch), self.apt)
-        programs = ensure_programs(plan.row.guest.arch.compiler)
+        arch = plan.row.guest.arch
+        kernel = self._kernel(plan)
+        if arch.built_userland:
+            source = self.resolver.userland_source(resolution, arch.debian)
+            userland = ensure_busybox(arch, source, SourceApt(self.config, self.config.userland_suite))
+        else:
+            userland = ensure_userland(self.resolver.userland(resolution, arch.debian), self.apt)
+        programs = ensure_programs(arch.compiler)
         size, seconds = self.apt.downloaded_bytes - before[0], self.apt.download_seconds - before[1]
         if seconds:
             say(f"downloaded {size / 1e6:.0f} MB in {seconds:.1f} s")
@@ -254,25 +255,43 @@ class Lab:
             say(f"{plan.packages.release} unpacked {rest:.1f} s")
         return GuestFiles(kernel, userland, programs)
 
+    def _kernel(self, plan: Plan) -> Path:
+        """Unpacked with the modules of every row that has it, or built."""
+        guest = plan.row.guest
+        if isinstance(plan.packages, BuiltKernel):
+            return ensure_built(guest, plan.packages, kernel_dir(plan.packages), self.apt)
+        modules = {
+            name
+            for row in self.config.rows
+            if row.guest.package == guest.package and row.guest.suite == guest.suite
+            for name in wanted_modules(self.config, row)
+        }
+        return ensure_kernel(plan.packages, modules, self.apt)
+
     def _prune(self, resolution: Resolution) -> None:
-        """Removes rows that kernels.toml no longer has and kernels no row uses.
+        """Removes rows that kernels.toml no longer has, kernels no row uses, and unpacked sources.
 
         What is younger than a day stays: another checkout with other rows may share the cache.
         """
         dumps, kernels = cache_dir() / "dumps", cache_dir() / "kernels"
         known = {row.name for row in self.config.rows}
-        for folder in dumps.iterdir() if dumps.exists() else ():
+        for folder in _inside(dumps):
             if folder.name not in known and _old(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        used = {kernel_dir(packages) for packages in resolution.kernels.values()}
-        used |= {(folder / "vmlinux").resolve().parent for folder in dumps.iterdir()}
-        for folder in kernels.iterdir() if kernels.exists() else ():
+        sources = cache_dir() / "sources"
+        used = {kernel_dir(self.resolver.kernel(resolution, guest)) for guest in self.config.guests}
+        used |= {(folder / "vmlinux").resolve().parent for folder in _inside(dumps)}
+        for folder in (*_inside(kernels), *_inside(sources)):
             if folder not in used and _old(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _summary(self, rows: list[Row]) -> None:
         size = sum(info["bytes_on_disk"] for row in rows for info in read_row(row)["files"].values())
         say(f"{len(rows)} rows, {size / 1e9:.2f} GB of dumps in {cache_dir() / 'dumps'}")
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def _old(folder: Path) -> bool:

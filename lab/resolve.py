@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lab.built import BuiltKernel, built_kernel
 from lab.config import Config, Guest, LabError, cache_dir, say
 from lab.packages import Apt, Deb
 
@@ -38,6 +39,14 @@ class KernelPackages:
     def debs(self) -> tuple[Deb, ...]:
         return (*self.image, self.debug)
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What a row's key has of the kernel."""
+        return tuple(deb.file_name for deb in self.debs)
+
+
+Kernel = KernelPackages | BuiltKernel
+
 
 @dataclass(frozen=True)
 class Resolution:
@@ -45,6 +54,7 @@ class Resolution:
 
     kernels: Mapping[str, KernelPackages]
     userland: Mapping[str, tuple[Deb, ...]]
+    sources: Mapping[str, Deb]
 
 
 class PackageIndex:
@@ -124,6 +134,15 @@ def resolve_libraries(packages: Iterable[str], index: PackageIndex) -> tuple[Deb
     return tuple(found[name] for name in sorted(found))
 
 
+def resolve_source(binary: str, index: PackageIndex) -> Deb:
+    """The source package that a binary package was built of (deb822: Source, where it is not the same)."""
+    fields = index.fields(binary)
+    match = re.fullmatch(r"(\S+)(?: \((\S+)\))?", fields.get("Source", binary))
+    if match is None:
+        raise LabError(f"{binary}: no source package in {fields.get('Source')}")
+    return Deb(match[1], match[2] or fields["Version"], "source", 0)
+
+
 def pattern_key(guest: Guest) -> str:
     return f"{guest.suite} {guest.arch.debian} {guest.package}"
 
@@ -147,12 +166,22 @@ class Resolver:
             record = json.loads(self.path.read_text())
             kernels = {key: _load_kernel(value) for key, value in record["kernels"].items()}
             userland = {key: tuple(Deb(**deb) for deb in value) for key, value in record["userland"].items()}
+            sources = {key: Deb(**deb) for key, deb in record.get("sources", {}).items()}
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        wanted = {pattern_key(guest) for guest in self.config.guests}
+        wanted = {pattern_key(guest) for guest in self.config.guests if not guest.fragments}
         if wanted - kernels.keys() or {self._userland_key(arch) for arch in self._archs()} - userland.keys():
             return None
-        return Resolution(kernels, userland)
+        if self._source_keys() - sources.keys():
+            return None
+        return Resolution(kernels, userland, sources)
+
+    def _source_keys(self) -> set[str]:
+        keys = {pattern_key(guest) for guest in self.config.guests if guest.fragments}
+        return keys | {self._userland_key(arch) for arch in self._built_userlands()}
+
+    def _built_userlands(self) -> set[str]:
+        return {guest.arch.debian for guest in self.config.guests if guest.arch.built_userland}
 
     def _archs(self) -> set[str]:
         return {guest.arch.debian for guest in self.config.guests}
@@ -172,7 +201,16 @@ class Resolver:
         kernels = {
             pattern_key(guest): resolve_kernel(guest.package, of(guest.suite, guest.arch.debian))
             for guest in self.config.guests
+            if not guest.fragments
         }
+        sources = {
+            pattern_key(guest): of(guest.suite, guest.arch.debian).deb(guest.package)
+            for guest in self.config.guests
+            if guest.fragments
+        }
+        for arch in self._built_userlands():
+            index = of(self.config.userland_suite, arch)
+            sources[self._userland_key(arch)] = resolve_source(self.config.userland_source, index)
         userland = {
             self._userland_key(arch): resolve_libraries(
                 self.config.userland_packages, of(self.config.userland_suite, arch)
@@ -182,11 +220,12 @@ class Resolver:
         record = {
             "kernels": {key: asdict(value) for key, value in kernels.items()},
             "userland": {key: [asdict(deb) for deb in value] for key, value in userland.items()},
+            "sources": {key: asdict(deb) for key, deb in sources.items()},
         }
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(record, indent=1))
         temporary.replace(self.path)
-        return Resolution(kernels, userland)
+        return Resolution(kernels, userland, sources)
 
     def current(self) -> Resolution | None:
         """The remembered answers while the package lists are fresh: no network, no apt."""
@@ -207,8 +246,13 @@ class Resolver:
                 return remembered
         return self._look_up()
 
-    def kernel(self, resolution: Resolution, guest: Guest) -> KernelPackages:
+    def kernel(self, resolution: Resolution, guest: Guest) -> Kernel:
+        if guest.fragments:
+            return built_kernel(guest, resolution.sources[pattern_key(guest)])
         return resolution.kernels[pattern_key(guest)]
 
     def userland(self, resolution: Resolution, architecture: str) -> tuple[Deb, ...]:
         return resolution.userland[self._userland_key(architecture)]
+
+    def userland_source(self, resolution: Resolution, architecture: str) -> Deb:
+        return resolution.sources[self._userland_key(architecture)]
