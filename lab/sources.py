@@ -19,6 +19,9 @@ NOT_UNPACKED = (
     "*.dtsi",
 )
 """A third of Linux; no guest's kernel is built of it. Kconfig reads Documentation/Kconfig."""
+UNPACK = """deb=$1 member=$2 folder=$3; shift 3
+dpkg-deb --fsys-tarfile "$deb" | tar -xO "$member" | xz -d | tar -x -C "$folder" --strip-components=1 "$@"
+"""
 
 
 class SourceApt(Apt):
@@ -60,9 +63,8 @@ def ensure_linux(package: Deb, apt: Apt) -> Path:
     (deb,) = apt.download([package])
     work = _empty(target.with_name(f"{target.name}.tmp"))
     member = f"./usr/src/{package.name}.tar.xz"
-    excluded = " ".join(f"--exclude='{pattern}'" for pattern in NOT_UNPACKED)
-    line = f'dpkg-deb --fsys-tarfile "$1" | tar -xO {member} | xz -d | tar -x -C "$2" --strip-components=1 {excluded}'
-    _checked(["sh", "-c", line, "unpack", str(deb), str(work)], f"unpacking {deb.name}")
+    excluded = [f"--exclude={pattern}" for pattern in NOT_UNPACKED]
+    _checked(["sh", "-c", UNPACK, "unpack", str(deb), member, str(work), *excluded], f"unpacking {deb.name}")
     if not (work / "Makefile").exists():
         raise LabError(f"no Linux in {deb.name}")
     work.rename(target)
