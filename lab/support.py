@@ -26,23 +26,15 @@ from lab.matrix import Lab, read_row
 ROOT = LAB_DIR.parent
 DOCUMENT = ROOT / "docs" / "support-matrix.md"
 _CODE = ("src/**/*.py", "tests/lab/*.py", "tests/unit/arch/*.py", "tests/builders/*.py")
-_ASPECTS: Mapping[str, tuple[str, ...]] = {
-    "memory": (
-        "velf",
-        "addresses",
-        "migration",
-        "raw",
-        "numa",
-        "qemu_formats",
-        "scattered",
-        "vmlinux_alone",
-        "arm_memory",
-    ),
-    "threads": ("tasks", "registers", "failed_kdump", "other_debuggers", "newer_gdb", "arm_threads"),
-    "log": ("dmesg",),
-    "pages": ("pages", "makedumpfile", "topelf_kdump", "crash_kernel"),
+ASPECTS: Mapping[str, tuple[str, ...]] = {
+    "memory": ("test_velf", "address", "migration", "raw", "numa", "formats", "scattered", "alone", "walk")
+    + ("memory", "translation", "module_text", "images", "of_a_process"),
+    "threads": ("task", "registers", "failed_kdump", "debuggers", "newer_gdb", "thread", "frames"),
+    "log": ("dmesg", "log"),
+    "pages": ("pages", "makedumpfile", "topelf", "crash_kernel", "level", "reduced"),
 }
-"""Columns of the document, with the files of tests/lab that each sums up; the rest is `other`."""
+"""Columns of the document, each with words in the names of tests that it sums up, the name of a test
+itself before that of its file; the rest is `other`."""
 _OTHER = "other"
 
 
@@ -90,17 +82,22 @@ def code_hash(root: Path = ROOT) -> str:
     return digest.hexdigest()[:16]
 
 
-def aspect_of(module: str) -> str:
-    """The column of a test file, by its name without ``test_``."""
-    return next((aspect for aspect, modules in _ASPECTS.items() if module in modules), _OTHER)
+def aspect_of(module: str, test: str) -> str:
+    """The column of a test, by its own name and the name of its file."""
+    for name in (test, module):
+        for aspect, words in ASPECTS.items():
+            if any(word in name for word in words):
+                return aspect
+    return _OTHER
 
 
 def read_junit(text: str, *, by_module: bool = False) -> dict[str, Count]:
     """Counts of a pytest report, by column or by test file; what was skipped did not run."""
     counts: dict[str, Count] = {}
     for case in ET.fromstring(text).iter("testcase"):  # our own pytest wrote it
-        module = case.get("classname", "").split(".")[-1].removeprefix("test_")
-        name = module if by_module else aspect_of(module)
+        module = case.get("classname", "").split(".")[-1]
+        test = case.get("name", "").partition("[")[0]
+        name = module.removeprefix("test_") if by_module else aspect_of(module, test)
         if case.find("skipped") is None:
             good = case.find("failure") is None and case.find("error") is None
             counts[name] = counts.get(name, Count()).plus(good)
@@ -153,7 +150,7 @@ def document(rows: tuple[Row, ...] | list[Row], template: Path = LAB_DIR / "supp
 
 
 def _real_table(rows: tuple[Row, ...] | list[Row]) -> Iterator[str]:
-    aspects = (*_ASPECTS, _OTHER)
+    aspects = (*ASPECTS, _OTHER)
     yield f"| architecture | row | kernel | dump | {' | '.join(aspects)} | when | with |"
     yield "|" + "---|" * (6 + len(aspects))
     for row in rows:
