@@ -97,7 +97,7 @@ def test_registers_that_make_no_sense_are_left_out(dump_of):
     dump = dump_of(image, MEMORY)
     assert not dump.cpu_registers
     assert not dump.lost
-    assert not dump_of(state().build(), MEMORY, options=OpenOptions(e_machine=3)).cpu_registers
+    assert not dump_of(state().build(), MEMORY, options=OpenOptions(e_machine=8)).cpu_registers
 
 
 def test_truncated(dump_of):

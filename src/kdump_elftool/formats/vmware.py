@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kdump_elftool.addr import merge_ranges, subtract_ranges, u64
-from kdump_elftool.elf.constants import EM_X86_64
+from kdump_elftool.elf.constants import EM_386, EM_X86_64
 from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError, UsageError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats.base import CpuRegisters, Dump, Format, Lost, OpenOptions, there
@@ -26,6 +26,8 @@ from kdump_elftool.memory.physical import PhysicalMemory
 NAME = "vmware"
 MEMORY_SUFFIX, STATE_SUFFIXES = ".vmem", (".vmss", ".vmsn")
 PAGE = 4096
+_MACHINES = (EM_386, EM_X86_64)
+"""Of others there are no such registers."""
 _MOST_REGIONS = 64
 _MOST_CPUS = 4096
 _OF_REGIONS = ("regionPPN", "regionPageNum", "regionSize")
@@ -78,7 +80,7 @@ def open_vmware(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
         Lost("paddr", f"missing from {reader.path}", subtract_ranges(in_file, memory.present())),
     )
     dump = image_dump(NAME, state, options, memory, lost, ())
-    registers = _registers(told) if options.e_machine == EM_X86_64 else ()
+    registers = _registers(told) if options.e_machine in _MACHINES else ()
     return replace(dump, cpu_registers=registers)
 
 
