@@ -193,3 +193,18 @@ def test_a_wrong_hole_is_noticed(row: Row, monkeypatch: pytest.MonkeyPatch) -> N
         except IdentityError as error:
             said = str(error.hint)
     assert "max-ram-below-4g" in said
+
+
+OTHERS = [row for row in SAVED if row.guest.arch.name in ("i386", "arm", "aarch64", "armhf", "arm64")]
+"""Kernels whose addresses have 4 or 8 bytes, whose types are in BTF or in DWARF alone."""
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: row.name)
+def test_other_kernels_tell_their_memory(row: Row) -> None:
+    dump, stream = both(row, "qemu.stream")
+    done = kdump_elftool("info", "--json", "--verbose", "-m", dump.vmlinux, stream)
+    assert done.returncode == 0, done.stderr
+    ranges = [(int(low, 16), int(high, 16)) for low, high in json.loads(done.stdout)["system_ram"]]
+    base = row.guest.arch.ram_base
+    assert all(base <= low < high <= base + size_of(row) for low, high in ranges)
+    assert sum(high - low for low, high in ranges) >= size_of(row) * 9 // 10

@@ -54,6 +54,7 @@ _BETTER = {
     "log": ("vprintk_emit",),
     "module": ("module_put",),
     "uts_namespace": ("free_uts_ns",),
+    "resource": ("request_resource",),  # kernel/resource.c
     # arch/*/mm/numa.c; mm/numa.c from v6.12 on
     "node_data": ("alloc_node_data", "numa_set_node"),
     # arch/*/mm/init.c, where they are arrays

@@ -28,7 +28,7 @@ from kdump_elftool.kernel.vmlinux import Vmlinux, section_headers
 log = logging.getLogger(__name__)
 
 TYPES = ("OFFSET", "SIZE", "LENGTH", "NUMBER")
-_FORMAT = 1
+_FORMAT = 2
 """Of the cached answers: another one whenever the same question may be answered differently."""
 _MOST_CACHED = 1 << 20
 Advise = Callable[[str], None]

@@ -346,10 +346,10 @@ def test_answers_are_remembered_by_build_id(tmp_path, cache, monkeypatch):
 )
 def test_what_the_cache_holds_is_checked(tmp_path, cache, left):
     image = d.elf_file(write(kernel_units()), FUNCTIONS)
-    cache.put(f"dwarf-1-{'12' * 20}", left)
+    cache.put(f"dwarf-2-{'12' * 20}", left)
     source = vmlinux_types(vmlinux(tmp_path, image), 8, cache, no_advice)
     assert source.find("OFFSET", "task_struct.comm").value == 48
-    assert json.loads(cache.get(f"dwarf-1-{'12' * 20}")) == {"OFFSET(task_struct.comm)": 48}
+    assert json.loads(cache.get(f"dwarf-2-{'12' * 20}")) == {"OFFSET(task_struct.comm)": 48}
 
 
 @pytest.mark.parametrize("build_id", [None, b"\x12" * 20])
@@ -387,4 +387,4 @@ def test_without_pyelftools_the_user_is_told_what_to_install(tmp_path, cache, mo
     assert source.find("OFFSET", "task_struct.pid") is None
     assert len(advice) == 1
     assert advice[0].endswith("cannot be read without pyelftools: pip install 'kdump-elftool[dwarf]'")
-    assert cache.get(f"dwarf-1-{'12' * 20}") is None
+    assert cache.get(f"dwarf-2-{'12' * 20}") is None
