@@ -13,7 +13,8 @@ import pytest
 
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
-from lab.config import Row
+from lab.config import Row, row_dir
+from lab.matrix import read_row
 from tests.lab.dumps import kdump_elftool, selected_rows
 from tests.lab.variants import ROM_BYTES, Variant, both, loads_of, same_bytes, tovelf
 
@@ -123,3 +124,30 @@ def test_the_example_of_a_snapshot(row: Row, tmp_path: Path) -> None:
     for key in ("release", "build_id", "kaslr_offset", "phys_base"):
         assert told[0][key] == told[1][key], key
     assert told[1]["memory"]["declared_pages"] == (6 << 30) // 4096
+
+
+MACHINES = [row for row in selected_rows() if row.scenario == "machine"]
+WHAT = {
+    "x86_64": ("x86_64", "0x0"),
+    "i386": ("i386", "0x0"),
+    "aarch64": ("arm64", "0x40000000"),
+    "arm": ("arm", "0x40000000"),
+    "mipsel": ("mips", "0x0"),
+    "mips64el": ("mips64", "0x0"),
+    "mips": ("mips", "0x0"),
+    "mips64": ("mips64", "0x0"),
+}
+"""By the lab's name of a machine: ours, and where its memory begins."""
+
+
+@pytest.mark.parametrize("row", MACHINES, ids=lambda row: row.name)
+def test_a_raw_file_says_what_it_is_of(row: Row):
+    """Architecture, kernel and the beginning of memory, without a word of either."""
+    path = row_dir(row) / "qemu.raw"
+    done = kdump_elftool("info", "-I", "raw", "--json", path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    arch, base = WHAT[row.guest.arch.name]
+    assert (said["arch"], said.get("ram_base", "0x0")) == (arch, base)
+    assert said["release"] == read_row(row)["release"]
+    assert said["coverage"]["lost"] == []

@@ -193,7 +193,8 @@ def open_input(
         # a crash kernel, whose dump says what it is, need not load it
         from kdump_elftool.jobs.guest import recognise
 
-        dump, request = recognise(dump, request)
+        anywhere = dump.format == RAW and not more and not inputs.addresses
+        dump, request = recognise(dump, request, moves=anywhere)
     if dump.format == RAW and not more:
         # a crash kernel's topelf need not load it
         from kdump_elftool.jobs.ram_base import place

@@ -92,12 +92,13 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     memory = PhysicalMemory(file, extents, merge_ranges(paddr, paddr + size))
     why = "never sent" if stream.ended else f"truncated at file offset {cursor.limit:#x}"
     lost = Lost("paddr", why, memory.absent(), None if stream.ended else cursor.limit)
-    if options.e_machine == EM_X86_64:  # also the default: the machine knows better, its CPUs even more so
+    asked = options.kind if options.e_machine != EM_X86_64 else None
+    if asked is None:  # also the default: the machine knows better, its CPUs even more so
         options = replace(options, e_machine=cpus.e_machine or layout.machine.e_machine)
     # what was not sent is not known to be zero
     options = replace(options, zero_excluded=False)
     dump = image_dump("qemu", file, options, memory, (lost,), (*_warnings(stream, layout), *cpus.warnings))
-    kind = _kind(options.e_machine, memory, layout)
+    kind = asked or _kind(options.e_machine, memory, layout)
     known = cpus.e_machine is not None
     placed_by = _placed_by(stream, layout)
     return replace(dump, kind=kind, cpu_registers=cpus.registers, machine_known=known, placed_by=placed_by)

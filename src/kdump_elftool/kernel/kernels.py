@@ -191,6 +191,13 @@ class KernelSearch:
         verified = identity is not None and identity.verified and self._has_its_name(asked, identity)
         return FoundKernel(info, data, paddr, identity, verified)
 
+    def is_certain(self, kernel: FoundKernel) -> bool:
+        """Whether a kernel is verified by its name as well, which is in the dump."""
+        identity = kernel.identity
+        return bool(
+            identity and kernel.verified and self._has_its_name(kernel.info, identity, where_absent=False)
+        )
+
     def _identify(self, asked: VmcoreInfo) -> KernelIdentity | None:
         """By the kernel's own root, else by the user's."""
         identity = None
@@ -217,15 +224,15 @@ class KernelSearch:
             for paddr in found_namespaces(self.dump.memory, self.seen, info):
                 yield (paddr + table - names) & MASK64
 
-    def _has_its_name(self, info: VmcoreInfo, identity: KernelIdentity) -> bool:
-        """Whether init_uts_ns holds the release; true as well when it is not in the dump."""
+    def _has_its_name(self, info: VmcoreInfo, identity: KernelIdentity, *, where_absent: bool = True) -> bool:
+        """Whether init_uts_ns holds the release; ``where_absent`` when it is not in the dump."""
         vaddr, release = info.symbol("init_uts_ns"), info.text("OSRELEASE")
         if vaddr is None or release is None:
-            return True
+            return where_absent
         try:
             data = self._read(identity, vaddr, _UTSNAME)
         except FaultError:
-            return True
+            return where_absent
         return b"\0" + release.encode("latin-1") + b"\0" in data
 
     def _read(self, identity: KernelIdentity, vaddr: int, size: int) -> bytes:
