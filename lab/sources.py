@@ -51,7 +51,8 @@ class SourceApt(Apt):
 
 
 def sources_dir(package: Deb) -> Path:
-    return cache_dir() / "sources" / f"{package.name}_{package.version.replace(':', '%3a')}"
+    """make does not bear colons and percent signs in paths."""
+    return cache_dir() / "sources" / f"{package.name}_{package.version.replace(':', '_')}"
 
 
 def ensure_linux(package: Deb, apt: Apt) -> Path:
