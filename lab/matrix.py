@@ -269,7 +269,7 @@ class Lab:
         return ensure_kernel(plan.packages, modules, self.apt)
 
     def _prune(self, resolution: Resolution) -> None:
-        """Removes rows that kernels.toml no longer has, kernels no row uses, and unpacked sources.
+        """Removes rows that kernels.toml no longer has, kernels no row uses, sources and builds cut short.
 
         What is younger than a day stays: another checkout with other rows may share the cache.
         """
@@ -278,10 +278,10 @@ class Lab:
         for folder in _inside(dumps):
             if folder.name not in known and _old(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        sources = cache_dir() / "sources"
+        sources, builds = cache_dir() / "sources", cache_dir() / "build"
         used = {kernel_dir(self.resolver.kernel(resolution, guest)) for guest in self.config.guests}
         used |= {(folder / "vmlinux").resolve().parent for folder in _inside(dumps)}
-        for folder in (*_inside(kernels), *_inside(sources)):
+        for folder in (*_inside(kernels), *_inside(sources), *_inside(builds)):
             if folder not in used and _old(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
