@@ -114,8 +114,8 @@ def run_make(
 
 
 def make_options(arch: Arch, sources: Path, build: Path) -> list[str]:
-    """make's variables; paths of this machine do not get into the kernel."""
-    maps = f"-ffile-prefix-map={sources}=/usr/src/linux -ffile-prefix-map={build}=/usr/src/build"
+    """make's variables; source files are named as in Debian's kernels, without a path of this machine."""
+    maps = f"-ffile-prefix-map={sources}/= -ffile-prefix-map={build}=."
     return [
         *("-C", str(sources), f"O={build}", f"ARCH={arch.kernel_arch}"),
         f"CROSS_COMPILE={arch.compiler.removesuffix('gcc')}",

@@ -41,7 +41,12 @@ DUMPS = [LabDump(row.name, row.scenario, file) for row in ROWS for file in FILES
 KDUMPS = [dump for dump in DUMPS if dump.file == "vmcore"]
 WITH_NOTES = [dump for dump in DUMPS if dump.file in ("vmcore", "qemu.elf", "qemu-paging.elf")]
 """drgn reads these."""
-FORMS = {"a64-612-16k": "arm64 16 KB pages, 52-bit", "a64-7x": "arm64 4 KB pages, 52-bit"}
+FORMS = {
+    "a64-612-16k": "arm64 16 KB pages, 52-bit",
+    "a64-7x": "arm64 4 KB pages, 52-bit",
+    "a64-64k": "arm64 64 KB pages, 52-bit",
+    "a64-va39": "arm64 4 KB pages, 39-bit",
+}
 CPUS, FRAMES = 2, 20_000
 KERNEL = (1 << 64) - (1 << 52)
 

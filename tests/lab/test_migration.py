@@ -28,7 +28,7 @@ SAVED = [row for row in selected_rows() if row.scenario in ("machine", "newer-ma
 """Rows with all of a machine: also raw memory."""
 NEWER = [row for row in selected_rows() if row.scenario == "newer"]
 ROWS = [row for row in SAVED + NEWER if row.guest.arch.name in CONVERTED]
-PLACED = [row for row in SAVED if row.guest.arch.name not in ("mipsel", "mips64el")]
+PLACED = [row for row in SAVED if not row.guest.arch.name.startswith("mips")]
 """Those whose machine's memory our tool can place by now."""
 DIRTY = [row for row in SAVED if row.scenario == "dirty"]
 PIECE = 1 << 20

@@ -24,9 +24,11 @@ from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, selected
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 SHAPES = {
-    # CONFIG_CPU_HAS_RIXI; with CONFIG_MIPS_HUGE_TLB_SUPPORT 64-bit
+    # CONFIG_CPU_HAS_RIXI; with CONFIG_MIPS_HUGE_TLB_SUPPORT little-endian 64-bit
     "mipsel": Shape(4, "<", 12, (10, 10), 12),
     "mips64el": Shape(8, "<", 12, (10, 9, 9), 14, 16),
+    "mips": Shape(4, ">", 12, (10, 10), 12),
+    "mips64": Shape(8, ">", 12, (10, 9, 9), 13),
 }
 ROWS = [row for row in selected_rows() if row.guest.arch.name in SHAPES and row.scenario == "machine"]
 SAMPLES = 10_000
