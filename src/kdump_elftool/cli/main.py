@@ -29,6 +29,7 @@ COMMANDS = (
     "info",
     "dmesg",
     "ps",
+    "gdbinit",
 )
 """Each is a module of this package; only the one that is asked for is imported."""
 PROG = "kdump-elftool"

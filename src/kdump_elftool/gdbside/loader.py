@@ -1,0 +1,10 @@
+"""Everything that ``source kdump_gdbinit`` adds to gdb."""
+
+from __future__ import annotations
+
+from kdump_elftool.gdbside import arm64_unwinder
+
+
+def load() -> None:
+    """Register it all; sourced again, the new takes the place of the old."""
+    arm64_unwinder.register()
