@@ -1,0 +1,150 @@
+"""``kdump_gdbinit`` in the gdb of this system, whose version may be one that can't read signed addresses.
+
+Judges: drgn by its return addresses, and the newer gdb of the root trixie by all that it shows of a frame.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.roots import run_in_root
+from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool, tool_root
+from tests.lab.test_arm64 import DUMPS, drgn_says
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.root, pytest.mark.slow]
+
+ROOT = HERE.parents[1]
+CHOSEN = [dump for dump in DUMPS if dump.file in ("vmcore", "qemu.elf") and dump.scenario != "machine"]
+ENTRIES = ("el0t_64_sync", "ret_from_fork", "__primary_switched", "__secondary_switched", "el0t_64_irq")
+EVERYTHING = "thread apply all bt full"
+
+
+@dataclass(frozen=True)
+class Core:
+    """A velf with a thread a task."""
+
+    dump: LabDump
+    velf: Path
+    commands: tuple[str, ...]
+    on_cpu: frozenset[int]
+
+
+@pytest.fixture(scope="module", params=CHOSEN, ids=lambda dump: dump.id)
+def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
+    dump: LabDump = request.param
+    dump.check()
+    velf = tmp_path_factory.mktemp("gdbside") / "velf"
+    done = kdump_elftool("tovelf", "-p", "-m", dump.vmlinux, "--json", "-o", velf, dump.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    commands = (
+        "set width 0",
+        f"core-file {velf}",
+        f"symbol-file -o {told['kaslr_offset']} {dump.vmlinux}",
+    )
+    yield Core(dump, velf, commands, frozenset(thread["lwp"] for thread in told["threads"]))
+    velf.unlink()
+
+
+def gdbinit() -> Path:
+    """What users are told to source."""
+    done = kdump_elftool("gdbinit")
+    assert (done.returncode, done.stderr) == (0, "")
+    return Path(done.stdout.strip())
+
+
+def ours(core: Core, *commands: str, **environment: str) -> str:
+    done = gdb(
+        *core.commands,
+        "set python print-stack full",
+        f"source {gdbinit()}",
+        *commands,
+        program=GDB_MULTIARCH,
+        **environment,
+    )
+    assert "Error" not in done.stderr and "Exception" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+def newer(core: Core, *commands: str) -> str:
+    """The same in the root trixie, where the paths are the same."""
+    argv = [GDB_MULTIARCH, "-nx", "-nh", "-batch", "-iex", "set debuginfod enabled off"]
+    for command in (*core.commands, *commands):
+        argv += ["-ex", command]
+    package = gdbinit().parents[1]
+    folders = (core.velf.parent, core.dump.vmlinux.parent, package)
+    done = run_in_root(tool_root("trixie"), argv, {at: str(at) for at in folders}, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def by_thread(shown: str) -> dict[int, str]:
+    parts = re.split(r"^Thread \d+ \(.*?LWP (-?\d+)\).*$", shown, flags=re.M)
+    return dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
+
+
+def known_lines(text: str) -> list[str]:
+    """What a thread's frames show, without what one of them can't tell or what lies beyond the end."""
+    lines = [re.sub(r" \[PAC\]", "", line) for line in text.splitlines()]
+    unknown = (at for at, line in enumerate(lines) if re.match(r"#\d+ +0x\w+ in \?\?", line))
+    beyond = next(unknown, len(lines))
+    unsure = ("<optimized out>", "<error reading", "Backtrace stopped", "No locals", "No symbol table")
+    return [line for line in lines[:beyond] if line and not any(word in line for word in unsure)]
+
+
+def test_frames_are_drgns(core: Core, tmp_path: Path) -> None:
+    """Every return address of every sleeping task, up to where it entered the kernel or was made."""
+    judged = drgn_says("oracle_tasks.py", core.dump, tmp_path)
+    answer = tmp_path / "stacks.json"
+    ours(core, f"source {HERE / 'gdb_stacks.py'}", KD_ANSWER=str(answer))
+    found = {int(lwp): frames for lwp, frames in json.loads(answer.read_text()).items()}
+    assert set(found) == set(map(int, judged["tasks"]))
+    assert len(judged["stacks"]) > 80
+    for lwp, frames in judged["stacks"].items():
+        stack = found[int(lwp)]
+        assert stack[-1] == 0, lwp
+        assert stack[:-1] == frames, (lwp, list(map(hex, frames)), list(map(hex, stack)))
+
+
+def test_tasks_end_where_they_entered_the_kernel(core: Core) -> None:
+    shown = by_thread(ours(core, "thread apply all bt"))
+    assert "Backtrace stopped" not in "".join(text for lwp, text in shown.items() if lwp not in core.on_cpu)
+    for lwp, text in shown.items():
+        frames = re.findall(r"^#\d+ +(?:0x\w+ in )?(\S+) \(", text, re.M)
+        if lwp not in core.on_cpu:
+            assert frames[-1] == "??" and frames[-2] in ENTRIES, text
+            assert "schedule" in text or frames[-2] == "ret_from_fork", text
+
+
+@pytest.fixture(scope="module")
+def theirs(core: Core) -> tuple[str, str]:
+    """What the newer gdb shows before and after it sourced the file."""
+    again = ("echo \\n--again--\\n", f"source {gdbinit()}", "maint flush register-cache", EVERYTHING)
+    before, after = newer(core, EVERYTHING, *again).split("\n--again--\n")
+    return before, after
+
+
+def test_frames_show_what_a_newer_gdb_shows(core: Core, theirs: tuple[str, str]) -> None:
+    """Arguments and locals with their values: the registers of every frame are right, and its CFA.
+
+    Theirs may end earlier, where a function was called by one that knew it would not return.
+    """
+    mine, judged = by_thread(ours(core, EVERYTHING)), by_thread(theirs[0])
+    assert set(mine) == set(judged)
+    compared = 0
+    for lwp in mine.keys() - core.on_cpu:
+        lines, wanted = known_lines(mine[lwp]), known_lines(judged[lwp])
+        assert lines[: len(wanted)] == wanted, lwp
+        compared += len(wanted)
+    assert compared > 10 * len(mine)
+
+
+def test_newer_gdb_stays_as_it_is(theirs: tuple[str, str]) -> None:
+    before, after = theirs
+    assert by_thread(after) == by_thread(before)
