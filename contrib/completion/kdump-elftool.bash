@@ -10,7 +10,7 @@ _kdump_elftool() {
     done
     case $command in
         "")
-            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps -h --help -v --version" -- "$word")
+            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps gdbinit -h --help -v --version" -- "$word")
             return ;;
         topelf)
             known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
@@ -153,6 +153,11 @@ _kdump_elftool() {
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
+            esac
+            ;;
+        gdbinit)
+            known="-h --help --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
             esac
             ;;
     esac
