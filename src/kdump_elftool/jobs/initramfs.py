@@ -171,11 +171,15 @@ def strip(objects: list[Path]) -> None:
 
 
 def check(home: Path) -> None:
-    """Imports every module of ours from the copy alone: fails when too much was left out."""
+    """Imports every module of ours from the copy alone: fails when too much was left out.
+
+    What runs inside gdb, and needs its module, is no part of a crash kernel.
+    """
     code = (
         "import pkgutil, sys, kdump_elftool as package\n"
         "for module in pkgutil.walk_packages(package.__path__, 'kdump_elftool.'):\n"
-        "    if not module.name.endswith('__main__'): __import__(module.name)\n"
+        "    inside_gdb = module.name.startswith('kdump_elftool.gdbside.')\n"
+        "    if not inside_gdb and not module.name.endswith('__main__'): __import__(module.name)\n"
         "import importlib.metadata\n"
         "importlib.metadata.version('kdump-elftool')\n"
         "assert all(path.startswith(sys.argv[1]) for path in sys.path), sys.path\n"
