@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.root, pytest.mark.sl
 ROOT = HERE.parents[1]
 CHOSEN = [dump for dump in DUMPS if dump.file in ("vmcore", "qemu.elf") and dump.scenario != "machine"]
 ENTRIES = ("el0t_64_sync", "ret_from_fork", "__primary_switched", "__secondary_switched", "el0t_64_irq")
+UNSURE = re.compile("<optimized out>|<error reading|Backtrace stopped|No locals|No symbol table")
 EVERYTHING = "thread apply all bt full"
 
 
@@ -94,8 +95,7 @@ def known_lines(text: str) -> list[str]:
     lines = [re.sub(r" \[PAC\]", "", line) for line in text.splitlines()]
     unknown = (at for at, line in enumerate(lines) if re.match(r"#\d+ +0x\w+ in \?\?", line))
     beyond = next(unknown, len(lines))
-    unsure = ("<optimized out>", "<error reading", "Backtrace stopped", "No locals", "No symbol table")
-    return [line for line in lines[:beyond] if line and not any(word in line for word in unsure)]
+    return [line for line in lines[:beyond] if line and not UNSURE.search(line)]
 
 
 def test_frames_are_drgns(core: Core, tmp_path: Path) -> None:
@@ -112,14 +112,18 @@ def test_frames_are_drgns(core: Core, tmp_path: Path) -> None:
         assert stack[:-1] == frames, (lwp, list(map(hex, frames)), list(map(hex, stack)))
 
 
-def test_tasks_end_where_they_entered_the_kernel(core: Core) -> None:
-    shown = by_thread(ours(core, "thread apply all bt"))
-    assert "Backtrace stopped" not in "".join(text for lwp, text in shown.items() if lwp not in core.on_cpu)
-    for lwp, text in shown.items():
+@pytest.fixture(scope="module")
+def mine(core: Core) -> dict[int, str]:
+    return by_thread(ours(core, EVERYTHING))
+
+
+def test_tasks_end_where_they_entered_the_kernel(core: Core, mine: dict[int, str]) -> None:
+    for lwp in mine.keys() - core.on_cpu:
+        text = mine[lwp]
+        assert "Backtrace stopped" not in text
         frames = re.findall(r"^#\d+ +(?:0x\w+ in )?(\S+) \(", text, re.M)
-        if lwp not in core.on_cpu:
-            assert frames[-1] == "??" and frames[-2] in ENTRIES, text
-            assert "schedule" in text or frames[-2] == "ret_from_fork", text
+        assert frames[-1] == "??" and frames[-2] in ENTRIES, text
+        assert "schedule" in text or frames[-2] == "ret_from_fork", text
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +134,38 @@ def theirs(core: Core) -> tuple[str, str]:
     return before, after
 
 
-def test_frames_show_what_a_newer_gdb_shows(core: Core, theirs: tuple[str, str]) -> None:
+def test_frames_show_what_a_newer_gdb_shows(
+    core: Core, mine: dict[int, str], theirs: tuple[str, str]
+) -> None:
     """Arguments and locals with their values: the registers of every frame are right, and its CFA.
 
-    Theirs may end earlier, where a function was called by one that knew it would not return.
+    Not of the idle tasks.  start_kernel() ends in a call that does not return, and in 6.12 and 7.2 gdb 16
+    takes the frame for what it is behind that: drgn has the command line where this package has it.
     """
-    mine, judged = by_thread(ours(core, EVERYTHING)), by_thread(theirs[0])
+    judged = by_thread(theirs[0])
     assert set(mine) == set(judged)
     compared = 0
     for lwp in mine.keys() - core.on_cpu:
         lines, wanted = known_lines(mine[lwp]), known_lines(judged[lwp])
-        assert lines[: len(wanted)] == wanted, lwp
-        compared += len(wanted)
+        if lwp > 0:
+            assert lines == wanted, lwp
+            compared += len(wanted)
     assert compared > 10 * len(mine)
+
+
+def test_frames_without_call_frames_show_nothing_wrong(core: Core, mine: dict[int, str]) -> None:
+    """As in modules: the same return addresses, fewer values, and none that differs."""
+    blind = "python import kdump_elftool.gdbside.frame_files as f; f.FrameFiles.row = lambda *_: None"
+    found = by_thread(ours(core, blind, EVERYTHING))
+    assert set(found) == set(mine)
+    compared = 0
+    for lwp in mine.keys() - core.on_cpu:
+        lines, wanted = found[lwp].splitlines(), mine[lwp].splitlines()
+        assert len(lines) == len(wanted), lwp
+        sure = [pair for pair in zip(lines, wanted, strict=True) if not any(map(UNSURE.search, pair))]
+        assert [line for line, _ in sure] == [line for _, line in sure], lwp
+        compared += len(sure)
+    assert compared > 5 * len(mine)
 
 
 def test_newer_gdb_stays_as_it_is(theirs: tuple[str, str]) -> None:

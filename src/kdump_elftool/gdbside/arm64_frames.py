@@ -10,10 +10,13 @@ arch/arm64/include/asm/ptrace.h; Arm's procedure call standard AAPCS64, "The fra
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple
 
+from kdump_elftool.gdbside.arm64_prologue import LONGEST, record_distance
 from kdump_elftool.gdbside.call_frames import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 X29, SP = 29, 31
 PRESERVED = (*(f"x{number}" for number in range(19, 31)), "sp", "pc")
@@ -22,8 +25,11 @@ UPPER_HALF = 1 << 55
 _META_PT_REGS = 2
 _USER_PT_REGS = 34  # words of struct user_pt_regs: x0 to x30, sp, pc, pstate
 
-Words = Callable[[int, int], Optional["tuple[int, ...]"]]
-"""``words(address, count)`` of memory, None when not all are there."""
+if TYPE_CHECKING:
+    Words = Callable[[int, int], tuple[int, ...] | None]
+    """``words(address, count)`` of memory, None when not all are there."""
+    Start = Callable[[int], int | None]
+    """Start of the function that an address is in, None when that is not known."""
 
 
 class Caller(NamedTuple):
@@ -97,11 +103,10 @@ def _canonical_frame(here: Here, row: Row) -> int | None:
     return cfa
 
 
-def by_record(here: Here, words: Words, start: Callable[[int], Any], regs: PtRegs | None) -> Caller | None:
+def by_record(here: Here, words: Words, start: Start, regs: PtRegs | None) -> Caller | None:
     """The caller by the chain of records; None when there is none to be found.
 
-    ``start``: of the function that an address is in, None when that is not known.  The caller's sp is not
-    known then, unless an exception came between: that saved everything.
+    Its other registers are not known then, unless an exception came between: that saved everything.
     """
     x29, x30, mask = here.registers["x29"], here.registers["x30"], here.mask
     record = words(x29, 2)
@@ -119,10 +124,25 @@ def by_record(here: Here, words: Words, start: Callable[[int], Any], regs: PtReg
     returns = without_signature(record[1], mask)
     if not is_kernel(returns, mask):
         return end(x29)
-    return Caller({"pc": returns, "x30": returns, "x29": record[0]}, x29)
+    registers = {"pc": returns, "x30": returns, "x29": record[0]}
+    distance = _distance(here, words, start)
+    if distance is None:
+        return Caller(registers, x29)
+    return Caller({**registers, "sp": x29 + distance}, x29 + distance)
 
 
-def _has_record(here: Here, record: tuple[int, ...] | None, start: Callable[[int], Any]) -> bool:
+def _distance(here: Here, words: Words, start: Start) -> int | None:
+    """From the record to the CFA, by the function's own code."""
+    pc = here.registers["pc"]
+    first = start(pc)
+    if first is None or first >= pc:
+        return None
+    found = words(first, min(pc - first, LONGEST) // 8)
+    halves = [half for word in found or () for half in (word & 0xFFFFFFFF, word >> 32)]
+    return record_distance(halves)
+
+
+def _has_record(here: Here, record: tuple[int, ...] | None, start: Start) -> bool:
     """Whether the record at x29 is that of the function at pc, whose x30 may be of any call.
 
     It is when the record has the same return address, or when x30 is of a call that the function made.

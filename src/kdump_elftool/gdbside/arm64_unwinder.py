@@ -118,7 +118,10 @@ def _pt_regs() -> PtRegs | None:
 
 def _start(pc: int) -> int | None:
     """Start of the function at pc, inlined ones not counted; None without debugging information."""
-    block = gdb.block_for_pc(pc)
+    try:
+        block = gdb.block_for_pc(pc)
+    except RuntimeError:  # nothing is known of the code there
+        block = None
     found = None
     while block is not None and not block.is_static and not block.is_global:
         found = block.start

@@ -104,6 +104,18 @@ def test_records_give_what_they_hold():
     assert found == Caller({"pc": RETURNS, "x30": RETURNS, "x29": STACK + 0x100}, STACK)
 
 
+def test_the_function_itself_says_where_its_frame_begins():
+    """stp x29, x30, [sp, #-32]!, before pc."""
+    stack = memory(at_0=STACK + 0x100, at_8=SIGNED)
+
+    def words(address: int, count: int) -> tuple[int, ...] | None:
+        return (0xA9BE7BFD << 32 | 0xD503233F,) * count if address == TEXT else stack(address, count)
+
+    found = by_record(here(pc=TEXT + 16), words, start, None)
+    registers = {"pc": RETURNS, "x30": RETURNS, "x29": STACK + 0x100, "sp": STACK + 32}
+    assert found == Caller(registers, STACK + 32)
+
+
 @pytest.mark.parametrize("words", [memory(), memory(at_0=0, at_8=0), memory(at_0=STACK, at_8=0x4006DC)])
 def test_the_chain_ends(words):
     assert by_record(here(), words, start, None) == end(STACK)
