@@ -154,12 +154,17 @@ def test_frames_show_what_a_newer_gdb_shows(
 
 
 def test_frames_without_call_frames_show_nothing_wrong(core: Core, mine: dict[int, str]) -> None:
-    """As in modules: the same return addresses, fewer values, and none that differs."""
+    """As in modules: the same return addresses, fewer values, and none that differs.
+
+    Not of the idle tasks: the code of start_kernel() is freed, so that nothing says how large its frame is.
+    """
     blind = "python import kdump_elftool.gdbside.frame_files as f; f.FrameFiles.row = lambda *_: None"
     found = by_thread(ours(core, blind, EVERYTHING))
     assert set(found) == set(mine)
     compared = 0
     for lwp in mine.keys() - core.on_cpu:
+        if lwp < 0:
+            continue
         lines, wanted = found[lwp].splitlines(), mine[lwp].splitlines()
         assert len(lines) == len(wanted), lwp
         sure = [pair for pair in zip(lines, wanted, strict=True) if not any(map(UNSURE.search, pair))]

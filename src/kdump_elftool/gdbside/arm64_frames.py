@@ -133,8 +133,9 @@ def by_record(here: Here, words: Words, start: Start, regs: PtRegs | None) -> Ca
 
 def _distance(here: Here, words: Words, start: Start) -> int | None:
     """From the record to the CFA, by the function's own code."""
+    # a call that does not return may be a function's last instruction
     pc = here.registers["pc"]
-    first = start(pc)
+    first = start(pc - here.called)
     if first is None or first >= pc:
         return None
     found = words(first, min(pc - first, LONGEST) // 8)
@@ -151,7 +152,7 @@ def _has_record(here: Here, record: tuple[int, ...] | None, start: Start) -> boo
     if record is not None and returns == without_signature(record[1], here.mask):
         return True
     own = start(here.registers["pc"])
-    return own is not None and own == start(returns)
+    return own is not None and own == start(returns - 1)
 
 
 def _interrupted(x29: int, record: tuple[int, ...], words: Words, regs: PtRegs) -> dict[str, int] | None:

@@ -73,7 +73,7 @@ class Arm64Unwinder(Unwinder):  # type: ignore[misc]
             # the end, made here; without a caller of its own gdb would call it odd
             return _info(pending, end(registers.get("sp", 0)), pc)
         caller = self._caller(registers, mask) if is_kernel(pc, mask) else None
-        return None if caller is None else _info(pending, caller, pc)
+        return None if caller is None else _info(pending, caller, pc - (registers["x30"] == pc))
 
     def _caller(self, registers: dict[str, int], mask: int) -> Caller | None:
         # a caller is handed on with its pc in x30, and a sleeping task has its pc there as well

@@ -104,14 +104,15 @@ def test_records_give_what_they_hold():
     assert found == Caller({"pc": RETURNS, "x30": RETURNS, "x29": STACK + 0x100}, STACK)
 
 
-def test_the_function_itself_says_where_its_frame_begins():
+@pytest.mark.parametrize("pc", [TEXT + 16, TEXT + 0x100], ids=["inside", "behind a call at its end"])
+def test_the_function_itself_says_where_its_frame_begins(pc):
     """stp x29, x30, [sp, #-32]!, before pc."""
     stack = memory(at_0=STACK + 0x100, at_8=SIGNED)
 
     def words(address: int, count: int) -> tuple[int, ...] | None:
         return (0xA9BE7BFD << 32 | 0xD503233F,) * count if address == TEXT else stack(address, count)
 
-    found = by_record(here(pc=TEXT + 16), words, start, None)
+    found = by_record(here(pc=pc), words, start, None)
     registers = {"pc": RETURNS, "x30": RETURNS, "x29": STACK + 0x100, "sp": STACK + 32}
     assert found == Caller(registers, STACK + 32)
 
