@@ -15,8 +15,7 @@ NOT_UNPACKED = (
     "*/Documentation/*/*",
     "*/drivers/gpu/drm/amd/include/*",
     "*/tools/testing/*",
-    "*.dts",
-    "*.dtsi",
+    "*/arch/arm*/boot/dts/*.dts*",
 )
 """A third of Linux; no guest's kernel is built of it. Kconfig reads Documentation/Kconfig."""
 UNPACK = """deb=$1 member=$2 folder=$3; shift 3
