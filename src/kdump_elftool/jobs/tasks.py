@@ -142,10 +142,14 @@ class _Builder:
 
     @property
     def stack_size(self) -> int:
-        """THREAD_SIZE: KASAN doubles it (include/linux/sched.h, union thread_union)."""
+        """THREAD_SIZE: KASAN doubles it (include/linux/sched.h, union thread_union).
+
+        Where no type tells, it is a page at least: stacks in vmalloc space have whole pages.
+        """
         told = self.listed.known.size("thread_union") or 0
         fits = self.kernel.arch.page_size <= told <= _LARGEST_STACK and told & (told - 1) == 0
-        return told if fits else self.kernel.arch.stack_size
+        page = self.kernel.identity.form.levels[-1].span
+        return told if fits else max(self.kernel.arch.stack_size, page)
 
     def build(self) -> TaskThreads:
         tasks, warnings = self.listed.tasks, list(self.listed.warnings)
