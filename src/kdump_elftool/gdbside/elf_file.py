@@ -15,6 +15,7 @@ LARGEST = 1 << 28
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
+_CHDR = struct.Struct("<IIQQ")
 _COMPRESSED, _ZLIB = 0x800, 1
 
 
@@ -51,10 +52,15 @@ class ElfFile:
         data = self._read(section.file_offset, section.size)
         if not section.flags & _COMPRESSED:
             return data
-        method, _, size, _ = struct.unpack_from("<IIQQ", data)  # Elf64_Chdr
+        if len(data) < _CHDR.size:
+            raise ValueError(f"section {name!r} ends within its header")
+        method, _, size, _ = _CHDR.unpack_from(data)
         if method != _ZLIB or size > LARGEST:
             return None
-        return zlib.decompressobj().decompress(data[24:], size)
+        try:
+            return zlib.decompressobj().decompress(data[_CHDR.size :], size)
+        except zlib.error as error:
+            raise ValueError(f"section {name!r}: {error}") from None
 
     def symbol(self, wanted: bytes) -> int | None:
         """The value of a symbol of .symtab."""

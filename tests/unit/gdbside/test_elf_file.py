@@ -57,6 +57,12 @@ def test_compressed_sections(method, expected):
     )
 
 
+@pytest.mark.parametrize("data", [b"short", struct.pack("<IIQQ", 1, 0, 600, 1) + b"no zlib stream"])
+def test_a_compressed_section_that_is_damaged(data):
+    with pytest.raises(ValueError, match="debug_frame"):
+        ElfFile(io.BytesIO(build({b".debug_frame": data}, flags=0x800))).content(b".debug_frame")
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x7fELF", build({})[:-1], b"\x7fELF\x01" + build({})[5:], b"\x7fELF\x02\x02" + build({})[6:]],
