@@ -23,6 +23,7 @@ from kdump_elftool.jobs.pages import choose_pages
 from kdump_elftool.kernel.freelists import free_by_lists
 from kdump_elftool.kernel.memmap import SparseGeometry, find_memmap
 from kdump_elftool.kernel.pages import LEVELS, Category, PageAccount, classify, page_fields
+from kdump_elftool.kernel.words import Words
 from tests.lab.bitmaps import fair_copy, makedumpfile
 from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
 
@@ -122,9 +123,9 @@ def test_free_lists_name_the_pages_that_are_marked_free(dump: LabDump) -> None:
     with InputFile.open(str(dump.path)) as file:
         opened = open_dump(file)
         kernel = open_kernel(opened, KernelRequest())
-        virtual = kernel.virtual(opened)
-        geometry = SparseGeometry(kernel.arch.section_size_bits, kernel.identity.form.physmem_bits)
-        listed = free_by_lists(virtual, kernel.info, find_memmap(virtual, kernel.info, geometry))
+        words, form = Words(kernel.virtual(opened)), kernel.identity.form
+        geometry = SparseGeometry(form.section_size_bits, form.physmem_bits)
+        listed = free_by_lists(words, kernel.info, find_memmap(words, kernel.info, geometry))
     assert listed.broken == 0
     codes, _ = classified(dump.path)
     by_lists = np.zeros(len(codes), dtype=np.bool_)
@@ -140,10 +141,9 @@ def classified(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]
         dump = open_dump(file)
         kernel = open_kernel(dump, KernelRequest())
         virtual = kernel.virtual(dump)
-        word, order = kernel.arch.prstatus.word, dump.kind.order
-        form = kernel.identity.form
-        geometry = SparseGeometry(kernel.arch.section_size_bits, form.physmem_bits, word, order)
-        memmap = find_memmap(virtual, kernel.info, geometry)
+        words, form = Words(virtual, dump.kind.order, kernel.arch.prstatus.word), kernel.identity.form
+        geometry = SparseGeometry(form.section_size_bits, form.physmem_bits)
+        memmap = find_memmap(words, kernel.info, geometry)
         length = max(part.pfn + part.nr_pages for part in memmap.parts)
         codes, known = np.zeros(length, dtype=np.uint8), np.zeros(length, dtype=np.bool_)
         fields = page_fields(kernel.info, kernel.arch.prstatus.word)

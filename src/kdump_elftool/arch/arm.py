@@ -12,8 +12,6 @@ the kernel's entries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from kdump_elftool.addr import U64, Ranges, align_down
@@ -134,6 +132,7 @@ def _form(name: str, kernel: KernelNumbers) -> PagingForm:
         decode=decode_short if is_short else decode_long,
         decode_one=decode_short_one if is_short else decode_long_one,
         physmem_bits=36,
+        section_size_bits=28,
         kernel=Region(split, TOP),
         user=Region(0, split),
         byte_order="",
@@ -178,14 +177,6 @@ def _image_window(kernel: KernelNumbers) -> tuple[int, int]:
     return (PAGE_OFFSETS[-1], VECTORS) if offset is None else (offset, offset + IMAGE_SIZE)
 
 
-def _running_tables(
-    kernel: KernelNumbers, registers: Mapping[str, int]
-) -> tuple[tuple[int, PagingForm], ...]:
-    """No note has TTBR0 or TTBR1."""
-    del kernel, registers
-    return ()
-
-
 _SUPERVISOR = 0x13
 _MEMBERS = {
     "r4": "r4", "r5": "r5", "r6": "r6", "r7": "r7", "r8": "r8", "r9": "r9", "r10": "sl", "r11": "fp",
@@ -220,7 +211,6 @@ ARCH = Architecture(
     e_machine=EM_ARM,
     byte_orders={"<": "arm", ">": "armeb"},
     page_size=4096,
-    section_size_bits=28,
     stack_size=8192,
     prstatus=PrStatusLayout(
         size=148,
@@ -232,7 +222,6 @@ ARCH = Architecture(
     stack_pointer="sp",
     instruction_pointer="pc",
     image_window=_image_window,
-    alias_ranges=(),
     paging_forms=_paging_forms,
     image_paddrs=_image_paddrs,
     image_source="and where the dump has RAM",
@@ -241,6 +230,4 @@ ARCH = Architecture(
         "OFFSET(thread_info.cpu_context)",
         *(f"OFFSET(cpu_context_save.{member})" for member in _MEMBERS.values()),
     ),
-    running_tables=_running_tables,
-    percpu_registers=(),
 )

@@ -28,6 +28,7 @@ from kdump_elftool.arch.base import (
     Read,
     Region,
     SavedContext,
+    page_size_of,
 )
 from kdump_elftool.elf.constants import EM_AARCH64, NT_ARM_PAC_MASK
 from kdump_elftool.elf.notes import Note
@@ -135,15 +136,16 @@ def paging_form(page_shift: int, va_bits: int) -> PagingForm:
     # arch/arm64/include/asm/sparsemem.h: CONFIG_ARM64_PA_BITS
     physmem_bits = _WIDE if va_bits == _WIDE or page_shift == _SHIFTS[65536] else 48
     top = 1 << va_bits
-    user = PagingForm(f"{what}, process", levels, decode, decode_one, physmem_bits, NO_REGION, Region(0, top))
-    kernel = Region(0, top, (1 << 64) - top)
-    return PagingForm(what, levels, decode, decode_one, physmem_bits, kernel, NO_REGION, user_form=user)
+    # SECTION_SIZE_BITS before v5.12; later kernels say what it is
+    made = partial(PagingForm, levels=levels, decode=decode, decode_one=decode_one)
+    made = partial(made, physmem_bits=physmem_bits, section_size_bits=30)
+    user = made(f"{what}, process", kernel=NO_REGION, user=Region(0, top))
+    return made(what, kernel=Region(0, top, (1 << 64) - top), user=NO_REGION, user_form=user)
 
 
 def _paging_forms(kernel: KernelNumbers) -> tuple[PagingForm, ...]:
     """PAGESIZE, NUMBER(VA_BITS) and, since v5.11, what the processor was told, NUMBER(TCR_EL1_T1SZ)."""
-    text = kernel.text("PAGESIZE") or ""
-    shift = _SHIFTS.get(int(text)) if text.isascii() and text.isdigit() and len(text) < 6 else None
+    shift = _SHIFTS.get(page_size_of(kernel) or 0)
     shifts = _SHIFTS.values() if shift is None else (shift,)
     forms = (paging_form(shift, bits) for shift in shifts for bits in _va_bits(kernel, shift))
     return tuple(dict.fromkeys(forms))
@@ -232,27 +234,16 @@ def _hwcap(kernel: KernelNumbers) -> int:
     return _HWCAP_PACA if _pac_mask(kernel) else 0
 
 
-def _running_tables(
-    kernel: KernelNumbers, registers: Mapping[str, int]
-) -> tuple[tuple[int, PagingForm], ...]:
-    """No note has TTBR1_EL1."""
-    del kernel, registers
-    return ()
-
-
 ARCH = Architecture(
     name="arm64",
     e_machine=EM_AARCH64,
     byte_orders={"<": "arm64"},
     page_size=4096,
-    # before v5.12; later ones say what it is
-    section_size_bits=30,
     stack_size=16384,
     prstatus=PrStatusLayout(size=392, pid_offset=32, regs_offset=112, word=8, registers=_REGISTERS),
     stack_pointer="sp",
     instruction_pointer="pc",
     image_window=_image_window,
-    alias_ranges=(),
     paging_forms=_paging_forms,
     image_paddrs=_image_paddrs,
     image_source="and NUMBER(kimage_voffset)",
@@ -261,7 +252,6 @@ ARCH = Architecture(
         "OFFSET(thread_struct.cpu_context)",
         *(f"OFFSET(cpu_context.{member})" for member in _SAVED.values()),
     ),
-    running_tables=_running_tables,
     percpu_registers=("tpidr_el1", "tpidr_el2"),
     image_numbers=_image_numbers,
     thread_notes=_thread_notes,

@@ -85,10 +85,11 @@ class PagingForm:
     for its half, that has another form, ``user_form``, and ``user`` is empty.  ``more`` are further addresses
     of the kernel under the same root, ``fixed`` those that need no table.
     ``byte_order`` is that of the entries, empty where it is the kernel's (``Architecture.forms`` says it).
-    ``physmem_bits`` is the kernel's MAX_PHYSMEM_BITS with this form, ``section_size_bits`` its
-    SECTION_SIZE_BITS where that goes by the form; ``ignored_bits`` are cleared from entries before
-    decoding (AMD's encryption bit).  ``image_distance`` is how far the image lies below its virtual
-    addresses where the form knows that.
+    ``physmem_bits`` and ``section_size_bits`` are the kernel's MAX_PHYSMEM_BITS and SECTION_SIZE_BITS with
+    this form; ``ignored_bits`` are cleared from entries before decoding (AMD's encryption bit).
+    ``image_distance`` is how far the image lies below its virtual addresses where the form knows that.
+    ``fits`` says of a form, this one, how many of the entries below a root look right in it, where nothing
+    says which form it is.
     """
 
     name: str
@@ -96,15 +97,16 @@ class PagingForm:
     decode: Callable[[U64, Level, U64], Entries]
     decode_one: Callable[[int, Level, int], Entry]
     physmem_bits: int
+    section_size_bits: int
     kernel: Region
     user: Region
     byte_order: str = "<"
     ignored_bits: int = 0
     fixed: tuple[Fixed, ...] = ()
-    section_size_bits: int | None = None
     image_distance: int | None = None
     user_form: PagingForm | None = None
     more: tuple[Region, ...] = ()
+    fits: Callable[[PagingForm, PhysicalMemory, int], int] | None = None
 
     @property
     def va_bits(self) -> int:
@@ -119,8 +121,7 @@ class PagingForm:
         """Virtual addresses of raw ones."""
         base = np.full(len(raw), self.user.base, dtype=np.uint64)
         for region in (self.kernel, *self.more):
-            inside = (raw >= np.uint64(region.start)) & (raw <= np.uint64(max(region.end - 1, 0)))
-            base[inside & (region.end > region.start)] = region.base
+            base[(raw >= np.uint64(region.start)) & (raw < np.uint64(region.end))] = region.base
         return raw + base
 
     def is_canonical(self, vaddr: int) -> bool:
@@ -207,6 +208,21 @@ def _prints_nothing(_form: PagingForm, _vaddr: int, _paddr: int, /) -> Mapping[s
     return {}
 
 
+def page_size_of(kernel: KernelNumbers) -> int | None:
+    """PAGESIZE; None when the kernel does not say it, or nonsense."""
+    text = kernel.text("PAGESIZE") or ""
+    size = int(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0
+    return size if size >= 4096 and size & (size - 1) == 0 else None
+
+
+Roots = tuple[tuple[int, PagingForm], ...]
+"""Physical addresses of top tables, each with its form."""
+
+
+def _no_tables(_kernel: KernelNumbers, _registers: Mapping[str, int], /) -> Roots:
+    return ()
+
+
 def _no_notes(_kernel: KernelNumbers, /) -> tuple[Note, ...]:
     return ()
 
@@ -228,7 +244,8 @@ class Architecture:
     registers (None: too little is known), ``thread_keys`` what it asks for that.  ``image_window`` is
     where the image may be mapped (as wide as it can be, for a kernel that says nothing);
     ``alias_ranges`` are mapped many times over and left out.  ``running_tables`` are the top tables
-    that a CPU with these registers may be using, and their form; ``percpu_registers`` hold the base
+    that a CPU with these registers may be using, and their form (none if no note has any);
+    ``percpu_registers`` hold the base
     of a CPU's per-CPU area, or something else.
 
     ``thread_notes`` are what a debugger needs beside the registers of each thread, ``hwcap`` the bits of
@@ -237,7 +254,6 @@ class Architecture:
     The others are for a kernel known by its vmlinux alone: ``root_symbols`` name the kernel's top
     table, the first that there is counts; ``image_numbers`` gives the NUMBERs that VMCOREINFO would have if
     the image, mapped by tables of this form, had ``vaddr`` at ``paddr`` (what ``image_paddrs`` needs);
-    ``fits`` says how many of the entries below a root look right in a form, where nothing says which it is;
     ``image_keys`` are the lines of VMCOREINFO, that the vmlinux has to say, on which the forms depend.
     """
 
@@ -245,26 +261,24 @@ class Architecture:
     e_machine: int
     byte_orders: Mapping[str, str]
     page_size: int
-    section_size_bits: int
     stack_size: int
     prstatus: PrStatusLayout
     stack_pointer: str
     instruction_pointer: str
     image_window: Callable[[KernelNumbers], tuple[int, int]]
-    alias_ranges: tuple[tuple[int, int], ...]
     paging_forms: Callable[[KernelNumbers], tuple[PagingForm, ...]]
     image_paddrs: Callable[[KernelNumbers, int, Ranges], tuple[int, ...]]
     image_source: str
     saved_context: Callable[[KernelFacts, Read], SavedContext | None]
     thread_keys: tuple[str, ...]
-    running_tables: Callable[[KernelNumbers, Mapping[str, int]], tuple[tuple[int, PagingForm], ...]]
-    percpu_registers: tuple[str, ...]
+    alias_ranges: tuple[tuple[int, int], ...] = ()
+    running_tables: Callable[[KernelNumbers, Mapping[str, int]], Roots] = _no_tables
+    percpu_registers: tuple[str, ...] = ()
     root_symbols: tuple[str, ...] = ("swapper_pg_dir",)
     image_numbers: Callable[[PagingForm, int, int], Mapping[str, int]] = _prints_nothing
     thread_notes: Callable[[KernelNumbers], tuple[Note, ...]] = _no_notes
     hwcap: Callable[[KernelNumbers], int] = _no_features
     image_keys: tuple[str, ...] = ()
-    fits: Callable[[PagingForm, PhysicalMemory, int], int] | None = None
 
     def forms(self, kernel: KernelNumbers, order: str) -> tuple[PagingForm, ...]:
         """``paging_forms`` for a kernel of this byte order, ``<`` or ``>``."""

@@ -34,6 +34,7 @@ from kdump_elftool.arch.base import (
     Read,
     Region,
     SavedContext,
+    page_size_of,
 )
 from kdump_elftool.arch.walker import Window, walk
 from kdump_elftool.elf.constants import EM_MIPS
@@ -48,8 +49,13 @@ XKPHYS, XKSEG = 0x8000000000000000, 0xC000000000000000
 _CACHE_CODES = (2, 3, 5)
 """Of XKPHYS: uncached, cached, cached coherently; PAGE_OFFSET is one of the three."""
 _XKPHYS_SIZE = 1 << 59
-_PHYSMEM_BITS = 48
-"""MAX_PHYSMEM_BITS, arch/mips/include/asm/sparsemem.h."""
+_PHYSMEM_BITS, _SECTION_SIZE_BITS = 48, 28
+"""MAX_PHYSMEM_BITS and SECTION_SIZE_BITS, arch/mips/include/asm/sparsemem.h."""
+
+
+_FEWEST = 16
+"""Entries by which a form is judged."""
+_MOSTLY = 0.8
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,33 @@ class Bits:
         paddr = _fixed_paddr(entry, self.word)
         return Entry("none", 0) if paddr is None else Entry("table", paddr)
 
+    def fits(self, form: PagingForm, memory: PhysicalMemory, root: int) -> int:
+        """How many pages of RAM the kernel's tables map, if their entries look like this form's.
+
+        Below the page's number are three bits of the cache's mode, the same for nearly all, then dirty,
+        valid and global, of which the kernel's own pages have the last two.  The number's lowest bit is no
+        constant.
+        """
+        columns = [np.zeros(0, dtype=np.uint64)]
+
+        def noted(entries: U64, level: Level, raw: U64) -> Entries:
+            if level.name == "pte":
+                columns.append(entries)
+            return self.decode(entries, level, raw)
+
+        walk(memory, replace(form, decode=noted, fixed=()), root, Window(*form.kernel_span))
+        entries = np.concatenate(columns)
+        entries = entries[(entries & np.uint64(self.present)) != 0]
+        entries = entries[memory.declared.contains(self.decode(entries, form.levels[-1], entries).paddr)]
+        if len(entries) < _FEWEST:
+            return 0
+        flags = entries >> np.uint64(self.pfn_shift - (self.page_shift - 12) - 6)
+        modes = np.bincount((flags >> np.uint64(3) & np.uint64(7)).astype(np.intp))
+        odd = (entries >> np.uint64(self.pfn_shift) & np.uint64(1)).mean()
+        valid = ((flags & np.uint64(3)) == np.uint64(3)).mean()
+        likely = valid >= _MOSTLY and modes.max() >= _MOSTLY * len(entries) and 0.1 < odd < 0.9
+        return len(entries) if likely else 0
+
 
 def _fixed_paddr(vaddr: int, word: int) -> int | None:
     """Where a window has an address; None outside."""
@@ -131,10 +164,12 @@ def paging_form32(page_shift: int, bits: Bits) -> PagingForm:
         decode=bits.decode,
         decode_one=bits.decode_one,
         physmem_bits=_PHYSMEM_BITS,
+        section_size_bits=_SECTION_SIZE_BITS,
         kernel=Region(KSEG2, 1 << 32),
         user=Region(0, KSEG0),
         byte_order="",
         fixed=_WINDOWS[4],
+        fits=bits.fits,
     )
 
 
@@ -158,6 +193,7 @@ def paging_form64(page_shift: int, tables: tuple[int, ...], bits: Bits) -> Pagin
         decode=bits.decode,
         decode_one=bits.decode_one,
         physmem_bits=_PHYSMEM_BITS,
+        section_size_bits=_SECTION_SIZE_BITS,
         byte_order="",
     )
     compatible = (1 << 32) - KSEG2
@@ -167,6 +203,7 @@ def paging_form64(page_shift: int, tables: tuple[int, ...], bits: Bits) -> Pagin
         fixed=_WINDOWS[8],
         user_form=made(kernel=NO_REGION, user=Region(0, top)),
         more=(Region(top - compatible, top, (1 << 64) - top),),
+        fits=bits.fits,
     )
 
 
@@ -185,9 +222,7 @@ def _page_shifts(kernel: KernelNumbers, word: int) -> tuple[int, ...]:
     """NUMBER(PAGE_SHIFT) of patched kernels, PAGESIZE, the size of a page of entries; else all."""
     said = kernel.number("PAGE_SHIFT")
     entries = _log2(kernel.length("invalid_pte_table"))
-    text = kernel.text("PAGESIZE") or ""
-    size = _log2(int(text)) if text.isascii() and text.isdigit() and len(text) < 8 else None
-    shift = said if said is not None else size
+    shift = said if said is not None else _log2(page_size_of(kernel))
     if shift is None and entries is not None:
         shift = entries + (3 if word == 8 else 2)
     return (shift,) if shift is not None and 12 <= shift <= 16 else _PAGE_SHIFTS
@@ -276,52 +311,6 @@ def _image_window(kernel: KernelNumbers, word: int) -> tuple[int, int]:
     return start, start + _MB512
 
 
-def _running_tables(
-    kernel: KernelNumbers, registers: Mapping[str, int]
-) -> tuple[tuple[int, PagingForm], ...]:
-    """No register that anyone writes down has a table's address."""
-    del kernel, registers
-    return ()
-
-
-_FEWEST = 16
-"""Entries by which a form is judged."""
-_MOSTLY = 0.8
-
-
-def _fits(form: PagingForm, memory: PhysicalMemory, root: int) -> int:
-    """How many pages of RAM the kernel's tables map, if their entries look like this form's.
-
-    Below the page's number are three bits of the cache's mode, the same for nearly all, then dirty, valid
-    and global, of which the kernel's own pages have the last two.  The number's lowest bit is no constant.
-    """
-    columns: list[U64] = []
-
-    def noted(entries: U64, level: Level, raw: U64) -> Entries:
-        if level.name == "pte":
-            columns.append(entries)
-        return form.decode(entries, level, raw)
-
-    walk(memory, replace(form, decode=noted, fixed=()), root, Window(*form.kernel_span))
-    bits = form.decode.__self__  # type: ignore[attr-defined]
-    assert isinstance(bits, Bits)
-    entries = np.concatenate(columns) if columns else np.zeros(0, dtype=np.uint64)
-    entries = entries[(entries & np.uint64(bits.present)) != 0]
-    pages = bits.decode(entries, form.levels[-1], entries).paddr
-    ram = memory.declared
-    at = np.searchsorted(ram.start, pages, side="right").astype(np.intp) - 1
-    inside = (at >= 0) & (pages < ram.end[np.maximum(at, 0)]) if len(ram.start) else at > 0
-    entries = entries[inside]
-    if len(entries) < _FEWEST:
-        return 0
-    flags = entries >> np.uint64(bits.pfn_shift - (bits.page_shift - 12) - 6)
-    modes = np.bincount((flags >> np.uint64(3) & np.uint64(7)).astype(np.intp))
-    odd = (entries >> np.uint64(bits.pfn_shift) & np.uint64(1)).mean()
-    valid = ((flags & np.uint64(3)) == np.uint64(3)).mean()
-    likely = valid >= _MOSTLY and modes.max() >= _MOSTLY * len(entries) and 0.1 < odd < 0.9
-    return len(entries) if likely else 0
-
-
 _SAVED = (*range(16, 24), 29, 30, 31)
 _CONTEXT = tuple(f"thread_struct.reg{number}" for number in _SAVED)
 
@@ -371,22 +360,17 @@ def _architecture(name: str, word: int, byte_orders: Mapping[str, str], stack_si
         e_machine=EM_MIPS,
         byte_orders=byte_orders,
         page_size=4096,
-        section_size_bits=28,
         stack_size=stack_size,
         prstatus=_prstatus(word),
         stack_pointer="r29",
         instruction_pointer="epc",
         image_window=partial(_image_window, word=word),
-        alias_ranges=(),
         paging_forms=partial(_paging_forms, word=word),
         image_paddrs=partial(_image_paddrs, word=word),
         image_source="in a window without tables",
         saved_context=_saved_context,
         thread_keys=tuple(f"OFFSET({name})" for name in _CONTEXT),
-        running_tables=_running_tables,
-        percpu_registers=(),
         image_keys=_KEYS,
-        fits=_fits,
     )
 
 

@@ -85,6 +85,7 @@ def paging_form(levels: int, sme_mask: int = 0) -> PagingForm:
         decode_one=decode_one,
         # arch/x86/include/asm/sparsemem.h
         physmem_bits=52 if levels == 5 else 46,
+        section_size_bits=27,
         kernel=Region(top // 2, top, (1 << 64) - top),
         user=Region(0, top // 2),
         ignored_bits=sme_mask,
@@ -215,7 +216,6 @@ ARCH = Architecture(
     e_machine=EM_X86_64,
     byte_orders={"<": "x86_64"},
     page_size=4096,
-    section_size_bits=27,
     stack_size=16384,
     prstatus=PrStatusLayout(
         size=336, pid_offset=32, regs_offset=112, word=8, registers=tuple(_REGISTERS.split())

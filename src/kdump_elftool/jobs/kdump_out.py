@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kdump_elftool.addr import U64, Ranges, align_up, merge_ranges, subtract_ranges, u64
-from kdump_elftool.arch.base import Architecture
+from kdump_elftool.arch.base import Architecture, page_size_of
 from kdump_elftool.codecs.packing import packer
 from kdump_elftool.elf.constants import EM_386, EM_X86_64, NT_PRSTATUS
 from kdump_elftool.elf.notes import Note, chunk_size, encode_notes
@@ -133,8 +133,8 @@ def _without(plan: KdumpPlan, ranges: Ranges, lost: tuple[Lost, ...]) -> KdumpPl
 
 def _page_size(kernel: Kernel | None, default: int) -> int:
     """The kernel's own, since the format has one descriptor for each of its pages."""
-    text = kernel.info.text("PAGESIZE") if kernel else None
-    return next((size for size in _PAGE_SIZES if text == str(size)), default)
+    told = page_size_of(kernel.info) if kernel else None
+    return told if told in _PAGE_SIZES else default
 
 
 def _outward(ranges: Ranges, page: int) -> Ranges:

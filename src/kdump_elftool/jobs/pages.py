@@ -10,6 +10,7 @@ from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.kernel.freelists import free_by_lists
 from kdump_elftool.kernel.memmap import SparseGeometry, find_memmap
 from kdump_elftool.kernel.pages import LEVELS, Category, PageAccount, account, page_fields
+from kdump_elftool.kernel.words import Words
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,15 @@ def choose_pages(dump: Dump, kernel: Kernel, level: str) -> tuple[PageAccount | 
     if level == "all":
         return None, []
     arch, form = kernel.arch, kernel.identity.form
-    section_size_bits = form.section_size_bits or arch.section_size_bits
-    geometry = SparseGeometry(section_size_bits, form.physmem_bits, arch.prstatus.word, dump.kind.order)
+    geometry = SparseGeometry(form.section_size_bits, form.physmem_bits)
     virtual = kernel.virtual(dump)
+    words = Words(virtual, dump.kind.order, arch.prstatus.word)
     try:
-        memmap = find_memmap(virtual, kernel.info, geometry)
+        memmap = find_memmap(words, kernel.info, geometry)
         fields = page_fields(kernel.info, arch.prstatus.word, dump.kind.order)
         listed = None
         if fields.buddy_type is None and Category.FREE in LEVELS[level]:
-            listed = free_by_lists(virtual, kernel.info, memmap, arch.prstatus.word, dump.kind.order)
+            listed = free_by_lists(words, kernel.info, memmap)
     except IdentityError as error:
         return None, [ALL_KEPT + error.message]
     log.info("struct page: %s memory, %d parts", memmap.model, len(memmap.parts))

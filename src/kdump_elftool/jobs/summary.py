@@ -122,12 +122,11 @@ def _facts(found: _Found) -> Iterator[Fact]:
     """Every value that was used, the first source of each, in the order of their use."""
     facts = [*found.info.used.values()]
     if found.kernel is not None:
-        arch, identity = found.kernel.arch, found.kernel.identity
+        identity = found.kernel.identity
         offset = kaslr_offset_by(identity, found.kernel.vmlinux)
         facts = [*identity.facts, *([offset] if offset else []), *facts]
         default = f"not in VMCOREINFO: as {identity.form.name} has it"
-        section_size_bits = identity.form.section_size_bits or arch.section_size_bits
-        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", section_size_bits, default))
+        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", identity.form.section_size_bits, default))
         facts.append(Fact("NUMBER(MAX_PHYSMEM_BITS)", identity.form.physmem_bits, default))
     facts += found.log.facts if found.log else ()
     facts += found.listed.known.used if isinstance(found.listed, TaskList) else ()

@@ -18,7 +18,7 @@ from kdump_elftool.addr import MASK64, Ranges, merge_ranges, u64
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.kernel.memmap import Memmap, node_addresses
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
-from kdump_elftool.memory.virtual import VirtualMemory
+from kdump_elftool.kernel.words import Words
 
 _USUAL_ZONES = 4
 _MAX_ZONES = 8
@@ -51,28 +51,20 @@ class ListFields:
     nr_zones: int | None
     nr_orders: int
     nr_types: int
-    word: int
-    byte_order: str
-
-    def number(self, data: bytes) -> int:
-        """An unsigned integer of this kernel."""
-        return int.from_bytes(data, "little" if self.byte_order == "<" else "big")
 
 
-def free_by_lists(
-    virtual: VirtualMemory, info: VmcoreInfo, memmap: Memmap, word: int = 8, byte_order: str = "<"
-) -> FreeLists:
+def free_by_lists(words: Words, info: VmcoreInfo, memmap: Memmap) -> FreeLists:
     """Follow every list.  Raises IdentityError naming a VMCOREINFO key that is missing."""
-    fields = list_fields(info, word, byte_order)
+    fields = list_fields(info)
     frames = _Frames(memmap)
     seen: set[int] = set()
     starts: list[int] = []
     ends: list[int] = []
     broken = 0
-    nodes = list(dict.fromkeys(node_addresses(virtual, info, word, byte_order)))
-    for order, head in islice(_heads(virtual, nodes, fields), _MAX_LISTS):
+    nodes = list(dict.fromkeys(node_addresses(words, info)))
+    for order, head in islice(_heads(words, nodes, fields), _MAX_LISTS):
         whole = False
-        for pfn in _follow(virtual, head, fields, frames, seen):
+        for pfn in _follow(words, head, fields, frames, seen):
             whole = pfn is None
             if pfn is not None and pfn % (1 << order) == 0:
                 starts.append(pfn * memmap.page_size)
@@ -81,7 +73,7 @@ def free_by_lists(
     return FreeLists(merge_ranges(u64(starts), u64(ends)), broken)
 
 
-def list_fields(info: VmcoreInfo, word: int, byte_order: str) -> ListFields:
+def list_fields(info: VmcoreInfo) -> ListFields:
     """Read the layout from VMCOREINFO; an array of unknown length has the kernel's usual one."""
     return ListFields(
         node_zones=_need(info.offset("pglist_data.node_zones"), "OFFSET(pglist_data.node_zones)"),
@@ -96,15 +88,13 @@ def list_fields(info: VmcoreInfo, word: int, byte_order: str) -> ListFields:
         nr_orders=_count(info.length("zone.free_area"), 11, _MAX_ORDER),
         # before v2.6.24 one list per order and no LENGTH
         nr_types=_count(info.length("free_area.free_list"), 1, _MAX_TYPES),
-        word=word,
-        byte_order=byte_order,
     )
 
 
-def _heads(virtual: VirtualMemory, nodes: list[int], fields: ListFields) -> Iterator[tuple[int, int]]:
+def _heads(words: Words, nodes: list[int], fields: ListFields) -> Iterator[tuple[int, int]]:
     """(order, address of the list head) of every list."""
     for node in nodes:
-        for zone in range(_nr_zones(virtual, node, fields)):
+        for zone in range(_nr_zones(words, node, fields)):
             zone_at = node + fields.node_zones + zone * fields.zone_size
             for order in range(fields.nr_orders):
                 area = zone_at + fields.free_area + order * fields.area_size + fields.free_list
@@ -112,26 +102,26 @@ def _heads(virtual: VirtualMemory, nodes: list[int], fields: ListFields) -> Iter
                     yield order, (area + kind * fields.head_size) & MASK64
 
 
-def _nr_zones(virtual: VirtualMemory, node: int, fields: ListFields) -> int:
+def _nr_zones(words: Words, node: int, fields: ListFields) -> int:
     """Zones up to the last one that has memory, as the node says itself."""
     if fields.nr_zones is None:
         return _USUAL_ZONES
     try:
-        found = fields.number(virtual.read((node + fields.nr_zones) & MASK64, 4))
+        found = words.read(node + fields.nr_zones, 4)
     except FaultError:
         return _USUAL_ZONES
     return min(found, _MAX_ZONES)
 
 
 def _follow(
-    virtual: VirtualMemory, head: int, fields: ListFields, frames: _Frames, seen: set[int]
+    words: Words, head: int, fields: ListFields, frames: _Frames, seen: set[int]
 ) -> Iterator[int | None]:
     """Frames on a list, then None when it came back to its head.
 
     A frame is on one list only, so that ``seen`` bounds the whole walk by the size of the array.
     """
     try:
-        entry = _pointer(virtual, head + fields.next, fields)
+        entry = words.read(head + fields.next)
         if entry == 0:
             yield None  # a zone without memory: its lists were never set up
             return
@@ -141,14 +131,10 @@ def _follow(
                 return
             seen.add(pfn)
             yield pfn
-            entry = _pointer(virtual, entry + fields.next, fields)
+            entry = words.read(entry + fields.next)
     except FaultError:
         return
     yield None
-
-
-def _pointer(virtual: VirtualMemory, vaddr: int, fields: ListFields) -> int:
-    return fields.number(virtual.read(vaddr & MASK64, fields.word))
 
 
 class _Frames:

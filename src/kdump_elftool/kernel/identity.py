@@ -191,7 +191,7 @@ def _choose(
     dump: Dump, arch: Architecture, info: VmcoreInfo, roots: list[Root]
 ) -> tuple[Fact, PagingForm, bool]:
     for root in roots:
-        for form in _best_first(dump, arch, root):
+        for form in _best_first(dump, root):
             if _confirms(dump, arch, info, root.paddr, form):
                 return root.fact, form, True
     roots = [root for root in roots if not root.met]
@@ -212,13 +212,15 @@ def _choose(
     return readable[0].fact, readable[0].forms[0], False
 
 
-def _best_first(dump: Dump, arch: Architecture, root: Root) -> tuple[PagingForm, ...]:
+def _best_first(dump: Dump, root: Root) -> tuple[PagingForm, ...]:
     """The forms of a root, by how many entries look right in them if that can be said."""
-    fits = arch.fits
-    if fits is None or len(root.forms) < 2:
+    if len(root.forms) < 2 or root.forms[0].fits is None:
         return root.forms
     # entries found with fewer levels may belong to a table behind a top one that is smaller
-    rated = [(fits(form, dump.memory, root.paddr), len(form.levels), form) for form in root.forms]
+    rated = [
+        (form.fits(form, dump.memory, root.paddr) if form.fits else 0, len(form.levels), form)
+        for form in root.forms
+    ]
     return tuple(form for _, _, form in sorted(rated, key=lambda each: (-each[0], -each[1])))
 
 

@@ -209,8 +209,7 @@ class ImageSearch:
         facts += [fact for fact in self._keys if not fact.name.startswith("SYMBOL")]
         facts.append(Fact("KERNELOFFSET", offset & MASK64, by))
         default = f"as {form.name} has it"
-        section_size_bits = form.section_size_bits or self.arch.section_size_bits
-        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", section_size_bits, default))
+        facts.append(Fact("NUMBER(SECTION_SIZE_BITS)", form.section_size_bits, default))
         facts.append(Fact("NUMBER(MAX_PHYSMEM_BITS)", form.physmem_bits, default))
         build_id, page = self.vmlinux.build_id, 1 << form.levels[-1].shift
         first = [Fact("OSRELEASE", self.vmlinux.release or "", "vmlinux")]

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges, merge_ranges
+from kdump_elftool.addr import MASK64, U64, Index, Ranges, merge_ranges
+from kdump_elftool.arch.base import page_size_of
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
-from kdump_elftool.memory.virtual import VirtualMemory
+from kdump_elftool.kernel.words import Words
 
 SECTION_MARKED_PRESENT = 1 << 0
 SECTION_HAS_MEM_MAP = 1 << 1
@@ -54,40 +55,29 @@ class Memmap:
 
 @dataclass(frozen=True)
 class SparseGeometry:
-    """Defaults of an architecture whose VMCOREINFO does not tell them (before v5.9 and v5.13).
-
-    ``word`` is the size of a pointer in bytes, ``order`` ``<`` or ``>``.
-    """
+    """Defaults of an architecture whose VMCOREINFO does not tell them (before v5.9 and v5.13)."""
 
     section_size_bits: int
     max_physmem_bits: int
-    word: int = 8
-    order: str = "<"
 
 
-def find_memmap(virtual: VirtualMemory, info: VmcoreInfo, defaults: SparseGeometry) -> Memmap:
+def find_memmap(words: Words, info: VmcoreInfo, defaults: SparseGeometry) -> Memmap:
     """Locate the array.  Raises IdentityError naming the VMCOREINFO key that is missing."""
     struct_size = _need(info.size("page"), "SIZE(page)")
-    page_size = _need(_pagesize(info), "PAGESIZE")
-    near = _nearby(virtual.physical.present(), page_size)
+    page_size = _need(page_size_of(info), "PAGESIZE")
+    near = _nearby(words.memory.physical.present(), page_size)
     if info.symbol("mem_section") is not None:
-        parts = _sparse(virtual, info, defaults, page_size, struct_size, near)
+        parts = _sparse(words, info, defaults, page_size, struct_size, near)
         model = "sparse"
     elif info.symbol("mem_map") is not None and info.symbol("contig_page_data") is not None:
-        parts = list(_nodes(virtual, info, defaults))
+        parts = list(_nodes(words, info))
         model = "flat"
     else:
-        parts = list(_nodes(virtual, info, defaults))
+        parts = list(_nodes(words, info))
         model = "discontiguous"
     parts = [piece for part in parts for piece in _limited(part, near, struct_size)]
     parts.sort(key=lambda part: part.pfn)
     return Memmap(model, page_size, struct_size, tuple(_disjoint(parts, struct_size)))
-
-
-def _pagesize(info: VmcoreInfo) -> int | None:
-    text = info.text("PAGESIZE") or ""
-    size = int(text) if text.isdecimal() and len(text) < 8 else 0
-    return size if size >= 4096 and size & (size - 1) == 0 else None
 
 
 def _nearby(present: Ranges, page_size: int) -> Ranges:
@@ -119,7 +109,7 @@ def _need(value: int | None, key: str) -> int:
 
 
 def _sparse(
-    virtual: VirtualMemory,
+    words: Words,
     info: VmcoreInfo,
     defaults: SparseGeometry,
     page_size: int,
@@ -134,12 +124,11 @@ def _sparse(
     nr_sections = min(1 << (physmem_bits - section_bits), MAX_SECTIONS)
     shift = section_bits - page_shift
     best: list[MemmapPart] = []
-    pointers = _Pointers(virtual, defaults.word, defaults.order)
-    for start, is_extreme in _readings(pointers, info):
+    for start, is_extreme in _readings(words, info):
         parts: list[MemmapPart] = []
         for number in _numbers(near, shift, nr_sections):
-            table = _entries(pointers, info, page_size, number, start, is_extreme)
-            parts += _sections(pointers, *table, shift, struct_size)
+            table = _entries(words, info, page_size, number, start, is_extreme)
+            parts += _sections(words, *table, shift, struct_size)
         if len(parts) > len(best):
             best = parts
     if not best:
@@ -171,35 +160,33 @@ def _numbers(near: Ranges, shift: int, nr_sections: int) -> Iterator[Index]:
         yield np.concatenate(batch)
 
 
-def _sections(
-    pointers: _Pointers, number: Index, vaddr: U64, shift: int, struct_size: int
-) -> list[MemmapPart]:
+def _sections(words: Words, number: Index, vaddr: U64, shift: int, struct_size: int) -> list[MemmapPart]:
     """The sections that have a mapped array, from the addresses of their ``section_mem_map``."""
-    values, readable = pointers.column(vaddr)
+    values, readable = words.column(vaddr)
     flags = np.uint64(SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP)
     valid = readable & ((values & flags) == flags)
     first_pfn = number[valid].astype(np.uint64) << np.uint64(shift)
     coded = values[valid] & np.uint64(SECTION_MAP_MASK & MASK64)
-    at = (coded + first_pfn * np.uint64(struct_size)) & pointers.mask
-    _, mapped = pointers.virtual.translate(at)
+    at = (coded + first_pfn * np.uint64(struct_size)) & words.mask
+    _, mapped = words.memory.translate(at)
     return [
         MemmapPart(pfn, 1 << shift, address)
         for pfn, address in zip(first_pfn[mapped].tolist(), at[mapped].tolist(), strict=True)
     ]
 
 
-def _readings(pointers: _Pointers, info: VmcoreInfo) -> Iterator[tuple[int, bool]]:
+def _readings(words: Words, info: VmcoreInfo) -> Iterator[tuple[int, bool]]:
     """Where the table may begin, and whether it is one of roots (SPARSEMEM_EXTREME)."""
     base = _need(info.symbol("mem_section"), "SYMBOL(mem_section)")
     yield base, True
-    pointer = pointers.at(base)
-    if pointer is not None:
+    pointer = _pointer(words, base)
+    if pointer:
         yield pointer, True
     yield base, False
 
 
 def _entries(
-    pointers: _Pointers, info: VmcoreInfo, page_size: int, number: Index, start: int, is_extreme: bool
+    words: Words, info: VmcoreInfo, page_size: int, number: Index, start: int, is_extreme: bool
 ) -> tuple[Index, U64]:
     """The sections of ``number`` that the table has, and where their ``section_mem_map`` lies."""
     size = _need(info.size("mem_section"), "SIZE(mem_section)")
@@ -212,59 +199,39 @@ def _entries(
         return number, np.uint64(start) + number.astype(np.uint64) * np.uint64(size) + np.uint64(member)
     per_root = page_size // size
     number = number[number < min(length, MAX_SECTIONS) * per_root]
-    slot = np.uint64(start) + (number // per_root).astype(np.uint64) * np.uint64(pointers.word)
-    root, _readable = pointers.column(slot)
+    slot = np.uint64(start) + (number // per_root).astype(np.uint64) * np.uint64(words.word)
+    root, _readable = words.column(slot)
     number, root = number[root != 0], root[root != 0]
     return number, root + (number % per_root).astype(np.uint64) * np.uint64(size) + np.uint64(member)
 
 
-@dataclass(frozen=True)
-class _Pointers:
-    """Words of the kernel's memory."""
-
-    virtual: VirtualMemory
-    word: int
-    order: str
-
-    @property
-    def mask(self) -> np.uint64:
-        """All bits of a word."""
-        return np.uint64(MASK64 >> (64 - 8 * self.word))
-
-    def column(self, vaddr: U64) -> tuple[U64, Bools]:
-        """The word at each address, 0 where it cannot be read, and which could be."""
-        blocks, readable = self.virtual.gather(vaddr, self.word)
-        return blocks.view(f"{self.order}u{self.word}").reshape(-1).astype(np.uint64), readable
-
-    def at(self, vaddr: int) -> int | None:
-        """One word; None when it is 0 or cannot be read."""
-        try:
-            data = self.virtual.read(vaddr, self.word)
-        except FaultError:
-            return None
-        return int.from_bytes(data, "little" if self.order == "<" else "big") or None
+def _pointer(words: Words, vaddr: int) -> int:
+    """0 as well where it cannot be read."""
+    try:
+        return words.read(vaddr)
+    except FaultError:
+        return 0
 
 
-def node_addresses(virtual: VirtualMemory, info: VmcoreInfo, word: int = 8, order: str = "<") -> list[int]:
+def node_addresses(words: Words, info: VmcoreInfo) -> list[int]:
     """Addresses of every ``pg_data_t``: of the only node, or of an array of nodes with gaps."""
     only = info.symbol("contig_page_data")
     if only is not None:
         return [only]
     start = _need(info.symbol("node_data"), "SYMBOL(node_data) or SYMBOL(contig_page_data)")
     count = min(_need(info.length("node_data"), "LENGTH(node_data)"), _MAX_NODES)
-    at = np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(word)
-    values, _readable = _Pointers(virtual, word, order).column(at)
+    at = np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(words.word)
+    values, _readable = words.column(at)
     return [address for address in values.tolist() if address]
 
 
-def _nodes(virtual: VirtualMemory, info: VmcoreInfo, geometry: SparseGeometry) -> Iterator[MemmapPart]:
+def _nodes(words: Words, info: VmcoreInfo) -> Iterator[MemmapPart]:
     offsets = [
         _need_offset(info, f"pglist_data.{name}")
         for name in ("node_start_pfn", "node_spanned_pages", "node_mem_map")
     ]
-    pointers = _Pointers(virtual, geometry.word, geometry.order)
-    for address in node_addresses(virtual, info, geometry.word, geometry.order):
-        values = [pointers.at(address + offset) or 0 for offset in offsets]
+    for address in node_addresses(words, info):
+        values = [_pointer(words, address + offset) for offset in offsets]
         if values[1] and values[2]:
             yield MemmapPart(values[0], values[1], values[2])
 

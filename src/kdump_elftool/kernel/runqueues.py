@@ -18,6 +18,7 @@ import numpy as np
 from kdump_elftool.addr import I64, U64, Bools
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.percpu import MOST_CPUS, PerCpu
+from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ class RunQueueReader:
         return np.unique(pointer[readable & (pointer != 0)])
 
     def _pointers(self, vaddr: U64) -> tuple[U64, Bools]:
-        blocks, readable = self.memory.gather(vaddr, self.word)
-        return blocks.reshape(-1).view(f"{self.order}u{self.word}").astype(np.uint64), readable
+        return Words(self.memory, self.order, self.word).column(vaddr)
 
     def _ints(self, vaddr: U64) -> tuple[I64, Bools]:
         blocks, readable = self.memory.gather(vaddr, 4)

@@ -20,6 +20,7 @@ from kdump_elftool.errors import IdentityError
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.lists import ListReader
 from kdump_elftool.kernel.runqueues import RunQueues
+from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
 COMM_SIZE = 16
@@ -207,8 +208,7 @@ class TaskReader:
         return np.frombuffer(STATES.encode(), dtype=np.uint8)[highest]
 
     def _pointers(self, vaddr: U64) -> U64:
-        blocks, _ = self.memory.gather(vaddr, self.word)
-        return blocks.reshape(-1).view(f"{self.order}u{self.word}").astype(np.uint64)
+        return Words(self.memory, self.order, self.word).column(vaddr)[0]
 
     def _bytes(self, task: U64, name: str, size: int) -> tuple[npt.NDArray[np.uint8], Bools]:
         return self.memory.gather(task + np.uint64(self.known.offset(f"task_struct.{name}") or 0), size)

@@ -8,6 +8,7 @@ from kdump_elftool.errors import IdentityError
 from kdump_elftool.kernel.freelists import FreeLists, free_by_lists
 from kdump_elftool.kernel.memmap import Memmap, MemmapPart
 from kdump_elftool.kernel.pages import Category, account, page_fields
+from kdump_elftool.kernel.words import Words
 from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
 
 KEYS = {
@@ -62,7 +63,7 @@ def space() -> KernelSpace:
 
 
 def free(space: KernelSpace, **changes: object) -> FreeLists:
-    return free_by_lists(space.virtual(), info_of(**{**KEYS, **changes}), MEMMAP)
+    return free_by_lists(Words(space.virtual()), info_of(**{**KEYS, **changes}), MEMMAP)
 
 
 def frames(found: FreeLists) -> list[tuple[int, int]]:
@@ -129,7 +130,7 @@ def test_absurd_lengths_stay_bounded(space, name):
 def test_missing_key_is_named(space, key):
     lines = {name: value for name, value in KEYS.items() if name != key}
     with pytest.raises(IdentityError, match=key.partition("_")[2].replace("__", r"\.")):
-        free_by_lists(space.virtual(), info_of(**lines), MEMMAP)
+        free_by_lists(Words(space.virtual()), info_of(**lines), MEMMAP)
 
 
 @pytest.mark.parametrize(("level", "dropped"), [("kernel", 9), ("inuse", 9)])

@@ -9,6 +9,7 @@ import pytest
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.kernel.memmap import Memmap, MemmapPart, SparseGeometry, find_memmap
 from kdump_elftool.kernel.pages import Category, account, page_fields
+from kdump_elftool.kernel.words import Words
 from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
 
 GEOMETRY = SparseGeometry(27, 46)
@@ -38,7 +39,7 @@ def coded(number: int, flags: int, vaddr: int = BASE + MAP) -> int:
 
 
 def find(space: KernelSpace, **values: object) -> Memmap:
-    return find_memmap(space.virtual(), info_of(**PAGES, **values), GEOMETRY)
+    return find_memmap(Words(space.virtual()), info_of(**PAGES, **values), GEOMETRY)
 
 
 # ---- one array, or one per node -----------------------------------------------------------------
@@ -213,9 +214,9 @@ def test_impossible_numbers_are_named(wrong):
     space = KernelSpace()
     space.put(TABLE, "Q", coded(0, 3))
     good = {**PAGES, "SYMBOL_mem_section": BASE + TABLE, "SIZE_mem_section": 16, "LENGTH_mem_section": 8}
-    assert find_memmap(space.virtual(), info_of(**good), GEOMETRY).parts
+    assert find_memmap(Words(space.virtual()), info_of(**good), GEOMETRY).parts
     with pytest.raises(IdentityError):
-        find_memmap(space.virtual(), info_of(**{**good, **wrong}), GEOMETRY)
+        find_memmap(Words(space.virtual()), info_of(**{**good, **wrong}), GEOMETRY)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_memory_that_no_array_covers_is_kept_and_counted():
     info = info_of(**PAGES, **NODES, **FIELDS, SYMBOL_mem_map=BASE, SYMBOL_contig_page_data=node)
     virtual = space.virtual()
     found = account(
-        virtual, find_memmap(virtual, info, GEOMETRY), page_fields(info, 8), "kernel", space.present
+        virtual, find_memmap(Words(virtual), info, GEOMETRY), page_fields(info, 8), "kernel", space.present
     )
     assert found.counts[Category.FREE] == 256
     assert found.unknown == 88
