@@ -25,6 +25,7 @@ from kdump_elftool.kernel.percpu import PerCpu, find_percpu
 from kdump_elftool.kernel.qemu_notes import QEMU, qemu_cpus
 from kdump_elftool.kernel.runqueues import RunQueueReader, RunQueues
 from kdump_elftool.kernel.tasks import TaskReader, Tasks, rows_of
+from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 from kdump_elftool.safe_text import printable
 
@@ -237,17 +238,37 @@ class _Builder:
     def _saved(self, rows: Index) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         """Register notes of tasks that do not run, and which of them could be made."""
         tasks, layout, context = self.listed.tasks, self.layout, self.context
-        memory, word = self.listed.memory, layout.word
         descs = np.zeros((len(rows), layout.size), dtype=np.uint8)
-        base, good = tasks.task[rows] + np.uint64(context.pointer), np.ones(len(rows), dtype=np.bool_)
-        if not context.inside:
-            blocks, good = memory.gather(base, word)
-            base = blocks.reshape(-1).view(f"{self.order}u{word}").astype(np.uint64)
-        stack = tasks.stack[rows]
+        base, good = self._anchors(rows)
+        self._copy_frames(descs, rows, base, good)
+        for name, offset in context.in_task:
+            self._copy(descs, name, tasks.task[rows] + np.uint64(offset), good)
+        for name, number in context.derived:
+            self._put(descs, layout.register_offset(name), base + np.uint64(number), layout.word)
+        for name, number in context.constants:
+            column = np.full(len(rows), number, dtype=np.uint64)
+            self._put(descs, layout.register_offset(name), column, layout.word)
+        self._put(descs, layout.pid_offset, tasks.lwp[rows].astype(np.uint64), 4)
+        self._put(descs, layout.pid_offset + 4, tasks.ppid[rows].clip(0).astype(np.uint64), 4)
+        return descs, good
+
+    def _anchors(self, rows: Index) -> tuple[U64, npt.NDArray[np.bool_]]:
+        """Where the saved registers' offsets count from, and which tasks say so."""
+        at = self.listed.tasks.task[rows] + np.uint64(self.context.pointer)
+        if self.context.inside:
+            return at, np.ones(len(rows), dtype=np.bool_)
+        return Words(self.listed.memory, self.order, self.layout.word).column(at)
+
+    def _copy_frames(
+        self, descs: npt.NDArray[np.uint8], rows: Index, base: U64, good: npt.NDArray[np.bool_]
+    ) -> None:
+        """Registers that lie together; ``good`` stays for those whose stack pointer is in their own stack."""
+        context, layout, word = self.context, self.layout, self.layout.word
+        stack = self.listed.tasks.stack[rows]
         size = max([offset + word for _, offset in context.registers], default=word)
-        if context.stack_pointer is None:  # whole frames within the task's own stack
+        if context.stack_pointer is None:  # whole frames
             good &= self._on_stack(base, stack, size)
-        frame, readable = memory.gather(np.where(good, base, stack), size)
+        frame, readable = self.listed.memory.gather(np.where(good, base, stack), size)
         good &= readable
         for name, offset in context.registers:
             at = layout.register_offset(name)
@@ -256,18 +277,12 @@ class _Builder:
             at = layout.register_offset(context.stack_pointer)
             sp = np.ascontiguousarray(descs[:, at : at + word]).reshape(-1).view(f"{self.order}u{word}")
             good &= self._on_stack(sp.astype(np.uint64), stack, 0)
-        for name, offset in context.in_task:
-            blocks, there = memory.gather(tasks.task[rows] + np.uint64(offset), word)
-            good &= there
-            at = layout.register_offset(name)
-            descs[:, at : at + word] = blocks
-        for name, number in context.derived:
-            self._put(descs, layout.register_offset(name), base + np.uint64(number), word)
-        for name, number in context.constants:
-            self._put(descs, layout.register_offset(name), np.full(len(rows), number, dtype=np.uint64), word)
-        self._put(descs, layout.pid_offset, tasks.lwp[rows].astype(np.uint64), 4)
-        self._put(descs, layout.pid_offset + 4, tasks.ppid[rows].clip(0).astype(np.uint64), 4)
-        return descs, good
+
+    def _copy(self, descs: npt.NDArray[np.uint8], name: str, vaddr: U64, good: npt.NDArray[np.bool_]) -> None:
+        """One register from an address of its own; ``good`` stays where it could be read."""
+        at, word = self.layout.register_offset(name), self.layout.word
+        descs[:, at : at + word], readable = self.listed.memory.gather(vaddr, word)
+        good &= readable
 
     def _on_stack(self, sp: U64, stack: U64, size: int) -> npt.NDArray[np.bool_]:
         """Whether ``size`` bytes from ``sp`` on lie in the task's own stack."""
