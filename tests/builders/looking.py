@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdump_elftool.cli.main import main
+from tests.builders.descriptors import leaked, open_descriptors
 from tests.builders.kernel import LINK_TEXT, SMALL, KernelSpec, SyntheticKernel, make_kernel
 from tests.builders.printk import LogImage
 from tests.cli.conftest import Result
@@ -34,7 +35,7 @@ def look(tmp_path: Path, capfd, command: str, image: bytes | Path, *options: str
     if isinstance(image, bytes):
         dump.write_bytes(image)
     before = set(os.listdir(tmp_path))
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_descriptors()
     code = main([command, str(dump), *options])
     captured = capfd.readouterr()
     result = Result(code, captured.out, captured.err, dump)
@@ -47,5 +48,5 @@ def look(tmp_path: Path, capfd, command: str, image: bytes | Path, *options: str
         == (code in (1, 2) and "--strict" not in options)
     )
     assert set(os.listdir(tmp_path)) == before
-    assert len(os.listdir("/proc/self/fd")) == descriptors, "a descriptor leaked"
+    assert not leaked(descriptors), "a descriptor leaked"
     return result

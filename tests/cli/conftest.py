@@ -11,6 +11,7 @@ import pytest
 
 from kdump_elftool.cli.main import main
 from tests.builders.check import Core, check_shape, read_core
+from tests.builders.descriptors import leaked, open_descriptors
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def tovelf(tmp_path, capfd, monkeypatch) -> Iterator[Tovelf]:
         output.unlink(missing_ok=True)
         dump.write_bytes(image)
         before = set(os.listdir(tmp_path))
-        descriptors = os.listdir("/proc/self/fd")
+        descriptors = open_descriptors()
         code = main(["tovelf", "-l", "all", "-i", str(dump), "-o", str(output), *options])
         captured = capfd.readouterr()
         result = Result(code, captured.out, captured.err, output)
         check_manners(result, before, set(os.listdir(tmp_path)))
-        assert len(os.listdir("/proc/self/fd")) == len(descriptors), "a descriptor leaked"
+        assert not leaked(descriptors), "a descriptor leaked"
         assert dump.read_bytes() == image, "input changed"
         return result
 

@@ -15,6 +15,7 @@ import pytest
 
 from kdump_elftool.cli.main import main
 from tests.builders.check import check_aliases_share, check_pages, read_core
+from tests.builders.descriptors import leaked, open_descriptors
 from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core
 from tests.builders.kernel import SMALL, build_vmlinux, make_kernel
 from tests.builders.notes import prstatus_pid
@@ -39,7 +40,7 @@ def tool(capfd):
     """``tool(*options)``: run, and check what holds for every run."""
 
     def run(*options: str | Path) -> Run:
-        descriptors = os.listdir("/proc/self/fd")
+        descriptors = open_descriptors()
         code = main(["tovelf", *map(str, options)])
         captured = capfd.readouterr()
         result = Run(code, captured.out, captured.err)
@@ -47,7 +48,7 @@ def tool(capfd):
         assert "internal error" not in result.err, result.err
         count = 1 if code and not result.err.startswith("warning") else 0
         assert (len(result.lines("error")), len(result.lines("hint"))) == (count, count), result.err
-        assert len(os.listdir("/proc/self/fd")) == len(descriptors), "a descriptor leaked"
+        assert not leaked(descriptors), "a descriptor leaked"
         return result
 
     return run
