@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kdump_elftool.jobs.dmesg import NSEC, BootTime
+from kdump_elftool.jobs.dmesg import BootTime
+from kdump_elftool.plain.log_lines import joined, raw_line, stamp, stamp_of
 from kdump_elftool.plain.printk import Line, Record, caller
 from kdump_elftool.safe_text import log_text
 
@@ -44,11 +45,6 @@ def _index(names: tuple[str, ...], name: str, what: str) -> int:
     return names.index(name)
 
 
-def stamp(ts_nsec: int) -> str:
-    """``[    5.123456]``: seconds since boot as the kernel prints them."""
-    return f"[{ts_nsec // NSEC:5}.{ts_nsec // 1000 % 10**6:06}]"
-
-
 def date_stamp(boot: BootTime, ts_nsec: int) -> str:
     """``[Sun Nov 22 22:16:20 2026]``, UTC; the plain time stamp when that is no date."""
     seconds = boot.at(ts_nsec)
@@ -59,16 +55,6 @@ def date_stamp(boot: BootTime, ts_nsec: int) -> str:
     return f"[{day} {month} {when.day:2} {when:%H:%M:%S} {when.year:4}]"
 
 
-def plain_line(line: Line) -> str:
-    """As ``dmesg`` without options prints it."""
-    return _joined(_stamp(line.record), line.text)
-
-
-def raw_line(line: Line) -> str:
-    """As ``dmesg -r`` prints it: with facility and level as one number in front."""
-    return _pri(line.record) + plain_line(line)
-
-
 def formatter(*, raw: bool, decode: bool, time: bool, boot: BootTime | None) -> Callable[[Line], str]:
     """The function that prints one line.  With ``boot`` times are dates."""
     if raw:
@@ -76,10 +62,10 @@ def formatter(*, raw: bool, decode: bool, time: bool, boot: BootTime | None) -> 
 
     def show(line: Line) -> str:
         record = line.record
-        when = _stamp(record) if time else ""
+        when = stamp_of(record) if time else ""
         if time and boot is not None and record.ts_nsec is not None:
             when = date_stamp(boot, record.ts_nsec)
-        return (_decoded(record) if decode else "") + _joined(when, line.text)
+        return (_decoded(record) if decode else "") + joined(when, line.text)
 
     return show
 
@@ -105,20 +91,6 @@ def as_json(record: Record, boot: BootTime | None) -> dict[str, object]:
 def iso(seconds: int) -> str:
     """ISO 8601, UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _stamp(record: Record) -> str:
-    return "" if record.ts_nsec is None else stamp(record.ts_nsec)
-
-
-def _joined(when: str, text: bytes) -> str:
-    return f"{when} {log_text(text)}" if when else log_text(text)
-
-
-def _pri(record: Record) -> str:
-    if record.facility is None or record.level is None:
-        return ""
-    return f"<{record.facility << 3 | record.level}>"
 
 
 def _decoded(record: Record) -> str:

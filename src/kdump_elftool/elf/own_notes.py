@@ -22,6 +22,8 @@ OWNER = b"kdump-elftool"
 TYPE_SUMMARY = 1
 TYPE_TASKS = 2
 TYPE_UNDO = 3
+TYPE_LAYOUT = 4
+LAYOUT_SCHEMA = "kdump-elftool/layout/1"
 _LARGER_THAN_ANY_PRSTATUS = 1024
 UNDO_NOTE_SIZE = 12 + 16 + _LARGER_THAN_ANY_PRSTATUS
 """An encoded undo note: header, padded owner, descriptor."""
@@ -67,6 +69,13 @@ def task_note(tasks: object) -> Note:
     """
     text = json.dumps(tasks, separators=(",", ":")).encode("ascii")
     return Note(OWNER, TYPE_TASKS, text.ljust(_LARGER_THAN_ANY_PRSTATUS))
+
+
+def layout_note(answers: Mapping[str, int | None]) -> Note:
+    """What the gdb side asks of a kernel, ``KIND(name)``, with the answers; None is asked and not known."""
+    document = {"schema": LAYOUT_SCHEMA, "answers": dict(answers)}
+    text = json.dumps(document, separators=(",", ":")).encode("ascii")
+    return Note(OWNER, TYPE_LAYOUT, text.ljust(_LARGER_THAN_ANY_PRSTATUS))
 
 
 def auxv_note(kind: ElfKind, values: Mapping[int, int]) -> Note:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from kdump_elftool.gdbside import arm64_unwinder
+from kdump_elftool.gdbside.log_command import Dmesg
+
+COMMANDS = (Dmesg,)
 
 
 def load() -> None:
     """Register it all; sourced again, the new takes the place of the old."""
     arm64_unwinder.register()
+    for command in COMMANDS:
+        command()

@@ -20,10 +20,12 @@ from kdump_elftool.elf.layout import CoreLayout, Memory, build_layout
 from kdump_elftool.elf.notes import Note, encode_notes
 from kdump_elftool.elf.own_notes import (
     OWNER,
+    TYPE_LAYOUT,
     TYPE_SUMMARY,
     TYPE_TASKS,
     TYPE_UNDO,
     auxv_note,
+    layout_note,
     producer,
     summary_note,
     task_note,
@@ -34,16 +36,18 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
 from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
+from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.jobs.own_cpus import own_cpus
 from kdump_elftool.jobs.pages import choose_pages
 from kdump_elftool.jobs.selection import Pages, select
-from kdump_elftool.jobs.tasks import task_table, task_threads
+from kdump_elftool.jobs.tasks import task_table, tasks_by, threads_of
 from kdump_elftool.kernel.cpus import CORE, CpuNotes, CpuThread, cpu_threads, is_prstatus
-from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.kernel.facts import Fact, Knowledge
 from kdump_elftool.kernel.identity import (
     KernelIdentity,
     kaslr_offset_by,
 )
+from kdump_elftool.plain.needs import needs
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +108,11 @@ def plan_velf(
     choice, page_warnings = choose_pages(dump, kernel, level)
     chosen = select(dump.memory, walked, dump.lost, choice)
     own, cpu_warnings = own_cpus(dump, kernel)
-    cpus, stacks, facts, task_warnings = _threads(own, kernel, procthreads)
+    known = knowledge(dump, kernel)
+    cpus, stacks, facts, task_warnings = _threads(own, kernel, known if procthreads else None)
     notes = _notes(cpus, dump, kernel, kaslr_offset)
+    # asked apart: these answers are for gdb, and nothing in the core rests on them
+    notes.append(layout_note(Knowledge(known.sources).answers(needs())))
     notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
     mapped = chosen.mapped
     memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel, stacks))
@@ -146,14 +153,17 @@ def _with_flags(dump: Dump, kernel: Kernel) -> Dump:
 
 
 def _threads(
-    dump: Dump, kernel: Kernel, procthreads: bool
+    dump: Dump, kernel: Kernel, known: Knowledge | None
 ) -> tuple[CpuNotes, U64, tuple[Fact, ...], tuple[str, ...]]:
-    """Notes with their threads, where the threads' stacks are, facts that were used, warnings."""
-    if not procthreads:
+    """Notes with their threads, where the threads' stacks are, facts that were used, warnings.
+
+    With ``known`` every task is a thread.
+    """
+    if known is None:
         cpus = cpu_threads(dump.notes, kernel.arch, dump.kind)
         stacks = [align_down(thread.sp, kernel.arch.stack_size) for thread in cpus.threads]
         return cpus, u64(stacks), (), ()
-    found = task_threads(dump, kernel)
+    found = threads_of(tasks_by(known, dump, kernel), dump, kernel)
     others = [note for note in dump.notes if not is_prstatus(note)]
     notes = (task_note(as_json(task_table(found.listed, found.table))), *found.notes, *others)
     return CpuNotes(notes, found.cpus), found.stacks, found.listed.known.used, found.warnings
@@ -161,7 +171,7 @@ def _threads(
 
 def _notes(cpus: CpuNotes, dump: Dump, kernel: Kernel, kaslr_offset: Fact | None) -> list[Note]:
     """The dump's notes without those this tool writes anew: its own, NT_AUXV given a vmlinux, a thread's."""
-    dropped = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO)}
+    dropped = {(OWNER, TYPE_SUMMARY), (OWNER, TYPE_UNDO), (OWNER, TYPE_LAYOUT)}
     ours = [note for note in cpus.notes[:1] if (note.name, note.type) == (OWNER, TYPE_TASKS)]
     dropped.add((OWNER, TYPE_TASKS))
     added, values = [], {}

@@ -102,6 +102,11 @@ class Knowledge:
         """A number that the kernel's build decided."""
         return self._value("NUMBER", name)
 
+    def answers(self, questions: Iterable[str]) -> dict[str, int | None]:
+        """The answer to each ``KIND(name)``."""
+        parts = ((each, *each[:-1].split("(", 1)) for each in questions)
+        return {each: self._value(kind, name) for each, kind, name in parts}
+
     @property
     def used(self) -> tuple[Fact, ...]:
         """Every answer that was given, in the order of the questions."""

@@ -8,13 +8,17 @@ v3.5 to v5.9, ``log_end`` the characters of older kernels (``printk_log``).
 from __future__ import annotations
 
 from kdump_elftool.errors import IdentityError
+from kdump_elftool.plain.printk_log import NEEDS as LOG_NEEDS
 from kdump_elftool.plain.printk_log import read_char_log, read_record_log
 from kdump_elftool.plain.printk_record import LOG_CONT, LOG_NEWLINE, LOG_PREFIX, RECORDS, Line, Log, Record
+from kdump_elftool.plain.printk_ring import NEEDS as RING_NEEDS
 from kdump_elftool.plain.printk_ring import read_ring
 from kdump_elftool.plain.target import Target
 
 __all__ = ["Line", "Log", "Record", "caller", "lines", "read_log"]
 
+NEEDS = (*RING_NEEDS, *LOG_NEEDS)
+"""What these readers ask of a kernel."""
 _CALLER_IS_CPU = 1 << 31
 
 

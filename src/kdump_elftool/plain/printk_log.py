@@ -24,6 +24,16 @@ from kdump_elftool.plain.printk_record import (
 )
 from kdump_elftool.plain.target import Field, Target, field, read_pieces, struct_size, unsigned, variable
 
+_MEMBERS = ("ts_nsec", "len", "text_len", "dict_len", "caller_id")
+NEEDS = (
+    *("SYMBOL(log_first_idx)", "SYMBOL(log_next_idx)", "SYMBOL(log_buf)", "SYMBOL(log_buf_len)"),
+    *("SYMBOL(log_end)", "SYMBOL(logged_chars)"),
+    *(
+        question
+        for name in ("printk_log", "log")
+        for question in (f"SIZE({name})", *(f"OFFSET({name}.{member})" for member in _MEMBERS))
+    ),
+)
 _LINE = re.compile(rb"(?:<(?P<pri>\d{1,3})>)?(?:\[ *(?P<sec>\d{1,10})\.(?P<usec>\d{6})\] ?)?", re.DOTALL)
 _MAX_CHARS = 1 << 26
 

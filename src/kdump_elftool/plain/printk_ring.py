@@ -32,6 +32,20 @@ from kdump_elftool.plain.target import (
     variable,
 )
 
+_MEMBERS = {
+    "printk_ringbuffer": ("desc_ring", "text_data_ring"),
+    "prb_desc_ring": ("count_bits", "descs", "infos", "head_id", "tail_id"),
+    "prb_data_ring": ("size_bits", "data"),
+    "prb_data_blk_lpos": ("begin", "next"),
+    "prb_desc": ("text_blk_lpos", "state_var"),
+    "printk_info": ("seq", "ts_nsec", "text_len", "caller_id"),
+    "atomic_long_t": ("counter",),
+}
+NEEDS = (
+    "SYMBOL(prb)",
+    *(f"SIZE({name})" for name in _MEMBERS),
+    *(f"OFFSET({name}.{member})" for name, members in _MEMBERS.items() for member in members),
+)
 _RESERVED, _COMMITTED, _FINALIZED, _REUSABLE = range(4)
 _EMPTY_LINE_LPOS = 3  # NO_LPOS in older kernels: a record that has no text by intention
 _BATCH = 512

@@ -13,6 +13,18 @@ from typing import NamedTuple
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.plain.target import Target, unsigned
 
+NEEDS = (
+    "SYMBOL(init_task)",
+    "OFFSET(task_struct.tasks)",
+    "OFFSET(task_struct.pid)",
+    "OFFSET(task_struct.tgid)",
+    "OFFSET(task_struct.comm)",
+    "OFFSET(task_struct.signal)",
+    "OFFSET(task_struct.thread_node)",
+    "OFFSET(task_struct.thread_group)",
+    "OFFSET(signal_struct.thread_head)",
+)
+"""What these readers ask of a kernel."""
 COMM_SIZE = 16
 MOST_NODES = 4 << 20
 

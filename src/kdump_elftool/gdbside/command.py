@@ -1,0 +1,54 @@
+"""How a command of ours looks to gdb: help, words, errors once and without a traceback, safe output.
+
+A command is a class with a docstring, which is its help, and ``run``.  What comes from a dump goes
+through ``safe_text`` before it is said; ``say`` lets no control character pass, whoever forgot.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import gdb
+
+from kdump_elftool.errors import KdumpError
+
+_CONTROL = re.compile(r"[^\x20-\x7e\t]")
+
+
+class Command(gdb.Command):  # type: ignore[misc]
+    """Base of all commands; ``NAME`` is what the user types, the docstring its help."""
+
+    NAME = ""
+    COMPLETES = gdb.COMPLETE_NONE
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_USER, self.COMPLETES)
+
+    def invoke(self, text: str, _from_tty: bool) -> None:
+        """Called by gdb."""
+        self.dont_repeat()
+        try:
+            self.run(gdb.string_to_argv(text))
+        except KdumpError as error:
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            raise gdb.GdbError(_one_line(error.message) + _one_line(hint, newline=True)) from None
+
+    def run(self, words: list[str]) -> None:
+        """Do it.  Raises KdumpError and gdb.GdbError for what the user should know."""
+        raise NotImplementedError
+
+
+def say(line: str) -> None:
+    """One line to the user."""
+    gdb.write(_CONTROL.sub("?", line) + "\n")
+
+
+def usage(command: Command) -> Any:
+    """The error for words that make no sense: raise it."""
+    first = (command.__doc__ or "").strip().partition("\n")[0]
+    return gdb.GdbError(f"that makes no sense to {command.NAME}: {first} ('help {command.NAME}' says more)")
+
+
+def _one_line(text: str, *, newline: bool = False) -> str:
+    return "".join(char if char == "\n" and newline else _CONTROL.sub("?", char) for char in text)

@@ -1,0 +1,189 @@
+"""The kernel that gdb has open, as the plain readers see it (``plain.target.Target``).
+
+Symbols and layouts come from the note that ``tovelf`` puts into a core (docs/notes.md, type 4), where
+asking costs nothing.  What is not in there is asked of gdb, which may have to read the types of a whole
+vmlinux for it: up to 20 s, once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import gdb
+
+from kdump_elftool.errors import FaultError
+from kdump_elftool.gdbside.core_file import LAYOUT, SUMMARY, TASKS, CoreFile, core_path
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_TELLS_TYPES = "OFFSET(task_struct.comm)"
+"""No VMCOREINFO has it: who answers that knows all types, and a member not found is not in this kernel."""
+
+
+class GdbTarget:
+    """What is read stays in gdb; answers are remembered for as long as the core is open."""
+
+    def __init__(self, core: CoreFile | None) -> None:
+        self.core = core
+        self._answers: dict[str, int | None] = {}
+        if core is not None:
+            told = core.document(LAYOUT).get("answers")
+            self._answers = _checked(told if isinstance(told, dict) else {})
+        if self._answers.get(_TELLS_TYPES) is None:
+            # whoever wrote the core knew no types: gdb may
+            self._answers = {key: value for key, value in self._answers.items() if value is not None}
+        self.summary = {} if core is None else core.document(SUMMARY)
+
+    @property
+    def order(self) -> str:
+        """``<`` or ``>``."""
+        if self.core is not None:
+            return self.core.order
+        return ">" if "big" in gdb.execute("show endian", to_string=True) else "<"
+
+    @property
+    def word(self) -> int:
+        """4 or 8."""
+        return self.core.word if self.core is not None else int(gdb.lookup_type("long").sizeof)
+
+    def read(self, vaddr: int, size: int, /) -> bytes:
+        """Exactly ``size`` bytes.  Raises FaultError."""
+        if not 0 <= vaddr <= (1 << (8 * self.word)) - size:
+            raise FaultError("vaddr", vaddr, "beyond the last address")
+        if not size:
+            return b""
+        try:
+            return bytes(gdb.selected_inferior().read_memory(vaddr, size))
+        except (gdb.error, OverflowError):
+            raise FaultError("vaddr", vaddr, "not in the core") from None
+
+    def symbol(self, name: str, /) -> int | None:
+        """Address of a variable; of a per-CPU one, as the kernel's symbol table has it."""
+        return self._answer("SYMBOL", name, _symbol)
+
+    def offset(self, name: str, /) -> int | None:
+        """Byte offset of ``struct.member``."""
+        return self._answer("OFFSET", name, _offset)
+
+    def size(self, name: str, /) -> int | None:
+        """Bytes of a type, or of ``struct.member``."""
+        return self._answer("SIZE", name, _size)
+
+    def length(self, name: str, /) -> int | None:
+        """Elements of the array ``struct.member``."""
+        return self._answer("LENGTH", name, _length)
+
+    def number(self, name: str, /) -> int | None:
+        """An enumerator."""
+        return self._answer("NUMBER", name, _number)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The table of the threads that a core made with -p carries; else empty."""
+        rows = [] if self.core is None else self.core.document(TASKS).get("tasks")
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    def _answer(self, kind: str, name: str, ask: Any) -> int | None:
+        key = f"{kind}({name})"
+        if key not in self._answers or (kind == "SYMBOL" and self._answers[key] is None):
+            self._answers[key] = ask(name) if _NAME.fullmatch(name) else None
+        return self._answers[key]
+
+
+_open: dict[str, GdbTarget] = {}
+
+
+def target() -> GdbTarget:
+    """The target of the core that is open now.  Raises gdb.GdbError when there is none."""
+    path = core_path()
+    if path is None:
+        raise gdb.GdbError("no core is open: core-file FILE opens one that 'kdump-elftool tovelf' made")
+    if path not in _open:
+        _open.clear()
+        try:
+            core: CoreFile | None = CoreFile(path)
+        except (OSError, ValueError):
+            core = None
+        _open[path] = GdbTarget(core)
+    return _open[path]
+
+
+def _checked(told: dict[str, Any]) -> dict[str, int | None]:
+    """The core may be a forgery; a number is a number."""
+    return {
+        key: value
+        for key, value in told.items()
+        if value is None or (type(value) is int and -(1 << 63) <= value < 1 << 64)
+    }
+
+
+def _symbol(name: str) -> int | None:
+    try:
+        return int(gdb.parse_and_eval(f"(unsigned long)&{name}"))
+    except gdb.error:
+        return None
+
+
+def _type(name: str) -> Any:
+    for word in ("struct ", "union ", ""):
+        try:
+            return gdb.lookup_type(word + name).strip_typedefs()
+        except gdb.error:
+            continue
+    return None
+
+
+def _member(name: str) -> tuple[int, Any] | None:
+    """Bit offset within the struct, and the field."""
+    struct, *path = name.split(".")
+    kind, bits, found = _type(struct), 0, None
+    for member in path:
+        step = None if kind is None else _within(kind, member)
+        if step is None:
+            return None
+        bits += step[0]
+        found = step[1]
+        kind = found.type.strip_typedefs()
+    return None if found is None else (bits, found)
+
+
+def _within(kind: Any, member: str) -> tuple[int, Any] | None:
+    """A member of a struct, or of an anonymous one in it."""
+    if kind.code not in (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION):
+        return None
+    for each in kind.fields():
+        if each.name == member:
+            return each.bitpos, each
+        if not each.name:
+            inner = _within(each.type.strip_typedefs(), member)
+            if inner is not None:
+                return each.bitpos + inner[0], inner[1]
+    return None
+
+
+def _offset(name: str) -> int | None:
+    found = _member(name)
+    return None if found is None else int(found[0]) // 8
+
+
+def _size(name: str) -> int | None:
+    if "." in name:
+        found = _member(name)
+        return None if found is None else int(found[1].type.sizeof)
+    kind = _type(name)
+    return None if kind is None else int(kind.sizeof)
+
+
+def _length(name: str) -> int | None:
+    found = _member(name)
+    kind = None if found is None else found[1].type.strip_typedefs()
+    if kind is None or kind.code != gdb.TYPE_CODE_ARRAY:
+        return None
+    low, high = kind.range()
+    return int(high) - int(low) + 1
+
+
+def _number(name: str) -> int | None:
+    try:
+        return int(gdb.parse_and_eval(name))
+    except gdb.error:
+        return None

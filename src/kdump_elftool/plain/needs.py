@@ -1,0 +1,16 @@
+"""Everything that the readers ask of a kernel: a core carries the answers, so that gdb need not search.
+
+Each reader module says in ``NEEDS`` what it asks, as ``KIND(name)`` (``kernel.facts``).  A test holds
+the readers to it.
+"""
+
+from __future__ import annotations
+
+from kdump_elftool.plain import printk, tasks
+
+READERS = (printk, tasks)
+
+
+def needs() -> tuple[str, ...]:
+    """Each question once, in a fixed order."""
+    return tuple(dict.fromkeys(question for reader in READERS for question in reader.NEEDS))
