@@ -1,7 +1,8 @@
 """`lab test`: makes rows, tests each by itself, remembers what passed, writes docs/support-matrix.md.
 
 What is remembered counts until the row or the code changes, so a run that was stopped goes on where
-it was.  The document has nothing that no run has shown.
+it was.  The document has nothing that no run has shown; what it is made of lies beside it, so that rows
+of a run on another machine stay, each with its date and the commit that it was of.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lab.matrix import Lab, read_row
 
 ROOT = LAB_DIR.parent
 DOCUMENT = ROOT / "docs" / "support-matrix.md"
+RESULTS = ROOT / "docs" / "support-matrix.json"
 _CODE = ("src/**/*.py", "tests/lab/*.py", "tests/unit/arch/*.py", "tests/builders/*.py")
 ASPECTS: Mapping[str, tuple[str, ...]] = {
     "memory": ("test_velf", "address", "migration", "raw", "numa", "formats", "scattered", "alone", "walk")
@@ -104,17 +106,24 @@ def read_junit(text: str, *, by_module: bool = False) -> dict[str, Count]:
     return counts
 
 
-def results_dir() -> Path:
+def logs_dir() -> Path:
     return cache_dir() / "results"
 
 
 def read_result(name: str) -> Result | None:
     try:
-        record = json.loads((results_dir() / f"{name}.json").read_text())
+        record = dict(_results()[name])
         counts = {aspect: Count(**count) for aspect, count in record.pop("counts").items()}
-        return Result(**record, counts=counts)
-    except (OSError, ValueError, TypeError, KeyError):
+        return Result(**record, name=name, counts=counts)
+    except (TypeError, ValueError, KeyError, AttributeError):
         return None
+
+
+def _results() -> dict[str, Any]:
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not isinstance(found, dict):
+        raise LabError(f"{RESULTS} holds no results: delete it")
+    return found
 
 
 def test_rows(rows: list[Row], keep: bool) -> int:
@@ -188,13 +197,13 @@ def _generated(code: str) -> Result:
 
 def _pytest(name: str, environment: dict[str, str], *paths: str) -> str:
     """The report of one run."""
-    results_dir().mkdir(parents=True, exist_ok=True)
-    report = results_dir() / f".{name}.xml"
+    logs_dir().mkdir(parents=True, exist_ok=True)
+    report = logs_dir() / f".{name}.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
-    with (results_dir() / f"{name}.log").open("wb") as log:
+    with (logs_dir() / f"{name}.log").open("wb") as log:
         subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     if not report.exists():
-        raise LabError(f"the tests of {name} did not run: {results_dir() / (name + '.log')}")
+        raise LabError(f"the tests of {name} did not run: {logs_dir() / (name + '.log')}")
     text = report.read_text()
     report.unlink()
     return text
@@ -202,21 +211,22 @@ def _pytest(name: str, environment: dict[str, str], *paths: str) -> str:
 
 def _remember(result: Result) -> Result:
     record: dict[str, Any] = asdict(result)
-    write_json(results_dir() / f"{result.name}.json", record)
+    write_json(RESULTS, {**_results(), record.pop("name"): record})
     counts = ", ".join(f"{aspect} {count}" for aspect, count in result.counts.items())
     say(f"{result.name} tested: {counts}")
     if not result.is_good:
-        say(f"{result.name} is not good: {results_dir() / (result.name + '.log')}")
+        say(f"{result.name} is not good: {logs_dir() / (result.name + '.log')}")
     return result
 
 
 def _versions(row: Row) -> str:
-    """The programs that made the dump and judged the result."""
+    """What was tested, the programs that made the dump and those that judged the result."""
     argv = list(map(str, read_row(row).get("qemu", [])))
     program = next((at for at, word in enumerate(argv) if word.endswith(row.guest.arch.qemu)), 0)
     qemu = _first_line(*argv[: program + 1], "--version").partition("version ")[2].split(" ")[0]
     gdb = _first_line("gdb", "--version").split(" ")[-1]
-    return f"QEMU {qemu or '?'}, gdb {gdb}"
+    commit = _first_line("git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD")
+    return f"{commit or '?'}, QEMU {qemu or '?'}, gdb {gdb}"
 
 
 def _first_line(*command: str) -> str:

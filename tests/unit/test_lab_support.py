@@ -19,8 +19,8 @@ REPORT = """<testsuites><testsuite>
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(support, "results_dir", lambda: tmp_path)
-    return tmp_path
+    monkeypatch.setattr(support, "RESULTS", tmp_path / "results.json")
+    return tmp_path / "results.json"
 
 
 def result(name: str, **counts: Count) -> Result:
@@ -74,5 +74,7 @@ def test_a_result_is_read_back_and_a_damaged_one_is_none(results):
     assert read_result("i386.live") == written
     assert written.is_good
     assert not result("i386.live", memory=Count(8, 9)).is_good
-    (results / "i386.live.json").write_text('{"name": "i386.live"}')
+    support._remember(result("i386.kdump", log=Count(1, 1)))
+    assert read_result("i386.live") == written
+    results.write_text('{"i386.live": {"name": "i386.live"}}')
     assert read_result("i386.live") is None
