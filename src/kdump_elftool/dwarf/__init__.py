@@ -1,0 +1,1 @@
+"""DWARF out of columns of plain numbers."""

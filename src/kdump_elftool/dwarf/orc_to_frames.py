@@ -1,0 +1,253 @@
+"""ORC tables as call-frame information: the same rules in words that every debugger knows.
+
+ORC says where the caller's stack pointer and rbp are, and no more.  A function's other callee-saved
+registers are the caller's as long as nothing was pushed, and then unknown (DW_CFA_undefined), which is
+better than a wrong value.  A frame of registers (struct pt_regs) is described whole; its CFA is the
+address of the registers, and the interrupted frame's stack pointer a rule of its own.
+
+References: arch/x86/kernel/unwind_orc.c (unwind_next_frame()), arch/x86/include/asm/ptrace.h (struct
+pt_regs); System V psABI for x86-64, 3.6.2 "DWARF Register Number Mapping".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdump_elftool.addr import U64, Bools, Index
+from kdump_elftool.dwarf.frames import EMPTY, Cie, Descriptions, Pool, debug_frame, sleb, uleb
+
+U8 = npt.NDArray[np.uint8]
+
+UNDEFINED, END, CALL, REGS, REGS_PARTIAL = range(5)
+"""Kinds of frames: ORC_TYPE_* of Linux v6.4."""
+PREV_SP, BP, BP_INDIRECT, SP_INDIRECT = 1, 4, 8, 9
+"""What an offset counts from: ORC_REG_* of Linux v6.4."""
+_RBX, _RBP, _RSP, _RIP = 3, 6, 7, 16
+_CALLEE_SAVED = (_RBX, 12, 13, 14, 15)
+_DWARF_OF = {2: 1, 3: 5, 4: _RBP, 5: _RSP, 6: 10, 7: 13, 8: _RBP, 9: _RSP, 10: 0}
+"""DX, DI, BP, SP, R10, R13, BP and SP indirect, AX (v7.1)."""
+_PT_REGS = (15, 14, 13, 12, _RBP, _RBX, 11, 10, 9, 8, 0, 2, 1, 4, 5)
+"""Words of struct pt_regs from its start; orig_ax and the frame of the CPU follow."""
+_IRET = 128
+_WORD = 8
+
+_DEF_CFA, _SAME_VALUE, _UNDEFINED, _OFFSET_SF = 0x0C, 0x08, 0x07, 0x11
+_CFA_EXPRESSION, _EXPRESSION = 0x0F, 0x10
+_OFFSET, _RESTORE = 0x80, 0xC0
+_BREG, _DEREF, _CONSTS, _PLUS = 0x70, 0x06, 0x11, 0x22
+
+MOST_RULES = 1 << 16
+"""Different rows that are believed: 402 in Debian's 6.1."""
+_LONGEST = 256
+"""Rows of a description: a debugger goes through them from the first on."""
+
+
+class OrcColumns(Protocol):
+    """Rows sorted by ``ip``, each valid up to the next one's; numbers as above (``kernel.orc.OrcTable``)."""
+
+    @property
+    def ip(self) -> U64: ...
+    @property
+    def kind(self) -> U8: ...
+    @property
+    def sp_base(self) -> U8: ...
+    @property
+    def sp_offset(self) -> npt.NDArray[np.int16]: ...
+    @property
+    def bp_base(self) -> U8: ...
+    @property
+    def bp_offset(self) -> npt.NDArray[np.int16]: ...
+    @property
+    def signal(self) -> Bools: ...
+    @property
+    def end(self) -> int: ...
+
+
+def _saved(register: int, offset: int) -> bytes:
+    """The register's value is in memory at CFA + offset."""
+    if offset % _WORD:
+        expression = bytes([_CONSTS]) + sleb(offset) + bytes([_PLUS])
+        return bytes([_EXPRESSION, register]) + uleb(len(expression)) + expression
+    if offset <= 0:
+        return bytes([_OFFSET | register]) + uleb(-offset // _WORD)
+    return bytes([_OFFSET_SF]) + uleb(register) + sleb(-offset // _WORD)
+
+
+def _iret_rules(at: int) -> bytes:
+    return _saved(_RIP, at) + _saved(_RSP, at + 24)
+
+
+_LOST = b"".join(bytes([_UNDEFINED, register]) for register in _CALLEE_SAVED)
+_KEPT = b"".join(bytes([_SAME_VALUE, register]) for register in _CALLEE_SAVED)
+_ENTRY = bytes([_DEF_CFA, _RSP, _WORD])
+_SAME_RBP, _RBP_OF_REGISTERS = bytes([_SAME_VALUE, _RBP]), bytes([_RESTORE | _RBP])
+
+
+@dataclass(frozen=True)
+class _Initial:
+    """What holds at the start of a description: rules for the CFA, rbp, callee-saved registers, the rest."""
+
+    cfa: bytes
+    rbp: bytes
+    others: bytes
+    rest: bytes
+
+    def cie(self, signal: bool) -> Cie:
+        rbp = b"" if self.rbp == _RBP_OF_REGISTERS else self.rbp
+        return Cie(_RIP, self.cfa + rbp + self.others + self.rest, signal)
+
+
+_INITIAL = (
+    _Initial(_ENTRY, b"", b"", bytes([_UNDEFINED, _RIP])),
+    _Initial(_ENTRY, _SAME_RBP, _KEPT, _saved(_RIP, -_WORD)),
+    _Initial(
+        bytes([_DEF_CFA, _RSP, 0]),
+        _RBP_OF_REGISTERS,
+        b"",
+        b"".join(_saved(register, at * _WORD) for at, register in enumerate(_PT_REGS)) + _iret_rules(_IRET),
+    ),
+    _Initial(bytes([_DEF_CFA, _RSP, 0]), _SAME_RBP, b"", _iret_rules(0)),
+)
+CIES = tuple(initial.cie(signal) for signal in (False, True) for initial in _INITIAL)
+"""By kind (from END on), and again for frames whose caller was interrupted."""
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What the different rows say: pieces for CFA, rbp and callee-saved registers, and the CIE of each.
+
+    ``entry``: nothing was pushed yet.
+    """
+
+    pieces: tuple[Index, Index, Index]
+    cie: Index
+    entry: Bools
+
+
+def orc_to_frames(orc: OrcColumns, *, switch_is_signal: bool = False) -> bytes:
+    """.debug_frame for all rows that describe a frame.
+
+    With ``switch_is_signal`` code that goes on on another stack is marked like an interrupt: gdb ends a
+    backtrace at a caller whose stack lies below that of the function it called, except there.
+    Raises ValueError for more different rows than a kernel has.
+    """
+    pool = Pool()
+    unique, row = _different(orc)
+    rules = _rules(unique, pool, switch_is_signal)
+    delta: U64 = np.append(orc.ip[1:], np.uint64(orc.end)) - orc.ip
+    rows = np.flatnonzero((orc.kind != UNDEFINED) & (delta.view(np.int64) > 0))
+    rule = row[rows]
+    follows = _follows(rows, rule, rules)
+    first = np.flatnonzero(~follows)
+    programs = _programs(rows, rule, rules, follows, delta, pool)
+    ends = np.append(first[1:], len(rows))[: len(first)] - 1
+    start = orc.ip[rows[first]]
+    found = Descriptions(
+        start=start,
+        size=orc.ip[rows[ends]] + delta[rows[ends]] - start,
+        cie=rules.cie[rule[first]],
+        first=first * programs.shape[1],
+        piece=programs.reshape(-1),
+    )
+    return debug_frame(CIES, found, pool)
+
+
+def _follows(rows: Index, rule: Index, rules: _Rules) -> Bools:
+    """Which rows go on with the description of the one before: a function's entry begins a new one."""
+    follows = np.zeros(len(rows), dtype=np.bool_)
+    cie, entry = rules.cie[rule], rules.entry[rule]
+    follows[1:] = (np.diff(rows) == 1) & (cie[1:] == cie[:-1]) & ~(entry[1:] & ~entry[:-1])
+    at = np.arange(len(rows))
+    run = at - np.maximum.accumulate(np.where(follows, 0, at)) if len(rows) else at
+    cut: Bools = follows & (run % _LONGEST != 0)
+    return cut
+
+
+def _programs(
+    rows: Index, rule: Index, rules: _Rules, follows: Bools, delta: U64, pool: Pool
+) -> npt.NDArray[np.intp]:
+    """Four pieces a row, most of them empty: how far from the last row, and what changes there."""
+    before = np.where(follows, delta[rows - 1], np.uint64(0))
+    steps, step = np.unique(before, return_inverse=True)
+    if len(steps) > MOST_RULES:
+        raise ValueError(f"{len(steps)} different distances between entries")
+    programs = np.empty((len(rows), 4), dtype=np.intp)
+    programs[:, 0] = pool.add_all(_advance(value) for value in steps.tolist())[step]
+    kind = rules.cie[rule] % len(_INITIAL)
+    for column, name in enumerate(("cfa", "rbp", "others")):
+        initial = pool.add_all(getattr(initial, name) for initial in _INITIAL)
+        piece = rules.pieces[column][rule]
+        held = initial[kind]
+        held[1:] = np.where(follows[1:], piece[:-1], held[1:])
+        programs[:, column + 1] = np.where(piece == held, EMPTY, piece)
+    return programs
+
+
+def _advance(distance: int) -> bytes:
+    """The next row begins that many bytes further on."""
+    if distance < 64:
+        return bytes([0x40 | distance]) if distance else b""
+    for operation, size in ((2, 1), (3, 2), (4, 4)):
+        if distance < 1 << (8 * size):
+            return bytes([operation]) + distance.to_bytes(size, "little")
+    raise ValueError(f"code of {distance} bytes without an entry")
+
+
+def _different(orc: OrcColumns) -> tuple[npt.NDArray[np.int64], Index]:
+    """The different rows as numbers, and which of them each row is."""
+    key = orc.kind.astype(np.int64) << 41 | orc.sp_base.astype(np.int64) << 37
+    key |= orc.bp_base.astype(np.int64) << 33 | orc.signal.astype(np.int64) << 32
+    key |= orc.sp_offset.view(np.uint16).astype(np.int64) << 16 | orc.bp_offset.view(np.uint16)
+    unique, row = np.unique(np.where(orc.kind == UNDEFINED, 0, key), return_inverse=True)
+    if len(unique) > MOST_RULES:
+        raise ValueError(f"{len(unique)} different unwind entries")
+    return unique, row.astype(np.intp).reshape(-1)
+
+
+def _rules(unique: npt.NDArray[np.int64], pool: Pool, switch_is_signal: bool) -> _Rules:
+    rows = []
+    for key in unique.tolist():
+        kind, sp_base, bp_base = key >> 41, key >> 37 & 0xF, key >> 33 & 0xF
+        signal = bool(key >> 32 & 1) or (switch_is_signal and kind == CALL and sp_base == SP_INDIRECT)
+        cie = max(kind - END, 0) + (len(_INITIAL) if signal else 0)
+        if kind <= END:
+            rows.append((EMPTY, EMPTY, EMPTY, cie, False))
+            continue
+        cfa, rbp = _cfa(kind, sp_base, _signed(key >> 16)), _rbp(kind, bp_base, _signed(key))
+        entry = kind == CALL and cfa == _ENTRY and rbp == _SAME_RBP
+        others = b"" if kind != CALL else _KEPT if entry else _LOST
+        rows.append((pool.add(cfa), pool.add(rbp), pool.add(others), cie, entry))
+    table = np.array(rows, dtype=np.intp).reshape(-1, 5)
+    return _Rules((table[:, 0], table[:, 1], table[:, 2]), table[:, 3], table[:, 4].astype(np.bool_))
+
+
+def _signed(bits: int) -> int:
+    """The low 16 of them."""
+    return ((bits & 0xFFFF) ^ 0x8000) - 0x8000
+
+
+def _cfa(kind: int, base: int, offset: int) -> bytes:
+    register = _DWARF_OF[base]
+    if base == SP_INDIRECT and kind == CALL:
+        # since v5.12, when calls began to use it: what rsp points to, and then the offset
+        rule = bytes([_BREG | register]) + sleb(0) + bytes([_DEREF, _CONSTS]) + sleb(offset) + bytes([_PLUS])
+    elif base in (BP_INDIRECT, SP_INDIRECT):
+        rule = bytes([_BREG | register]) + sleb(offset) + bytes([_DEREF])
+    elif offset < 0:
+        rule = bytes([_BREG | register]) + sleb(offset)
+    else:
+        return bytes([_DEF_CFA]) + uleb(register) + uleb(offset)
+    return bytes([_CFA_EXPRESSION]) + uleb(len(rule)) + rule
+
+
+def _rbp(kind: int, base: int, offset: int) -> bytes:
+    if base == PREV_SP:
+        return _saved(_RBP, offset)
+    if base == BP:
+        where = bytes([_BREG | _RBP]) + sleb(offset)
+        return bytes([_EXPRESSION, _RBP]) + uleb(len(where)) + where
+    return _RBP_OF_REGISTERS if kind == REGS else _SAME_RBP
