@@ -22,6 +22,7 @@ from lab import (
     crash_machine,
     crash_newer,
     crash_newer_machine,
+    crash_oops,
     crash_pages,
     crash_topelf,
 )
@@ -46,6 +47,7 @@ _MODULES = (
     crash_machine,
     crash_newer,
     crash_newer_machine,
+    crash_oops,
     crash_pages,
     crash_topelf,
 )

@@ -24,6 +24,7 @@ DUMP_FILES = {
     "newer-machine": (),
     "dirty": (),
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
+    "oops": (),  # of three boots with one truth: test_frames.py has its own questions
     "failed-kdump": (),  # two kernels and no note: test_failed_kdump.py has its own questions
 }
 CONVERTED = ("x86_64",)

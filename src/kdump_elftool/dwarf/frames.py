@@ -61,11 +61,16 @@ class Cie:
     data_alignment: int = -8
     code_alignment: int = 1
 
+    @property
+    def augmentation(self) -> int:
+        """Bytes for the length of augmentation data (there are none), here and in each description."""
+        return 1 if self.signal else 0
+
     def encoded(self, order: str) -> bytes:
         """The whole entry, padded with DW_CFA_nop."""
-        body = _number(_CIE_ID, order) + bytes([3]) + (b"S\0" if self.signal else b"\0")
+        body = _number(_CIE_ID, order) + bytes([3]) + (b"zS\0" if self.signal else b"\0")
         body += uleb(self.code_alignment) + sleb(self.data_alignment) + uleb(self.return_register)
-        body += self.initial
+        body += bytes(self.augmentation) + self.initial
         body += bytes(align_up(4 + len(body), _ALIGN) - 4 - len(body))
         return _number(len(body), order) + body
 
@@ -114,7 +119,8 @@ def debug_frame(cies: Sequence[Cie], found: Descriptions, pool: Pool, order: str
     before = np.concatenate([[0], np.cumsum(lengths)])
     edges = np.append(found.first, len(found.piece))
     program = before[edges[1:]] - before[edges[:-1]]
-    whole = -(-(_FDE_HEADER + program) // _ALIGN) * _ALIGN
+    header = _FDE_HEADER + np.array([cie.augmentation for cie in cies], dtype=np.intp)[found.cie]
+    whole = -(-(header + program) // _ALIGN) * _ALIGN
     offset = begin + np.concatenate([[0], np.cumsum(whole)])
     if int(offset[-1]) > _LARGEST:
         raise ValueError(f"{int(offset[-1])} bytes of call-frame information")
@@ -124,7 +130,7 @@ def debug_frame(cies: Sequence[Cie], found: Descriptions, pool: Pool, order: str
     at = offset[:-1]
     words[at // 4], words[at // 4 + 1] = whole - 4, places[found.cie]
     longs[at // 8 + 1], longs[at // 8 + 2] = found.start, found.size
-    shift = np.repeat(at + _FDE_HEADER - before[edges[:-1]], edges[1:] - edges[:-1])
+    shift = np.repeat(at + header - before[edges[:-1]], edges[1:] - edges[:-1])
     _scatter(out, before[:-1] + shift, found.piece, lengths, pool)
     return out.tobytes()
 

@@ -11,20 +11,44 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from kdump_elftool.addr import NO_RANGES, Ranges
+import numpy as np
+
+from kdump_elftool.addr import NO_RANGES, Ranges, u64
 from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
-from kdump_elftool.elf.constants import EM_X86_64
+from kdump_elftool.elf.constants import EM_X86_64, STB_LOCAL, STT_NOTYPE
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.elf.symfile import Section, symbol_file
+from kdump_elftool.elf.symfile import ABSOLUTE, Section, SymbolColumns, symbol_file
 from kdump_elftool.files import open_output
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.module_orc import read_module_orc
-from kdump_elftool.kernel.orc import OrcTable, joined, read_kernel_orc, without
+from kdump_elftool.kernel.orc import V4_14, Base, Kind, OrcTable, joined, read_kernel_orc, without
+from kdump_elftool.kernel.percpu import find_percpu
+from kdump_elftool.kernel.runqueues import RunQueueReader
+from kdump_elftool.kernel.vmlinux_frames import described_code
+from kdump_elftool.kernel.words import Words
+from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
+
+
+CALLED_NULL = OrcTable(
+    ip=u64([0]),
+    kind=np.array([Kind.CALL], dtype=np.uint8),
+    sp_base=np.array([Base.SP], dtype=np.uint8),
+    sp_offset=np.array([8], dtype=np.int16),
+    bp_base=np.array([Base.UNDEFINED], dtype=np.uint8),
+    bp_offset=np.array([0], dtype=np.int16),
+    signal=np.array([False]),
+    end=1,
+    format=V4_14,
+)
+"""Whoever calls a function at NULL has just pushed the return address (kernel: null_orc_entry)."""
+_NAME = SymbolColumns.of([("kdump_elftool_frames", 0, 0, STT_NOTYPE, STB_LOCAL, ABSOLUTE)])
+"""gdb warns of a file without any symbol."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +108,39 @@ def frame_file(
     log.info("ORC: %d entries in the form of %s", len(table), table.format.name)
     modules = read_module_orc(memory, known, table.format)
     tables = [module.table for module in modules if module.name not in skip_modules]
-    return _file(joined([without(table, described or NO_RANGES), *tables]))
+    if described is None:
+        described = _by_vmlinux(kernel)
+    rows = joined([CALLED_NULL, without(table, described), *tables])
+    data = orc_to_frames(rows, switch_is_signal=_goes_down(memory, known))
+    sections = [Section(".debug_frame", data=data, align=8)]
+    file = symbol_file(ElfKind(64, "<"), EM_X86_64, sections, _NAME)
+    return FrameFile(file, len(rows), rows.damage)
 
 
-def _file(table: OrcTable) -> FrameFile:
-    data = orc_to_frames(table)
-    section = Section(".debug_frame", data=data, align=8)
-    return FrameFile(symbol_file(ElfKind(64, "<"), EM_X86_64, [section]), len(table), table.damage)
+def _by_vmlinux(kernel: Kernel) -> Ranges:
+    """The code that the vmlinux describes, at its run-time addresses."""
+    vmlinux = kernel.vmlinux
+    offset = None if vmlinux is None else kaslr_offset_by(kernel.identity, vmlinux)
+    if vmlinux is None or offset is None:
+        return NO_RANGES
+    return described_code(vmlinux.file, int(offset.value))
+
+
+def _goes_down(memory: VirtualMemory, known: Knowledge) -> bool:
+    """True unless every CPU's interrupt stack is known to lie below the stack of the task that it runs.
+
+    gdb takes a caller on a lower stack for the end of a damaged backtrace.
+    """
+    percpu = find_percpu(memory, known, "<", 8)
+    stack = known.offset("task_struct.stack")
+    pointer, hot = known.symbol("hardirq_stack_ptr"), known.offset("pcpu_hot.hardirq_stack_ptr")
+    if pointer is None and hot is not None:
+        pcpu_hot = known.symbol("pcpu_hot")
+        pointer = None if pcpu_hot is None else pcpu_hot + hot
+    queues = None if percpu is None else RunQueueReader(memory, known, "<", 8).by_percpu(percpu)
+    if percpu is None or queues is None or pointer is None or stack is None:
+        return True
+    words = Words(memory)
+    interrupts, has_interrupts = words.column(percpu.address(pointer))
+    tasks, has_task = words.column(queues.curr + np.uint64(stack))
+    return not bool((has_interrupts & has_task & (interrupts < tasks)).all())

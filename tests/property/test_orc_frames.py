@@ -1,0 +1,168 @@
+"""Call frames made of ORC tables: every address unwinds as the kernel itself unwinds it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import tempfile
+from bisect import bisect_right
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.elf.symfile import Section, symbol_file
+from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.orc import read_kernel_orc
+from tests.builders.orc import FORMS, Row, pack
+from tests.builders.unwind import RIP, RSP, CallFrames, by_orc
+from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
+
+IP, ENTRIES, CODE, END = 0x1000, 0x8000, 0x10000, 0x7F0000
+OFFSETS = st.one_of(
+    st.integers(-64, 600).map(lambda words: words * 8),
+    st.integers(-32768, 32767),
+    st.sampled_from([8, 16, 0]),
+)
+CALLS = st.builds(
+    Row,
+    ip=st.just(0),
+    kind=st.just("call"),
+    sp=st.sampled_from(["sp", "sp", "sp", "bp", "r10", "r13", "di", "dx", "(bp)", "(sp)"]),
+    sp_offset=OFFSETS,
+    rbp=st.sampled_from(["", "cfa", "bp"]),
+    rbp_offset=OFFSETS,
+    signal=st.booleans(),
+)
+ENTRY = st.just(Row(0, "call", "sp", 8))
+FRAMES = st.builds(
+    Row,
+    ip=st.just(0),
+    kind=st.sampled_from(["regs", "iret"]),
+    sp=st.sampled_from(["sp", "sp", "bp", "di", "(sp)"]),
+    sp_offset=OFFSETS,
+    rbp=st.sampled_from(["", "", "cfa"]),
+    rbp_offset=OFFSETS,
+    signal=st.booleans(),
+)
+NONE = st.sampled_from([Row(0, "undefined"), Row(0, "end")])
+DISTANCES = st.sampled_from([1, 2, 5, 15, 63, 64, 255, 256, 1000, 65535, 65536, 70000])
+
+
+class Memory(dict):
+    """Any word, decided by its address."""
+
+    def __missing__(self, address: int) -> int:
+        return random.Random(address).getrandbits(64)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[Row]:
+    rows = draw(st.lists(st.one_of(ENTRY, CALLS, CALLS, FRAMES, NONE), min_size=1, max_size=24))
+    ip, placed = BASE + CODE, []
+    for row in rows:
+        placed.append(Row(ip, row.kind, row.sp, row.sp_offset, row.rbp, row.rbp_offset, row.signal))
+        ip += draw(DISTANCES)
+    # a kernel is mostly calls: by them its form is recognised
+    placed += [Row(ip + 16 * number, "call", "sp", 8 * (1 + number % 3)) for number in range(len(rows) + 2)]
+    placed += [
+        Row(ip + 16 * len(placed), "end"),
+        Row(ip + 16 * len(placed) + 4, "regs", "sp", 0, "", 0, True),
+    ]
+    return [*placed, Row(ip + 16 * len(placed) + 40, "undefined")]
+
+
+def made(rows: list[Row], form: str, *, switch_is_signal: bool = False) -> bytes:
+    space = KernelSpace()
+    ip, entries = pack(rows, form, BASE + IP)
+    space.data[IP : IP + len(ip)] = ip
+    space.data[ENTRIES : ENTRIES + len(entries)] = entries
+    known = info_of(
+        SYMBOL___start_orc_unwind_ip=BASE + IP,
+        SYMBOL___stop_orc_unwind_ip=BASE + IP + len(ip),
+        SYMBOL___start_orc_unwind=BASE + ENTRIES,
+        SYMBOL___stop_orc_unwind=BASE + ENTRIES + len(entries),
+    )
+    table = read_kernel_orc(space.virtual(), Knowledge((known,)), (BASE + CODE, BASE + END))
+    assert table is not None
+    assert (table.format.name, table.damage) == (form, ())
+    data = orc_to_frames(table, switch_is_signal=switch_is_signal)
+    return symbol_file(ElfKind(64, "<"), 62, [Section(".debug_frame", data=data, align=8)])
+
+
+def check(rows: list[Row], elf: bytes, form: str, *, switch_is_signal: bool = False) -> int:
+    """Compares the two unwinders at the first and last address of each row; returns how many had a caller."""
+    frames, memory = CallFrames(elf), Memory()
+    starts = [row.ip for row in rows]
+    unwound = 0
+    for pc in sorted({pc for start in starts for pc in (start, start - 1) if pc >= starts[0]}):
+        row = rows[bisect_right(starts, pc) - 1]
+        registers = {number: random.Random(number).getrandbits(47) for number in range(16)} | {RIP: pc}
+        wanted, found = by_orc(row, registers, memory), frames.step(pc, registers, memory)
+        if wanted is None:
+            assert found is None, (hex(pc), row)
+            # no caller known is not the same as no caller
+            assert (frames.of(pc) is None) == (row.kind == "undefined"), (hex(pc), row)
+            continue
+        assert found is not None, (hex(pc), row)
+        unwound += 1
+        # what a call may change is not told by either
+        told = {number: found.registers.get(number) for number in (*wanted.registers,)}
+        assert told == wanted.registers, (hex(pc), row)
+        lost = {3, 12, 13, 14, 15} - set(wanted.registers)
+        assert lost.isdisjoint(found.registers), (hex(pc), row)
+        always = form == "v4.14" and row.kind in ("regs", "iret")
+        switches = switch_is_signal and row.kind == "call" and row.sp == "(sp)"
+        assert found.signal == (always or switches or (form != "v4.14" and row.signal)), (hex(pc), row)
+        assert wanted.registers[RSP] == found.registers[RSP]
+    return unwound
+
+
+def plausible(rows: list[Row], form: str) -> list[Row]:
+    """v4.14 has no mark for calls that are interrupted."""
+    if form != "v4.14":
+        return rows
+    return [
+        Row(row.ip, row.kind, row.sp, row.sp_offset, row.rbp, row.rbp_offset, row.kind in ("regs", "iret"))
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=25)
+@given(rows=tables())
+def test_every_address_unwinds_as_in_the_kernel(form: str, rows: list[Row]) -> None:
+    rows = plausible(rows, form)
+    assert check(rows, made(rows, form), form) > 2
+
+
+@settings(max_examples=15)
+@given(rows=tables())
+def test_a_switch_of_stacks_may_be_marked_like_an_interrupt(rows: list[Row]) -> None:
+    assert check(rows, made(rows, "v6.4", switch_is_signal=True), "v6.4", switch_is_signal=True) > 2
+
+
+@settings(max_examples=10)
+@given(rows=tables())
+def test_readelf_has_no_complaint(rows: list[Row]) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(made(rows, "v6.4"))
+        file.flush()
+        for what in ("frames", "frames-interp"):
+            shown = subprocess.run(
+                ["readelf", f"--debug-dump={what}", file.name], capture_output=True, text=True
+            )
+            assert (shown.returncode, shown.stderr) == (0, ""), shown.stderr
+            assert "FDE" in shown.stdout
+            assert "warning" not in shown.stdout.lower()
+
+
+def test_long_runs_are_cut() -> None:
+    rows = [Row(BASE + CODE + 4 * number, "call", "sp", 16 + 8 * (number % 50)) for number in range(600)]
+    rows += [Row(rows[-1].ip + 4, "end"), Row(rows[-1].ip + 8, "regs", "sp", 0, "", 0, True)]
+    rows += [Row(rows[-1].ip + 4, "undefined")]
+    elf = made(rows, "v6.4")
+    assert check(rows, elf, "v6.4") == 2 * 601
+    assert len(CallFrames(elf).fdes) == 3 + 2
