@@ -2,8 +2,9 @@
 
 ORC says where the caller's stack pointer and rbp are, and no more.  A function's other callee-saved
 registers are the caller's as long as nothing was pushed, and then unknown (DW_CFA_undefined), which is
-better than a wrong value.  A frame of registers (struct pt_regs) is described whole; its CFA is the
-address of the registers, and the interrupted frame's stack pointer a rule of its own.
+better than a wrong value.  A frame of registers (struct pt_regs) is described whole; its CFA is where the
+registers end, and the interrupted frame's stack pointer a rule of its own.  (Where they begin would be the
+CFA of the function called next as well, and gdb tells frames apart by their CFA.)
 
 References: arch/x86/kernel/unwind_orc.c (unwind_next_frame()), arch/x86/include/asm/ptrace.h (struct
 pt_regs); System V psABI for x86-64, 3.6.2 "DWARF Register Number Mapping".
@@ -32,8 +33,9 @@ _DWARF_OF = {2: 1, 3: 5, 4: _RBP, 5: _RSP, 6: 10, 7: 13, 8: _RBP, 9: _RSP, 10: 0
 """DX, DI, BP, SP, R10, R13, BP and SP indirect, AX (v7.1)."""
 _PT_REGS = (15, 14, 13, 12, _RBP, _RBX, 11, 10, 9, 8, 0, 2, 1, 4, 5)
 """Words of struct pt_regs from its start; orig_ax and the frame of the CPU follow."""
-_IRET = 128
 _WORD = 8
+_SIZE = {CALL: 0, REGS: 21 * _WORD, REGS_PARTIAL: 5 * _WORD}
+"""Bytes from where ORC points to the CFA."""
 
 _DEF_CFA, _SAME_VALUE, _UNDEFINED, _OFFSET_SF = 0x0C, 0x08, 0x07, 0x11
 _CFA_EXPRESSION, _EXPRESSION = 0x0F, 0x10
@@ -70,20 +72,19 @@ class OrcColumns(Protocol):
 def _saved(register: int, offset: int) -> bytes:
     """The register's value is in memory at CFA + offset."""
     if offset % _WORD:
-        expression = bytes([_CONSTS]) + sleb(offset) + bytes([_PLUS])
+        expression = _plus(offset)
         return bytes([_EXPRESSION, register]) + uleb(len(expression)) + expression
     if offset <= 0:
         return bytes([_OFFSET | register]) + uleb(-offset // _WORD)
     return bytes([_OFFSET_SF]) + uleb(register) + sleb(-offset // _WORD)
 
 
-def _iret_rules(at: int) -> bytes:
-    return _saved(_RIP, at) + _saved(_RSP, at + 24)
-
-
 _LOST = b"".join(bytes([_UNDEFINED, register]) for register in _CALLEE_SAVED)
 _KEPT = b"".join(bytes([_SAME_VALUE, register]) for register in _CALLEE_SAVED)
 _ENTRY = bytes([_DEF_CFA, _RSP, _WORD])
+_ALL_REGISTERS, _IRET_FRAME = (bytes([_DEF_CFA, _RSP]) + uleb(_SIZE[kind]) for kind in (REGS, REGS_PARTIAL))
+_INTERRUPTED = _saved(_RIP, -5 * _WORD) + _saved(_RSP, -2 * _WORD)
+"""rip, cs, rflags, rsp, ss are the last words of both."""
 _SAME_RBP, _RBP_OF_REGISTERS = bytes([_SAME_VALUE, _RBP]), bytes([_RESTORE | _RBP])
 
 
@@ -105,12 +106,13 @@ _INITIAL = (
     _Initial(_ENTRY, b"", b"", bytes([_UNDEFINED, _RIP])),
     _Initial(_ENTRY, _SAME_RBP, _KEPT, _saved(_RIP, -_WORD)),
     _Initial(
-        bytes([_DEF_CFA, _RSP, 0]),
+        _ALL_REGISTERS,
         _RBP_OF_REGISTERS,
         b"",
-        b"".join(_saved(register, at * _WORD) for at, register in enumerate(_PT_REGS)) + _iret_rules(_IRET),
+        b"".join(_saved(number, at * _WORD - _SIZE[REGS]) for at, number in enumerate(_PT_REGS))
+        + _INTERRUPTED,
     ),
-    _Initial(bytes([_DEF_CFA, _RSP, 0]), _SAME_RBP, b"", _iret_rules(0)),
+    _Initial(_IRET_FRAME, _SAME_RBP, b"", _INTERRUPTED),
 )
 CIES = tuple(initial.cie(signal) for signal in (False, True) for initial in _INITIAL)
 """By kind (from END on), and again for frames whose caller was interrupted."""
@@ -231,22 +233,26 @@ def _signed(bits: int) -> int:
 
 
 def _cfa(kind: int, base: int, offset: int) -> bytes:
-    register = _DWARF_OF[base]
+    register, size = _DWARF_OF[base], _SIZE[kind]
     if base == SP_INDIRECT and kind == CALL:
         # since v5.12, when calls began to use it: what rsp points to, and then the offset
-        rule = bytes([_BREG | register]) + sleb(0) + bytes([_DEREF, _CONSTS]) + sleb(offset) + bytes([_PLUS])
+        rule = bytes([_BREG | register]) + sleb(0) + bytes([_DEREF]) + _plus(offset)
     elif base in (BP_INDIRECT, SP_INDIRECT):
-        rule = bytes([_BREG | register]) + sleb(offset) + bytes([_DEREF])
-    elif offset < 0:
-        rule = bytes([_BREG | register]) + sleb(offset)
+        rule = bytes([_BREG | register]) + sleb(offset) + bytes([_DEREF]) + (_plus(size) if size else b"")
+    elif offset + size < 0:
+        rule = bytes([_BREG | register]) + sleb(offset + size)
     else:
-        return bytes([_DEF_CFA]) + uleb(register) + uleb(offset)
+        return bytes([_DEF_CFA]) + uleb(register) + uleb(offset + size)
     return bytes([_CFA_EXPRESSION]) + uleb(len(rule)) + rule
+
+
+def _plus(offset: int) -> bytes:
+    return bytes([_CONSTS]) + sleb(offset) + bytes([_PLUS])
 
 
 def _rbp(kind: int, base: int, offset: int) -> bytes:
     if base == PREV_SP:
-        return _saved(_RBP, offset)
+        return _saved(_RBP, offset - _SIZE[kind])
     if base == BP:
         where = bytes([_BREG | _RBP]) + sleb(offset)
         return bytes([_EXPRESSION, _RBP]) + uleb(len(where)) + where

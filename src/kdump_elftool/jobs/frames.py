@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import NO_RANGES, Ranges, u64
+from kdump_elftool.addr import NO_RANGES, U64, Ranges, u64
 from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
 from kdump_elftool.elf.constants import EM_X86_64, STB_LOCAL, STT_NOTYPE
 from kdump_elftool.elf.structs import ElfKind
@@ -22,11 +22,13 @@ from kdump_elftool.files import open_output
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
-from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.facts import Knowledge, Later
 from kdump_elftool.kernel.identity import kaslr_offset_by
+from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.module_orc import read_module_orc
 from kdump_elftool.kernel.orc import V4_14, Base, Kind, OrcTable, joined, read_kernel_orc, without
 from kdump_elftool.kernel.percpu import find_percpu
+from kdump_elftool.kernel.prologue import prologues
 from kdump_elftool.kernel.runqueues import RunQueueReader
 from kdump_elftool.kernel.vmlinux_frames import described_code
 from kdump_elftool.kernel.words import Words
@@ -110,11 +112,22 @@ def frame_file(
     tables = [module.table for module in modules if module.name not in skip_modules]
     if described is None:
         described = _by_vmlinux(kernel)
+    table = joined([table, *prologues(table, _functions(known), memory.read)])
     rows = joined([CALLED_NULL, without(table, described), *tables])
     data = orc_to_frames(rows, switch_is_signal=_goes_down(memory, known))
     sections = [Section(".debug_frame", data=data, align=8)]
     file = symbol_file(ElfKind(64, "<"), EM_X86_64, sections, _NAME)
     return FrameFile(file, len(rows), rows.damage)
+
+
+def _functions(known: Knowledge) -> U64:
+    """Where the kernel's functions begin, by its own symbol table; nothing if that could not be read."""
+    for source in known.sources:
+        symbols = source.source if isinstance(source, Later) and "SYMBOL" in source.kinds else None
+        if isinstance(symbols, Kallsyms):
+            functions: U64 = symbols.address[(symbols.kind | 0x20) == ord("t")]
+            return functions
+    return u64([])
 
 
 def _by_vmlinux(kernel: Kernel) -> Ranges:
