@@ -35,6 +35,7 @@ _FUNCTIONS = (
     "mm_alloc",  # kernel/fork.c: processes
     "vprintk_emit",  # kernel/printk/printk.c: the log
     "module_put",  # kernel/module/main.c, kernel/module.c
+    "mod_sysfs_setup",  # kernel/module/sysfs.c; kernel/module.c before v5.18
     "__free_pages",  # mm/page_alloc.c: pages, zones
     "sparse_init",  # mm/sparse.c: sections
     "free_uts_ns",  # kernel/utsname.c
@@ -53,6 +54,10 @@ _BETTER = {
     "printk_log": ("vprintk_emit",),
     "log": ("vprintk_emit",),
     "module": ("module_put",),
+    **dict.fromkeys(
+        ("module_sect_attrs", "module_sect_attr", "module_notes_attrs", "bin_attribute", "attribute_group"),
+        ("mod_sysfs_setup", "module_put"),
+    ),
     "uts_namespace": ("free_uts_ns",),
     "resource": ("request_resource",),  # kernel/resource.c
     # arch/*/mm/numa.c; mm/numa.c from v6.12 on

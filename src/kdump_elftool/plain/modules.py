@@ -1,0 +1,313 @@
+"""The modules that a kernel has loaded: what ``lsmod`` and /proc/modules say, and where they lie.
+
+A module's memory was described in three ways: by ``module_core`` and ``module_init`` until v4.4, by
+``core_layout``, ``init_layout`` and, on some machines, ``data_layout`` from v4.5 to v6.3, by ``mem[]``, an
+entry for each kind of memory, from v6.4 on (commit ac3b43283923).  What belongs to the init part is
+freed once the module runs: then the base of that part is 0.
+
+References: include/linux/module.h, kernel/module/procfs.c (m_show()), kernel/module/main.c
+(module_refcount(), do_init_module()), kernel/module.c before v5.18.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.plain.target import Field, Target, field, struct_size, unsigned
+from kdump_elftool.plain.tasks import walk_list
+
+MOST_MODULES = 1 << 12
+_MOST_USERS = 1 << 10
+_MOST_CPUS = 1 << 13
+LARGEST_REGION = 1 << 30
+_KINDS = ("TEXT", "DATA", "RODATA", "RO_AFTER_INIT", "INIT_TEXT", "INIT_DATA", "INIT_RODATA")
+_LAYOUTS = (("core", "core_layout"), ("data", "data_layout"), ("init", "init_layout"))
+_FIRST_LAYOUT = (("core", "module_core", "core_size"), ("init", "module_init", "init_size"))
+STATES = ("Live", "Loading", "Unloading", "Unformed")
+"""By enum module_state, in the words of /proc/modules; that one leaves out the unformed ones."""
+_TAINTS = "PFSRMBUDAWCIOELKXTNJ"
+"""Letters by bit (kernel/panic.c, taint_flags)."""
+
+NEEDS = (
+    "SYMBOL(modules)",
+    "SIZE(module)",
+    "OFFSET(module.list)",
+    "OFFSET(module.name)",
+    "OFFSET(module.state)",
+    "OFFSET(module.version)",
+    "OFFSET(module.taints)",
+    "SIZE(module.taints)",
+    "OFFSET(module.mem)",
+    "SIZE(module.mem)",
+    "SIZE(module_memory)",
+    "OFFSET(module_memory.base)",
+    "OFFSET(module_memory.size)",
+    *(f"NUMBER(MOD_{kind})" for kind in _KINDS),
+    *(f"OFFSET(module.{member})" for _, member in _LAYOUTS),
+    "SIZE(module_layout)",
+    "OFFSET(module_layout.base)",
+    "OFFSET(module_layout.size)",
+    *(f"OFFSET(module.{member})" for _, *members in _FIRST_LAYOUT for member in members),
+    "OFFSET(module.percpu)",
+    "OFFSET(module.refcnt)",
+    "OFFSET(module.refptr)",
+    "SIZE(module_ref)",
+    "SYMBOL(nr_cpu_ids)",
+    "SYMBOL(__per_cpu_offset)",
+    "OFFSET(module.source_list)",
+    "OFFSET(module_use.source_list)",
+    "OFFSET(module_use.source)",
+)
+"""What this reader asks for; a kernel answers those that it has."""
+
+
+class Region(NamedTuple):
+    """Memory of a module.  ``kind``: core, data, init, or that of enum mod_mem_type in lower case."""
+
+    kind: str
+    base: int
+    size: int
+
+    def holds(self, vaddr: int, size: int = 1) -> bool:
+        """True for what lies in it."""
+        return self.base <= vaddr and vaddr + size <= self.base + self.size
+
+
+class Module(NamedTuple):
+    """A module: ``base`` and ``size`` as /proc/modules has them; ``regions`` are those that are still there.
+
+    ``percpu`` is where its per-CPU variables count from, 0 where it has none; ``data`` a copy of the
+    structure.  What is None the kernel does not keep, or where it does is not known.
+    """
+
+    vaddr: int
+    name: bytes
+    state: int
+    base: int
+    size: int
+    regions: tuple[Region, ...]
+    references: int | None
+    users: tuple[bytes, ...] | None
+    taints: int
+    version: bytes | None
+    percpu: int
+    data: bytes
+
+    @property
+    def state_name(self) -> str:
+        """In the words of /proc/modules."""
+        return STATES[self.state] if self.state < len(STATES) else "?"
+
+    @property
+    def taint_letters(self) -> str:
+        """Why the module taints the kernel: ``OE`` for one from elsewhere without signature."""
+        return "".join(letter for bit, letter in enumerate(_TAINTS) if self.taints >> bit & 1)
+
+    def region_of(self, vaddr: int, size: int = 1) -> Region | None:
+        """The region that holds all of this."""
+        return next((region for region in self.regions if region.holds(vaddr, size)), None)
+
+
+class ModuleList(NamedTuple):
+    """The modules in the order of the kernel's list; ``broken`` when it was damaged.
+
+    ``unreadable`` are addresses of modules that are on the list, but not in the dump or without sense.
+    """
+
+    modules: tuple[Module, ...]
+    broken: bool
+    unreadable: tuple[int, ...]
+
+
+class _Spec(NamedTuple):
+    kind: str
+    base: Field
+    size: Field
+
+
+class _Layout(NamedTuple):
+    """Where things are in struct module."""
+
+    size: int
+    list: int
+    name: Field
+    state: Field
+    specs: tuple[_Spec, ...]
+    taints: Field | None
+    version: Field | None
+    percpu: Field | None
+    refcnt: Field | None
+
+
+def read_modules(target: Target, most: int = MOST_MODULES) -> ModuleList:
+    """All modules on the list.  Raises IdentityError where the layout is not known."""
+    head = target.symbol("modules")
+    if head is None:
+        raise IdentityError("SYMBOL(modules)", "the address of the list of modules is not known")
+    layout = _layout(target)
+    nodes, whole = walk_list(target, head, most)
+    found: list[Module] = []
+    unreadable: list[int] = []
+    for node in nodes:
+        module = _module(target, layout, node - layout.list)
+        if module is None:
+            unreadable.append(node - layout.list)
+        else:
+            found.append(module)
+    names = {module.vaddr: module.name for module in found}
+    modules = tuple(module._replace(users=_users(target, module.vaddr, names)) for module in found)
+    return ModuleList(modules, not whole, tuple(unreadable))
+
+
+def optional_field(target: Target, name: str, width: int) -> Field | None:
+    """As :func:`field`; None where the kernel has no such member."""
+    return None if target.offset(name) is None else field(target, name, width)
+
+
+def read_string(target: Target, vaddr: int, most: int) -> bytes | None:
+    """The text at ``vaddr`` up to its NUL; None where there is none within ``most`` bytes."""
+    text = b""
+    while len(text) < most:
+        at = vaddr + len(text)
+        step = min(256 - at % 256, most - len(text))
+        try:
+            piece, nul, _ = target.read(at, step).partition(b"\0")
+        except FaultError:
+            return None
+        text += piece
+        if nul:
+            return text
+    return None
+
+
+def _layout(target: Target) -> _Layout:
+    word = target.word
+    return _Layout(
+        size=struct_size(target, "module"),
+        list=field(target, "module.list", 2 * word).offset,
+        name=field(target, "module.name", 64 - word),  # MODULE_NAME_LEN
+        state=field(target, "module.state", 4),
+        specs=_specs(target),
+        # an unsigned int in 2.6.32
+        taints=optional_field(target, "module.taints", target.size("module.taints") or word),
+        version=optional_field(target, "module.version", word),
+        percpu=optional_field(target, "module.percpu", word),
+        refcnt=optional_field(target, "module.refcnt", 4),
+    )
+
+
+def _specs(target: Target) -> tuple[_Spec, ...]:
+    """How the kernel describes a module's memory, newest first."""
+    word = target.word
+    if target.offset("module.mem") is not None:
+        each = struct_size(target, "module_memory")
+        whole = target.size("module.mem")
+        count = len(_KINDS) if whole is None else min(whole // each, 16)
+        start = field(target, "module.mem", count * each).offset
+        base, size = field(target, "module_memory.base", word), field(target, "module_memory.size", 4)
+        kinds = {
+            at if (told := target.number(f"MOD_{name}")) is None else told: name
+            for at, name in enumerate(_KINDS)
+        }
+        return tuple(
+            _Spec(
+                kinds.get(at, f"mem{at}").lower(),
+                Field(start + at * each + base.offset, word),
+                Field(start + at * each + size.offset, 4),
+            )
+            for at in range(count)
+        )
+    if target.offset("module.core_layout") is not None:
+        base, size = field(target, "module_layout.base", word), field(target, "module_layout.size", 4)
+        whole = struct_size(target, "module_layout")
+        starts = [(kind, optional_field(target, f"module.{member}", whole)) for kind, member in _LAYOUTS]
+        return tuple(
+            _Spec(kind, Field(start.offset + base.offset, word), Field(start.offset + size.offset, 4))
+            for kind, start in starts
+            if start is not None
+        )
+    if target.offset("module.module_core") is None:
+        raise IdentityError("OFFSET(module.mem)", "where a module's memory is is not known")
+    return tuple(
+        _Spec(kind, field(target, f"module.{base_of}", word), field(target, f"module.{size_of}", 4))
+        for kind, base_of, size_of in _FIRST_LAYOUT
+    )
+
+
+def _module(target: Target, layout: _Layout, vaddr: int) -> Module | None:
+    """One module; None where it cannot be read or cannot be one."""
+    try:
+        data = target.read(vaddr, layout.size)
+    except FaultError:
+        return None
+
+    def value(member: Field | None) -> int:
+        return 0 if member is None else member.at(data, 0, target.order)
+
+    start, width = layout.name
+    name = data[start : start + width].split(b"\0", 1)[0]
+    state = value(layout.state)
+    if not name or state >= len(STATES):
+        return None
+    memory = [Region(spec.kind, value(spec.base), value(spec.size)) for spec in layout.specs]
+    version = value(layout.version)
+    return Module(
+        vaddr=vaddr,
+        name=name,
+        state=state,
+        base=memory[0].base,
+        size=sum(region.size for region in memory),
+        regions=tuple(region for region in memory if _is_there(region, target.word)),
+        references=_references(target, layout, data),
+        users=None,
+        taints=value(layout.taints),
+        version=read_string(target, version, 256) if version else None,
+        percpu=value(layout.percpu),
+        data=data,
+    )
+
+
+def _is_there(region: Region, word: int) -> bool:
+    end = region.base + region.size
+    return 0 < region.base < end <= 1 << (8 * word) and region.size <= LARGEST_REGION
+
+
+def _references(target: Target, layout: _Layout, data: bytes) -> int | None:
+    """How often the module is in use; None without CONFIG_MODULE_UNLOAD."""
+    if layout.refcnt is not None:
+        # MODULE_REF_BASE; atomic_t from v3.19 on (commit 2f35c41f58a9)
+        count = layout.refcnt.at(data, 0, target.order)
+        return (count ^ 1 << 31) - (1 << 31) - 1
+    refptr, each = optional_field(target, "module.refptr", target.word), target.size("module_ref")
+    cpus, offsets = target.symbol("nr_cpu_ids"), target.symbol("__per_cpu_offset")
+    if refptr is None or each not in (8, 16) or cpus is None or offsets is None:
+        return None
+    # struct module_ref of each CPU before that: incs and decs
+    total, half, word = 0, each // 2, target.word
+    try:
+        for cpu in range(min(unsigned(target, cpus, 4), _MOST_CPUS)):
+            place = unsigned(target, offsets + cpu * word, word) + refptr.at(data, 0, target.order)
+            place &= (1 << 8 * word) - 1
+            total += unsigned(target, place, half) - unsigned(target, place + half, half)
+    except FaultError:
+        return None
+    return (total + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def _users(target: Target, vaddr: int, names: dict[int, bytes]) -> tuple[bytes, ...] | None:
+    """The modules that need this one (include/linux/module.h, struct module_use)."""
+    head = target.offset("module.source_list")
+    node, source = target.offset("module_use.source_list"), target.offset("module_use.source")
+    if head is None or node is None or source is None:
+        return None
+    nodes, _ = walk_list(target, vaddr + head, _MOST_USERS)
+    found = []
+    for at in nodes:
+        try:
+            user = names.get(unsigned(target, at - node + source, target.word))
+        except FaultError:
+            continue
+        if user is not None:
+            found.append(user)
+    return tuple(found)
