@@ -98,7 +98,30 @@ class Cache:
 
     def put(self, key: str, data: bytes) -> bool:
         """Remember ``data`` under ``key``, in place of what was there; returns whether that was possible."""
-        name, size = _checked(key), _HEAD + len(data)
+        return self._put(key, (_MAGIC, _digest(data), data))
+
+    def file(self, key: str, data: bytes) -> str | None:
+        """A file that holds ``data`` and nothing else, for another program; its path if that is possible.
+
+        It goes like other entries when it has not been used for long, so it is asked for anew each time.
+        """
+        path = os.path.join(self.path, _checked(key))
+        try:
+            fd = os.open(key, os.O_RDONLY | _SAFELY, dir_fd=self.fd)
+        except OSError:
+            return path if self._put(key, (data,)) else None
+        try:
+            if _is_own(os.fstat(fd)) and _raw(fd, len(data)) == data:
+                os.utime(fd)
+                return path
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+        return path if self._put(key, (data,)) else None
+
+    def _put(self, key: str, pieces: tuple[bytes, ...]) -> bool:
+        name, size = _checked(key), sum(len(piece) for piece in pieces)
         if size > self.limit:
             return False
         temporary = f".{name}.{os.getpid()}.{time.monotonic_ns():x}.tmp"
@@ -106,7 +129,7 @@ class Cache:
             with self._lock():
                 self._make_room(size, name)
                 try:
-                    self._write(temporary, (_MAGIC, _digest(data), data))
+                    self._write(temporary, pieces)
                     os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
                 except BaseException:
                     self._remove(temporary)
@@ -199,19 +222,31 @@ def _distrust(fd: int) -> str | None:
 def _read(fd: int, limit: int) -> bytes | None:
     """The data of an entry; None when it is none, damaged or somebody else's."""
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    if not _is_own(status) or not _HEAD <= status.st_size <= limit:
         return None
-    if not _HEAD <= status.st_size <= limit:
+    whole = _raw(fd, status.st_size)
+    if whole is None:
         return None
-    whole = bytearray(status.st_size)
+    data = whole[_HEAD:]
+    return data if whole[:_HEAD] == _MAGIC + _digest(data) else None
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _raw(fd: int, size: int) -> bytes | None:
+    """The whole file, if it is of this size."""
+    if os.fstat(fd).st_size != size:
+        return None
+    whole = bytearray(size)
     view = memoryview(whole)
     while view:
         got = os.readv(fd, [view])
         if not got:
             return None
         view = view[got:]
-    data = bytes(memoryview(whole)[_HEAD:])
-    return data if whole[:_HEAD] == _MAGIC + _digest(data) else None
+    return bytes(whole)
 
 
 def _digest(data: bytes) -> bytes:

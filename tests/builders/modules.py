@@ -22,6 +22,8 @@ MODULE_SIZE, PAGE = 0x280, 0x1000
 NAME = 56
 REGION = 0x2000
 """Bytes of each region of a module; names and symbols of it lie in the second half of its data."""
+CODE = 0x1000
+"""Bytes of the core that are code, where code and data are one region."""
 LAYOUTS = ("first", "layout", "mem")
 CPUS = 2
 
@@ -58,6 +60,7 @@ _OFFSETS = {
     "first": {
         "module.module_core": 0xA0,
         "module.core_size": 0xA8,
+        "module.core_text_size": 0xAC,
         "module.module_init": 0xB0,
         "module.init_size": 0xB8,
         "module.refptr": 0xC0,
@@ -74,6 +77,7 @@ _OFFSETS = {
         "module.init_layout": 0xC0,
         "module_layout.base": 0,
         "module_layout.size": 0x08,
+        "module_layout.text_size": 0x0C,
         "module.refcnt": 0xE0,
         "module.kallsyms": 0xE8,
         "mod_kallsyms.symtab": 0,
@@ -247,6 +251,7 @@ def _put_regions(memory: ModuleMemory, place: int, text: int, init: int) -> None
     if memory.layout == "first":
         memory.member(place, "module.module_core", word, text)
         memory.member(place, "module.core_size", 4, 2 * REGION)
+        memory.member(place, "module.core_text_size", 4, CODE)
         memory.member(place, "module.module_init", word, init)
         memory.member(place, "module.init_size", 4, init_size)
     elif memory.layout == "layout":
@@ -254,6 +259,7 @@ def _put_regions(memory: ModuleMemory, place: int, text: int, init: int) -> None
         for name, base, size in parts:
             memory.member(place + offsets[f"module.{name}"], "module_layout.base", word, base)
             memory.member(place + offsets[f"module.{name}"], "module_layout.size", 4, size)
+        memory.member(place + offsets["module.core_layout"], "module_layout.text_size", 4, CODE)
     else:
         for at, base, size in ((0, text, REGION), (1, text + REGION, REGION), (4, init, init_size)):
             entry = place + offsets["module.mem"] + at * memory.sizes["module_memory"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdump_elftool.errors import FaultError
-from kdump_elftool.kernel.modules import ModuleSymbols, read_module_symbols
+from kdump_elftool.kernel.modules import SymbolColumns, read_module_symbols
 from kdump_elftool.plain.module_sections import symbol_table
 from kdump_elftool.plain.module_symbols import Symbol, read_symbols
 from kdump_elftool.plain.modules import read_modules
@@ -22,7 +22,7 @@ symbols = st.lists(
 )
 
 
-def rows(found: ModuleSymbols, table: int) -> list[Symbol]:
+def rows(found: SymbolColumns, table: int) -> list[Symbol]:
     return [
         Symbol(
             int(found.address[row]),
@@ -50,6 +50,7 @@ def both(memory: ModuleMemory) -> tuple[list[list[Symbol]], list[list[Symbol]]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=25)
 @given(made=st.lists(symbols, max_size=3), machine=st.sampled_from(MACHINES))
 def test_whole_tables(layout, made, machine):
     order, word = machine
@@ -63,6 +64,7 @@ def test_whole_tables(layout, made, machine):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=25)
 @given(made=st.lists(symbols, min_size=1, max_size=3), seed=st.integers(0, 10_000))
 def test_damaged_tables(layout, made, seed):
     random = Random(seed)

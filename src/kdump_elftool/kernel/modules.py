@@ -56,7 +56,7 @@ class Table(Protocol):
 
 
 @dataclass(frozen=True)
-class ModuleSymbols:
+class SymbolColumns:
     """One row a symbol, module by module, in the order of each one's table.
 
     ``table`` is the index of its table among those asked for; ``letter`` its type as nm prints it,
@@ -87,7 +87,7 @@ class ModuleSymbols:
 
 def read_module_symbols(
     memory: VirtualMemory, order: str, word: int, tables: Sequence[Table | None]
-) -> ModuleSymbols:
+) -> SymbolColumns:
     """The defined symbols with a name of all these tables; of those that cannot be read, none."""
     kind = ElfKind(8 * word, order)
     parts: list[_Part] = []
@@ -102,7 +102,7 @@ def read_module_symbols(
             text += len(part.strings)
     none = np.zeros(0, dtype=kind.sym)
     found = np.concatenate([none, *(part.symbols for part in parts)])
-    return ModuleSymbols(
+    return SymbolColumns(
         table=np.concatenate([_NO_ROWS, *(np.full(len(part.symbols), part.table) for part in parts)]),
         address=found["st_value"].astype(np.uint64),
         size=found["st_size"].astype(np.uint64),

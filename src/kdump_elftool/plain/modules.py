@@ -21,9 +21,13 @@ MOST_MODULES = 1 << 12
 _MOST_USERS = 1 << 10
 _MOST_CPUS = 1 << 13
 LARGEST_REGION = 1 << 30
+_MOST_KINDS = 16
 _KINDS = ("TEXT", "DATA", "RODATA", "RO_AFTER_INIT", "INIT_TEXT", "INIT_DATA", "INIT_RODATA")
 _LAYOUTS = (("core", "core_layout"), ("data", "data_layout"), ("init", "init_layout"))
-_FIRST_LAYOUT = (("core", "module_core", "core_size"), ("init", "module_init", "init_size"))
+_FIRST_LAYOUT = (
+    ("core", "module_core", "core_size", "core_text_size"),
+    ("init", "module_init", "init_size", "init_text_size"),
+)
 STATES = ("Live", "Loading", "Unloading", "Unformed")
 """By enum module_state, in the words of /proc/modules; that one leaves out the unformed ones."""
 _TAINTS = "PFSRMBUDAWCIOELKXTNJ"
@@ -48,6 +52,7 @@ NEEDS = (
     "SIZE(module_layout)",
     "OFFSET(module_layout.base)",
     "OFFSET(module_layout.size)",
+    "OFFSET(module_layout.text_size)",
     *(f"OFFSET(module.{member})" for _, *members in _FIRST_LAYOUT for member in members),
     "OFFSET(module.percpu)",
     "OFFSET(module.refcnt)",
@@ -63,11 +68,15 @@ NEEDS = (
 
 
 class Region(NamedTuple):
-    """Memory of a module.  ``kind``: core, data, init, or that of enum mod_mem_type in lower case."""
+    """Memory of a module.  ``kind``: core, data, init, or that of enum mod_mem_type in lower case.
+
+    Its first ``text`` bytes are code.
+    """
 
     kind: str
     base: int
     size: int
+    text: int
 
     def holds(self, vaddr: int, size: int = 1) -> bool:
         """True for what lies in it."""
@@ -121,9 +130,20 @@ class ModuleList(NamedTuple):
 
 
 class _Spec(NamedTuple):
+    """Where a region is described; ``text`` None where it is all code or all data."""
+
     kind: str
     base: Field
     size: Field
+    text: Field | None
+
+    def at(self, offset: int) -> _Spec:
+        """The same in a structure that lies within struct module."""
+        base, size, text = (
+            None if part is None else Field(part.offset + offset, part.width) for part in self[1:]
+        )
+        assert base is not None and size is not None
+        return _Spec(self.kind, base, size, text)
 
 
 class _Layout(NamedTuple):
@@ -199,39 +219,41 @@ def _layout(target: Target) -> _Layout:
 
 def _specs(target: Target) -> tuple[_Spec, ...]:
     """How the kernel describes a module's memory, newest first."""
-    word = target.word
     if target.offset("module.mem") is not None:
-        each = struct_size(target, "module_memory")
-        whole = target.size("module.mem")
-        count = len(_KINDS) if whole is None else min(whole // each, 16)
-        start = field(target, "module.mem", count * each).offset
-        base, size = field(target, "module_memory.base", word), field(target, "module_memory.size", 4)
-        kinds = {
-            at if (told := target.number(f"MOD_{name}")) is None else told: name
-            for at, name in enumerate(_KINDS)
-        }
-        return tuple(
-            _Spec(
-                kinds.get(at, f"mem{at}").lower(),
-                Field(start + at * each + base.offset, word),
-                Field(start + at * each + size.offset, 4),
-            )
-            for at in range(count)
-        )
+        return _specs_by_kind(target)
+    word = target.word
     if target.offset("module.core_layout") is not None:
         base, size = field(target, "module_layout.base", word), field(target, "module_layout.size", 4)
+        text = optional_field(target, "module_layout.text_size", 4)
         whole = struct_size(target, "module_layout")
         starts = [(kind, optional_field(target, f"module.{member}", whole)) for kind, member in _LAYOUTS]
         return tuple(
-            _Spec(kind, Field(start.offset + base.offset, word), Field(start.offset + size.offset, 4))
-            for kind, start in starts
-            if start is not None
+            _Spec(kind, base, size, text).at(start.offset) for kind, start in starts if start is not None
         )
     if target.offset("module.module_core") is None:
         raise IdentityError("OFFSET(module.mem)", "where a module's memory is is not known")
     return tuple(
-        _Spec(kind, field(target, f"module.{base_of}", word), field(target, f"module.{size_of}", 4))
-        for kind, base_of, size_of in _FIRST_LAYOUT
+        _Spec(
+            kind,
+            field(target, f"module.{base_of}", word),
+            field(target, f"module.{size_of}", 4),
+            optional_field(target, f"module.{text_of}", 4),
+        )
+        for kind, base_of, size_of, text_of in _FIRST_LAYOUT
+    )
+
+
+def _specs_by_kind(target: Target) -> tuple[_Spec, ...]:
+    each, whole = struct_size(target, "module_memory"), target.size("module.mem")
+    count = len(_KINDS) if whole is None else min(whole // each, _MOST_KINDS)
+    start = field(target, "module.mem", count * each).offset
+    base, size = field(target, "module_memory.base", target.word), field(target, "module_memory.size", 4)
+    kinds = {}
+    for at, name in enumerate(_KINDS):
+        told = target.number(f"MOD_{name}")
+        kinds[at if told is None else told] = name.lower()
+    return tuple(
+        _Spec(kinds.get(at, f"mem{at}"), base, size, None).at(start + at * each) for at in range(count)
     )
 
 
@@ -250,7 +272,12 @@ def _module(target: Target, layout: _Layout, vaddr: int) -> Module | None:
     state = value(layout.state)
     if not name or state >= len(STATES):
         return None
-    memory = [Region(spec.kind, value(spec.base), value(spec.size)) for spec in layout.specs]
+    memory = []
+    for spec in layout.specs:
+        size = value(spec.size)
+        is_code = spec.kind in ("core", "init") or spec.kind.endswith("text")
+        text = min(value(spec.text), size) if spec.text else size if is_code else 0
+        memory.append(Region(spec.kind, value(spec.base), size, text))
     version = value(layout.version)
     return Module(
         vaddr=vaddr,

@@ -87,8 +87,10 @@ def test_every_layout(layout: str, order: str, word: int) -> None:
     )
     assert (first.references, first.users) == (2, (b"lab_user",))
     assert (second.name, second.references, second.users, second.version) == (b"lab_user", 0, (), None)
-    kinds = {"mem": ["text", "data"]}.get(layout, ["core"])
-    assert [region.kind for region in first.regions] == kinds
+    regions = [("core", text, 2 * REGION, 0x1000)]
+    if layout == "mem":
+        regions = [("text", text, REGION, REGION), ("data", text + REGION, REGION, 0)]
+    assert list(first.regions) == regions
     target = memory.target()
     note = text + REGION + 0x100
     assert read_sections(target, first) == (
@@ -136,7 +138,7 @@ def test_memory_of_its_own_for_data() -> None:
     memory.put(memory.places[0] + 0x188, 4, 0x800)
     module = only(memory)
     assert module.size == 2 * REGION + 0x800
-    assert ("data", BASE + 0x40000, 0x800) in module.regions
+    assert ("data", BASE + 0x40000, 0x800, 0) in module.regions
     assert module.base == memory.texts[0]
 
 

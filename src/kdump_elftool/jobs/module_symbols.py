@@ -1,0 +1,253 @@
+"""Symbols of a dump's modules for gdb: its commands, and files made where a module's own is missing.
+
+``module_symbols()`` is what ``kdump-elftool gdb`` and ``tovelf --gdb-script`` call.  Names come out of the
+dump, and a gdb command can run programs: a module becomes part of a command only if its name is made
+of letters, digits, ``_`` and ``-``; any other is left out and named in ``refused``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import u64
+from kdump_elftool.cache import Cache
+from kdump_elftool.elf import constants as c
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.elf.symfile import Section, SymbolColumns, symbol_file
+from kdump_elftool.errors import UsageError
+from kdump_elftool.files import open_output
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.debug_files import safe_release
+from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.jobs.module_files import (
+    SAFE_NAME,
+    ModuleFile,
+    ModuleFinder,
+    fits_command,
+    usual_directories,
+)
+from kdump_elftool.jobs.modules import LoadedModule, LoadedModules, list_modules
+from kdump_elftool.kernel import modules as columns
+from kdump_elftool.plain.modules import Region
+from kdump_elftool.safe_text import printable
+
+log = logging.getLogger(__name__)
+
+_UNFORMED = 3
+_NAMES_OF_CODE = frozenset(b"tT")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A module without a file; ``named`` when the dump itself has told the names of its functions."""
+
+    name: str
+    named: bool
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file or module that is not used, and why; printable."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ModuleSymbols:
+    """What makes gdb know the modules.
+
+    ``commands`` are whole gdb commands, one a module, of nothing but paths of this machine, names of
+    sections and numbers.  gdb lists the sections of each at length, unless it is run as
+    ``gdb.execute(command, to_string=True)``.  ``files`` are the modules' names with the files that were
+    found; ``missing`` those without one; ``refused`` what was left out.
+    """
+
+    commands: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
+    missing: tuple[Missing, ...]
+    refused: tuple[Refused, ...]
+    warnings: tuple[str, ...]
+
+
+def module_symbols(dump: Dump, kernel: Kernel, directories: Sequence[str], scratch: str) -> ModuleSymbols:
+    """The modules of a dump and their symbols.
+
+    ``directories`` are searched for files of modules, with all that is below them; where none are given,
+    the places of distributions for this release, and that of the vmlinux.  ``scratch`` is a directory for
+    files that gdb will read: symbols out of the dump, and modules that had to be decompressed where there
+    is no cache.  Raises IdentityError where the modules cannot be found, OutputError, UsageError.
+    """
+    loaded = list_modules(dump, kernel)
+    kind = ElfKind(8 * loaded.target.word, loaded.target.order)
+    release = safe_release(kernel.info.text("OSRELEASE"))
+    finder = ModuleFinder(
+        kind,
+        kernel.arch.e_machine,
+        release,
+        _Keeper(kernel.request.cache, scratch),
+        tuple(directories) or (*usual_directories(release), *_beside(kernel)),
+    )
+    made = _Made(kernel.arch.e_machine, _flags(dump, kernel), kind, scratch, loaded)
+    commands: list[str] = []
+    files: list[tuple[str, str]] = []
+    missing: list[Missing] = []
+    refused: list[Refused] = []
+    for number, module in enumerate(loaded.modules):
+        if not SAFE_NAME.fullmatch(module.module.name.decode("latin-1")):
+            refused.append(Refused(module.name, "a module of that name is given to no debugger"))
+            continue
+        if module.module.state == _UNFORMED:
+            continue
+        found = finder.find(module)
+        if found is not None:
+            files.append((module.name, found.path))
+        else:
+            found = made.file(number)
+            missing.append(Missing(module.name, found is not None))
+        if found is not None:
+            commands.append(command(found))
+    refused += [Refused(path, why) for path, why in finder.refused]
+    log.info("modules: %d, %d of them with a file", len(loaded.modules), len(files))
+    return ModuleSymbols(tuple(commands), tuple(files), tuple(missing), tuple(refused), loaded.warnings)
+
+
+def command(file: ModuleFile) -> str:
+    """add-symbol-file for gdb 10 and later.  Raises UsageError for a path that no command can hold."""
+    sections = "".join(f" -s {name} {vaddr:#x}" for name, vaddr in file.sections)
+    return f"add-symbol-file {quoted(file.path)}{sections}"
+
+
+def quoted(path: str) -> str:
+    """A path as one argument of a gdb command.  Raises UsageError for one with control characters."""
+    if not fits_command(path):
+        raise UsageError(f"gdb cannot be told to open {printable(path)}: its name is no plain text")
+    if re.fullmatch(r"[A-Za-z0-9_./+~:=@%,-]+", path) and not path.startswith("-"):
+        return path
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Where decompressed modules go: the user's cache, else the scratch directory."""
+
+    cache: Cache | None
+    scratch: str
+
+    def __call__(self, name: str, data: bytes) -> str:
+        path = None if self.cache is None else self.cache.file(f"module-{name}", data)
+        return path or write(self.scratch, name, data)
+
+
+def write(scratch: str, name: str, data: bytes) -> str:
+    """A file in the scratch directory.  Raises OutputError."""
+    path = os.path.join(scratch, name)
+    with open_output(path) as output:
+        output.write_at(0, data)
+        output.commit()
+    return path
+
+
+def _beside(kernel: Kernel) -> tuple[str, ...]:
+    """The directory of the vmlinux, if one is known."""
+    if kernel.vmlinux is None:
+        return ()
+    return (os.path.dirname(os.path.realpath(kernel.vmlinux.path)),)
+
+
+def _flags(dump: Dump, kernel: Kernel) -> int:
+    """The ABI, by which gdb knows MIPS machines from each other."""
+    return dump.e_flags or (kernel.vmlinux.e_flags if kernel.vmlinux is not None else 0)
+
+
+@dataclass
+class _Made:
+    """Makes files of symbols out of the dump; all symbols are read when the first one is wanted."""
+
+    e_machine: int
+    e_flags: int
+    kind: ElfKind
+    scratch: str
+    loaded: LoadedModules
+    _symbols: columns.SymbolColumns | None = None
+
+    def file(self, number: int) -> ModuleFile | None:
+        """A file for this module, which needs no section addresses; None where it has no symbols."""
+        if self._symbols is None:
+            self._symbols = self.loaded.symbols()
+        module = self.loaded.modules[number]
+        data = symbols_as_file(module, self._symbols, number, self.kind, self.e_machine, self.e_flags)
+        if data is None:
+            return None
+        name = f"{module.name}-symbols-{module.module.vaddr:x}.o"
+        return ModuleFile(write(self.scratch, name, data), (), has_types=False)
+
+
+def symbols_as_file(
+    module: LoadedModule,
+    symbols: columns.SymbolColumns,
+    number: int,
+    kind: ElfKind,
+    e_machine: int,
+    e_flags: int,
+) -> bytes | None:
+    """An ELF file with the module's regions as sections and its symbols; None where there are none."""
+    regions = _with_code_apart(module.module.regions)
+    if not regions:
+        return None
+    rows = symbols.of(number)
+    address, base = symbols.address[rows], u64([region.base for region in regions])
+    order = np.argsort(base)
+    at = order[np.maximum(np.searchsorted(base[order], address, side="right") - 1, 0)]
+    end = base + u64([region.size for region in regions])
+    # a per-CPU variable has no address of its own
+    inside = (address >= base[at]) & (address < end[at])
+    rows, at = rows[inside], at[inside]
+    if not len(rows):
+        return None
+    info, letter = symbols.info[rows], symbols.letter[rows]
+    code = np.isin(letter, list(_NAMES_OF_CODE))
+    upper = (letter >= ord("A")) & (letter <= ord("Z"))
+    found = SymbolColumns(
+        address=symbols.address[rows],
+        size=symbols.size[rows],
+        kind=np.where(info != 0, info & 0xF, np.where(code, c.STT_FUNC, c.STT_OBJECT)).astype(np.uint8),
+        binding=np.where(info != 0, info >> 4 & 3, upper.astype(np.uint8)).astype(np.uint8),
+        section=at,
+        text=symbols.text,
+        begin=symbols.begin[rows],
+        end=symbols.end[rows],
+    )
+    return symbol_file(kind, e_machine, _sections(regions), found, e_flags=e_flags)
+
+
+def _with_code_apart(regions: Sequence[Region]) -> list[Region]:
+    """Regions that are all code or all data."""
+    found = []
+    for region in regions:
+        code = region.text
+        if code:
+            found.append(Region(region.kind, region.base, code, code))
+        if code < region.size:
+            found.append(Region(region.kind, region.base + code, region.size - code, 0))
+    return found
+
+
+def _sections(regions: Sequence[Region]) -> list[Section]:
+    """NOBITS sections at the regions' addresses: what they hold is in the core."""
+    names: dict[str, int] = {}
+    found = []
+    for region in regions:
+        name = ".text" if region.text else ".data"
+        name = f".{region.kind}{name}" if name in names else name
+        names[name] = 1
+        flags = c.SHF_ALLOC | (c.SHF_EXECINSTR if region.text else c.SHF_WRITE)
+        found.append(Section(name, flags, region.base, region.size))
+    return found
