@@ -17,6 +17,7 @@ from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
+from kdump_elftool.jobs.plain_target import DumpTarget
 from kdump_elftool.kernel.cpu_place import register_notes
 from kdump_elftool.kernel.cpus import CORE, CpuThread, cpu_of_notes, cpus_by_base
 from kdump_elftool.kernel.crash_notes import read_crash_notes
@@ -27,6 +28,7 @@ from kdump_elftool.kernel.runqueues import RunQueueReader, RunQueues
 from kdump_elftool.kernel.tasks import TaskReader, Tasks, rows_of
 from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
+from kdump_elftool.plain.task_states import state_letters
 from kdump_elftool.safe_text import printable
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,8 @@ def tasks_by(known: Knowledge, dump: Dump, kernel: Kernel) -> TaskList:
         queues = run_queues.by_tasks(np.append(listed, u64([known.symbol("init_task") or 0])))
     if queues is None:
         warnings.append("the run queues of the CPUs cannot be found: idle tasks but the first are missing")
-    tasks, more = reader.tasks(listed, queues)
+    letters = state_letters(DumpTarget(order, word, known, memory))
+    tasks, more = reader.tasks(listed, queues, letters)
     log.info("tasks: %d", len(tasks))
     return TaskList(tasks, percpu, queues, known, memory, (*known.advice, *warnings, *more))
 

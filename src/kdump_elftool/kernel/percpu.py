@@ -67,6 +67,8 @@ def _present(memory: VirtualMemory, known: Knowledge, order: str, word: int) -> 
             mask = known.symbol(name)
             if mask is None:
                 continue
+            if name == "cpu_present_mask":  # a pointer to it, until v4.4
+                mask = _number(memory, mask, order, word) or 0
             words = -(-min(count, MOST_CPUS) // (8 * word))
             numbers = np.frombuffer(memory.read(mask, words * word), dtype=f"{order}u{word}")
             bits = np.unpackbits(numbers.astype(f"<u{word}").view(np.uint8), bitorder="little")

@@ -27,7 +27,6 @@ COMM_SIZE = 16
 """TASK_COMM_LEN."""
 _WIDTHS = (1, 2, 4)
 STATES = "RSDTtXZPI"
-_REPORT = 0x7F
 _UNINTERRUPTIBLE = 0x2
 _IDLE = 0x402
 _ASLEEP = 0x8000 | 0x1000
@@ -87,8 +86,11 @@ class TaskReader:
         warnings: list[str] = []
         return self._listed(warnings), warnings
 
-    def tasks(self, listed: U64, queues: RunQueues | None) -> tuple[Tasks, list[str]]:
-        """The idle tasks and those ``listed`` that make sense, and what is worth a warning."""
+    def tasks(self, listed: U64, queues: RunQueues | None, letters: str = STATES) -> tuple[Tasks, list[str]]:
+        """The idle tasks and those ``listed`` that make sense, and what is worth a warning.
+
+        ``letters`` are those of this kernel's states (``plain.task_states``).
+        """
         warnings: list[str] = []
         idle = queues.idle if queues else u64([self.known.symbol("init_task") or 0])
         idle_cpu = np.array(queues.cpu if queues else (0,), dtype=np.int64)
@@ -97,7 +99,7 @@ class TaskReader:
         idle_of = np.concatenate([idle_cpu[there], np.full(len(listed), -1, dtype=np.int64)])
         _, first = np.unique(task, return_index=True)
         rows = np.sort(first)
-        return self._columns(task[rows], idle_of[rows], warnings), warnings
+        return self._columns(task[rows], idle_of[rows], letters, warnings), warnings
 
     def _require(self) -> None:
         missing = self.known.missing(REQUIRED)
@@ -140,7 +142,7 @@ class TaskReader:
         order = np.argsort(place, kind="stable")
         return members[order]
 
-    def _columns(self, task: U64, idle_cpu: I64, warnings: list[str]) -> Tasks:
+    def _columns(self, task: U64, idle_cpu: I64, letters: str, warnings: list[str]) -> Tasks:
         comm, readable = self._bytes(task, "comm", COMM_SIZE)
         stack = self._pointers(task + np.uint64(self.known.offset("task_struct.stack") or 0))
         tid = self._field(task, "pid", 4, -1)
@@ -165,9 +167,9 @@ class TaskReader:
             tgid=tgid[rows],
             tid=tid[rows],
             ppid=self._ppid(kept),
-            cpu=np.where(idle_cpu[rows] >= 0, idle_cpu[rows], self._cpu(kept)),
+            cpu=np.where(idle_cpu[rows] >= 0, idle_cpu[rows], self._cpu(kept, stack[rows])),
             idle_cpu=idle_cpu[rows],
-            state=self._state(kept),
+            state=self._state(kept, letters),
             comm=tuple(bytes(comm[row]).split(b"\0", 1)[0] for row in rows.tolist()),
             stack=stack[rows],
             on_cpu=self._field(kept, "on_cpu", 4, 0) != 0,
@@ -181,16 +183,19 @@ class TaskReader:
                 return self._field(self._pointers(task + np.uint64(offset)), "tgid", 4, -1)
         return np.full(len(task), -1, dtype=np.int64)
 
-    def _cpu(self, task: U64) -> I64:
-        """``task_struct.cpu`` or, before v4.9 and from v5.16 on, that of the thread_info."""
+    def _cpu(self, task: U64, stack: U64) -> I64:
+        """``task_struct.cpu`` or, before v4.9 and from v5.16 on, that of the thread_info.
+
+        Which is in the task, or, without CONFIG_THREAD_INFO_IN_TASK, at the bottom of its stack.
+        """
         if self.known.offset("task_struct.cpu") is not None:
             return self._field(task, "cpu", 4, -1)
         inside, cpu = self.known.offset("task_struct.thread_info"), self.known.offset("thread_info.cpu")
-        if inside is None or cpu is None:
+        if cpu is None:
             return np.full(len(task), -1, dtype=np.int64)
-        return self._numbers(task + np.uint64(inside + cpu), 4, -1)
+        return self._numbers((stack if inside is None else task + np.uint64(inside)) + np.uint64(cpu), 4, -1)
 
-    def _state(self, task: U64) -> npt.NDArray[np.uint8]:
+    def _state(self, task: U64, letters: str) -> npt.NDArray[np.uint8]:
         """A letter each, as /proc/PID/stat shows."""
         name = "__state" if self.known.offset("task_struct.__state") is not None else "state"
         if self.known.offset(f"task_struct.{name}") is None:
@@ -199,13 +204,15 @@ class TaskReader:
         # a long's low half has all states; on big-endian machines it is the second one
         state = self._field(task, name, min(width, self.word), 0) & 0xFFFFFFFF
         ending = self._field(task, "exit_state", 4, 0) & 0xFFFFFFFF
-        shown = (state | ending) & _REPORT
-        shown = np.where((state & _IDLE) == _IDLE, _REPORT + 1, shown)
+        report = 0x7F if letters[7:8] == "P" else 0x3F
+        shown = (state | ending) & report
+        if "I" in letters:
+            shown = np.where((state & _IDLE) == _IDLE, report + 1, shown)
         shown = np.where((state & _ASLEEP) != 0, _UNINTERRUPTIBLE, shown)
         highest = np.zeros(len(task), dtype=np.intp)
         for bit in range(8):
             highest[(shown >> bit & 1) != 0] = bit + 1
-        return np.frombuffer(STATES.encode(), dtype=np.uint8)[highest]
+        return np.frombuffer(letters.encode(), dtype=np.uint8)[highest]
 
     def _pointers(self, vaddr: U64) -> U64:
         return Words(self.memory, self.order, self.word).column(vaddr)[0]

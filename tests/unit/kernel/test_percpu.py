@@ -47,6 +47,18 @@ def test_areas_of_the_cpus_that_are_there():
     assert percpu.address(0xFFFFFFFF9D031980).tolist() == [BASE + n * 0x10000 + 0x31980 for n in (1, 2, 4)]
 
 
+def test_mask_of_an_old_kernel():
+    """Until v4.4 cpu_present_mask was a pointer to the bits."""
+    space = KernelSpace()
+    space.put(0x1000, "I", 4)
+    space.put(0x2000, "Q", BASE + 0x2800)
+    space.put(0x2800, "Q", 0b1010)
+    symbols = {"nr_cpu_ids": 0x1000, "cpu_present_mask": 0x2000, "__per_cpu_offset": 0x3000}
+    percpu = found(space, **{f"SYMBOL_{name}": BASE + at for name, at in symbols.items()})
+    assert percpu is not None
+    assert percpu.cpu == (1, 3)
+
+
 def test_one_cpu_without_areas():
     percpu = found(KernelSpace())
     assert percpu is not None
