@@ -15,6 +15,7 @@ from kdump_elftool.elf.task_table import TaskRow, as_json, noted_tasks
 from kdump_elftool.jobs.kernel import open_kernel
 from kdump_elftool.jobs.tasks import list_tasks, task_table
 from kdump_elftool.kernel.facts import Fact
+from kdump_elftool.plain.ps import column_names, columns
 from kdump_elftool.safe_text import printable
 
 NAME = "ps"
@@ -60,10 +61,7 @@ def _tasks(opened: Opened) -> tuple[list[TaskRow], list[str], tuple[Fact, ...]]:
 
 def _print(rows: list[TaskRow]) -> None:
     width = max((len(row.task) for row in rows), default=0)
-    print(f"{'PID':>7} {'TID':>7} {'PPID':>7} ST {'CPU':>3} {'TASK':<{width}} COMM")
+    print(column_names(width))
     for row in rows:
-        ppid, cpu = (str(value) if value >= 0 else "-" for value in (row.ppid, row.cpu))
-        # the task a CPU is running is marked as in crash
-        mark = ">" if row.on_cpu else " "
-        print(f"{mark}{row.pid:>6} {row.tid:>7} {ppid:>7}", end=" ")
-        print(f"{row.state:>2} {cpu:>3} {row.task:<{width}} {row.comm}")
+        task = row.task.ljust(width)
+        print(columns(row.pid, row.tid, row.ppid, row.state, row.cpu, task, row.comm, on_cpu=row.on_cpu))

@@ -11,8 +11,9 @@ from typing import Any
 
 import gdb
 
-from kdump_elftool.errors import KdumpError
+from kdump_elftool.errors import IdentityError, KdumpError
 
+_UNKNOWN = "make the core with 'tovelf -m vmlinux', or load the vmlinux: symbol-file -o OFFSET vmlinux"
 _CONTROL = re.compile(r"[^\x20-\x7e\t]")
 
 
@@ -31,7 +32,8 @@ class Command(gdb.Command):  # type: ignore[misc]
         try:
             self.run(gdb.string_to_argv(text))
         except KdumpError as error:
-            hint = f"\nhint: {error.hint}" if error.hint else ""
+            hint = error.hint or (_UNKNOWN if isinstance(error, IdentityError) else "")
+            hint = f"\nhint: {hint}" if hint else ""
             raise gdb.GdbError(_one_line(error.message) + _one_line(hint, newline=True)) from None
 
     def run(self, words: list[str]) -> None:
@@ -42,6 +44,11 @@ class Command(gdb.Command):  # type: ignore[misc]
 def say(line: str) -> None:
     """One line to the user."""
     gdb.write(_CONTROL.sub("?", line) + "\n")
+
+
+def warn(text: str) -> None:
+    """What the user should know about what is shown."""
+    gdb.write(f"warning: {_CONTROL.sub('?', text)}\n", gdb.STDERR)
 
 
 def usage(command: Command) -> Any:

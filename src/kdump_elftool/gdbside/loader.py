@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from kdump_elftool.gdbside import arm64_unwinder
 from kdump_elftool.gdbside.log_command import Dmesg
+from kdump_elftool.gdbside.ps_command import Ps, PsOld
 
-COMMANDS = (Dmesg,)
+COMMANDS = (
+    Dmesg,
+    Ps,
+    PsOld,
+)
 
 
 def load() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.command import Command, say, usage, warn
 from kdump_elftool.gdbside.target import target
 from kdump_elftool.plain.log_lines import plain_line, raw_line
 from kdump_elftool.plain.printk import lines, read_log
@@ -22,5 +22,8 @@ class Dmesg(Command):
         if words not in ([], ["-r"]):
             raise usage(self)
         show = raw_line if words else plain_line
-        for line in lines(read_log(target())):
+        log = read_log(target())
+        for line in lines(log):
             say(show(line))
+        if log.lost is not None:
+            warn(log.lost)

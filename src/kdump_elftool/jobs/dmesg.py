@@ -51,10 +51,7 @@ class DumpLog:
 
     def warning(self) -> str | None:
         """What is missing from the log, or None."""
-        if not self.lost:
-            return None
-        reasons = ", ".join(f"{count} {why}" for why, count in sorted(self.log.skipped.items()))
-        return f"log records left out: {reasons}"
+        return self.log.lost
 
 
 def dump_log(dump: Dump, kernel: Kernel) -> DumpLog:

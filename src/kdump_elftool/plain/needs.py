@@ -6,9 +6,13 @@ the readers to it.
 
 from __future__ import annotations
 
-from kdump_elftool.plain import printk, tasks
+from kdump_elftool.plain import printk, ps, tasks
 
-READERS = (printk, tasks)
+READERS = (
+    printk,
+    tasks,
+    ps,
+)
 
 
 def needs() -> tuple[str, ...]:

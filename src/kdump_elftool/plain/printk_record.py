@@ -42,6 +42,14 @@ class Log(NamedTuple):
     records: tuple[Record, ...]
     skipped: dict[str, int]
 
+    @property
+    def lost(self) -> str | None:
+        """What is missing, in words; None when nothing is."""
+        if not any(self.skipped.values()):
+            return None
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(self.skipped.items()))
+        return f"log records left out: {reasons}"
+
 
 class Collector:
     """Gathers records and counts what is left out."""
