@@ -16,6 +16,7 @@ from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.plain_target import DumpTarget
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.plain.crash_log import last_stamp
 from kdump_elftool.plain.printk import Log, read_log
 
 NSEC = 10**9
@@ -79,11 +80,6 @@ def crash_time(info: VmcoreInfo) -> int | None:
     if not re.fullmatch(r"[0-9]{1,12}", text):
         return None
     return int(text) if int(text) <= _LATEST else None
-
-
-def last_stamp(log: Log) -> int | None:
-    """The newest time stamp: how long the machine had been up."""
-    return next((record.ts_nsec for record in reversed(log.records) if record.ts_nsec is not None), None)
 
 
 def boot_time(info: VmcoreInfo, log: Log) -> BootTime | None:

@@ -16,9 +16,8 @@ from kdump_elftool.elf.constants import EM_NAMES
 from kdump_elftool.errors import IdentityError, KdumpError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
-from kdump_elftool.jobs.crash_log import CrashLog, read_crash
 from kdump_elftool.jobs.description import Description, describe
-from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log, last_stamp
+from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log
 from kdump_elftool.jobs.image import image_warning
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.own_cpus import elsewhere
@@ -31,6 +30,7 @@ from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import MISREAD, kaslr_offset_by
 from kdump_elftool.kernel.pages import Category
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.plain.crash_log import CrashLog, last_stamp, read_crash
 from kdump_elftool.plain.printk import Line, lines
 from kdump_elftool.safe_text import log_text, printable
 

@@ -57,6 +57,11 @@ def read_crash(log: Log, *, crashed: bool) -> CrashLog:
     )
 
 
+def last_stamp(log: Log) -> int | None:
+    """The newest time stamp: how long the machine had been up, in nanoseconds."""
+    return next((record.ts_nsec for record in reversed(log.records) if record.ts_nsec is not None), None)
+
+
 def _task(records: list[Record], at: int) -> tuple[int | None, int | None, bytes | None]:
     """CPU, pid and name: from the first such line after the message, else from the last one before.
 
