@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdump_elftool.gdbside import arm64_unwinder
+from kdump_elftool.gdbside.backtrace_command import Backtraces
 from kdump_elftool.gdbside.log_command import Dmesg
 from kdump_elftool.gdbside.ps_command import Ps, PsOld
 
@@ -10,6 +11,7 @@ COMMANDS = (
     Dmesg,
     Ps,
     PsOld,
+    Backtraces,
 )
 
 

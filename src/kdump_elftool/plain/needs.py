@@ -6,12 +6,18 @@ the readers to it.
 
 from __future__ import annotations
 
-from kdump_elftool.plain import printk, ps, tasks
+from kdump_elftool.plain import (
+    backtraces,
+    printk,
+    ps,
+    tasks,
+)
 
 READERS = (
     printk,
     tasks,
     ps,
+    backtraces,
 )
 
 

@@ -1,0 +1,86 @@
+"""Backtraces by gdb's own unwinder, thread by thread; what a place is called is asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gdb
+
+from kdump_elftool.gdbside.target import GdbTarget
+from kdump_elftool.plain.backtraces import Backtrace, Step, lowest_kernel_address
+
+LONGEST = 200
+"""Frames of one backtrace: more than any kernel stack holds, fewer than a loop would make."""
+_MADE_UP = (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME)
+_GOOD_ENDS = (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
+
+
+class Unwinder:
+    """Walks frames and remembers names; lives as long as one command."""
+
+    def __init__(self, kernel: GdbTarget) -> None:
+        self._steps: dict[tuple[int, int, bool, bool], Step] = {}
+        self._lowest = lowest_kernel_address(kernel)
+
+    def backtrace(self, thread: Any) -> Backtrace:
+        """The frames of a thread, which is selected afterwards; those of user space are left out."""
+        steps: list[Step] = []
+        try:
+            thread.switch()
+            end = self._walk(gdb.newest_frame(), steps)
+        except gdb.error as error:
+            end = f"no further: {error}"
+        while steps and steps[-1].pc == 0:
+            steps.pop()
+        return Backtrace(tuple(steps), end)
+
+    def _walk(self, frame: Any, steps: list[Step]) -> str | None:
+        nth, before = 0, None
+        while frame is not None:
+            pc = frame.pc()
+            if 0 < pc < self._lowest:  # behind the kernel's entry, where gdb may only guess
+                return None if steps else f"in user space at {pc:#x}"
+            if len(steps) >= LONGEST:
+                return f"cut after {LONGEST} frames"
+            nth = nth + 1 if pc == before else 0
+            before = pc
+            steps.append(self._step(frame, pc, nth, not steps))
+            older = frame.older()
+            if older is None:
+                reason = frame.unwind_stop_reason()
+                return None if reason in _GOOD_ENDS or pc == 0 else _why(reason)
+            frame = older
+        return None
+
+    def _step(self, frame: Any, pc: int, nth: int, newest: bool) -> Step:
+        """Several frames share a pc where functions are inlined; only of a caller it is behind a call."""
+        made_up = frame.type() in _MADE_UP
+        key = (pc, nth, made_up, newest)
+        if key not in self._steps:
+            sal = frame.find_sal()
+            place = f"{sal.symtab.filename}:{sal.line}" if sal.symtab is not None and sal.line else None
+            self._steps[key] = Step(pc, made_up, frame.name(), place)
+        return self._steps[key]
+
+
+@contextmanager
+def selection_kept() -> Iterator[None]:
+    """Whatever is done to the selected thread and frame, they are the same afterwards."""
+    thread = gdb.selected_thread()
+    try:
+        frame = gdb.selected_frame()
+    except gdb.error:
+        frame = None
+    try:
+        yield
+    finally:
+        if thread is not None and thread.is_valid():
+            thread.switch()
+            if frame is not None and frame.is_valid():
+                frame.select()
+
+
+def _why(reason: int) -> str:
+    return f"no further: {gdb.frame_stop_reason_string(reason)}"

@@ -1,0 +1,60 @@
+"""gdb's threads and the tasks they are, by the table in a core that was made with ``tovelf -p``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gdb
+
+from kdump_elftool.gdbside.target import GdbTarget
+from kdump_elftool.plain.backtraces import Owner
+
+ONLY_CPUS = (
+    "the core has what the CPUs ran and no other task: "
+    "'kdump-elftool tovelf -p' makes one in which each task is a thread"
+)
+_UNKNOWN = "?"
+
+
+class TaskThread(NamedTuple):
+    """A thread of gdb's.  ``pid`` is its process; -1 and no address where the core has no table of tasks."""
+
+    thread: Any
+    owner: Owner
+    pid: int
+    task: int | None
+
+
+def task_threads(kernel: GdbTarget) -> list[TaskThread]:
+    """All threads in the order of the core: what the CPUs ran, then the others by number."""
+    table = {row["lwp"]: row for row in kernel.tasks() if type(row.get("lwp")) is int}
+    found = gdb.selected_inferior().threads()
+    return [_task_thread(thread, table.get(thread.ptid[1])) for thread in sorted(found, key=_number)]
+
+
+def _number(thread: Any) -> int:
+    return int(thread.num)
+
+
+def _task_thread(thread: Any, row: dict[str, Any] | None) -> TaskThread:
+    lwp = thread.ptid[1]
+    if row is None:
+        return TaskThread(thread, Owner(lwp, "CPU", _UNKNOWN, None), -1, None)
+    cpu = _whole(row, "cpu") if row.get("on_cpu") is True else None
+    owner = Owner(lwp, _text(row, "comm")[:64], _text(row, "state")[:1] or _UNKNOWN, cpu)
+    try:
+        task: int | None = int(_text(row, "task"), 16)
+    except ValueError:
+        task = None
+    pid = _whole(row, "pid")
+    return TaskThread(thread, owner, -1 if pid is None else pid, task)
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _whole(row: dict[str, Any], key: str) -> int | None:
+    value = row.get(key)
+    return value if type(value) is int else None
