@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from kdump_elftool.gdbside import arm64_unwinder
 from kdump_elftool.gdbside.backtrace_command import Backtraces
+from kdump_elftool.gdbside.functions import ContainerOf, CurrentOf, PerCpuOf, TaskOf
+from kdump_elftool.gdbside.info_command import Info
 from kdump_elftool.gdbside.log_command import Dmesg
 from kdump_elftool.gdbside.ps_command import Ps, PsOld
+from kdump_elftool.gdbside.percpu_command import PerCpuCommand
+from kdump_elftool.gdbside.task_command import TaskCommand
 
 COMMANDS = (
     Dmesg,
     Ps,
     PsOld,
     Backtraces,
+    Info,
+    PerCpuCommand,
+    TaskCommand,
+)
+FUNCTIONS = (
+    TaskOf,
+    PerCpuOf,
+    CurrentOf,
+    ContainerOf,
 )
 
 
@@ -20,3 +33,5 @@ def load() -> None:
     arm64_unwinder.register()
     for command in COMMANDS:
         command()
+    for function in FUNCTIONS:
+        function()

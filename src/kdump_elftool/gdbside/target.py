@@ -116,7 +116,27 @@ def _checked(told: dict[str, Any]) -> dict[str, int | None]:
     }
 
 
+def member_place(struct: str, path: str) -> tuple[Any, int] | None:
+    """The type ``struct``, and how many bytes behind its beginning ``path`` is; None without types."""
+    name = struct.removeprefix("struct ")
+    if not _NAME.fullmatch(f"{name}.{path}"):
+        return None
+    found = _member(f"{name}.{path}")
+    return None if found is None else (_type(name), int(found[0]) // 8)
+
+
 def _symbol(name: str) -> int | None:
+    value = _address(name)
+    if not value or value >> 63:
+        return value
+    # gdb has moved what counts from 0, as per-CPU variables of x86_64 did until v6.14, like all the rest
+    start, end, text = (_address(each) for each in ("__per_cpu_start", "__per_cpu_end", "_stext"))
+    if start is None or end is None or text is None or not text >> 63 or not start <= value <= end:
+        return value
+    return value - start
+
+
+def _address(name: str) -> int | None:
     try:
         return int(gdb.parse_and_eval(f"(unsigned long)&{name}"))
     except gdb.error:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from kdump_elftool.plain import (
     backtraces,
+    crash_summary,
+    percpu,
     printk,
     ps,
+    task_details,
     tasks,
 )
 
@@ -18,6 +21,9 @@ READERS = (
     tasks,
     ps,
     backtraces,
+    percpu,
+    crash_summary,
+    task_details,
 )
 
 
