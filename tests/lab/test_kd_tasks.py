@@ -1,0 +1,199 @@
+"""The gdb commands about tasks on real dumps, with drgn as their judge: one gdb for each core."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.dumps import DUMP_FILES, HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
+
+I386 = [
+    LabDump(row.name, row.scenario, file)
+    for row in selected_rows()
+    if row.guest.arch.name == "i386"
+    for file in DUMP_FILES[row.scenario]
+]
+DUMPS = [dump for dump in (*selected_dumps(), *I386) if dump.file in ("vmcore", "qemu.elf")]
+VARIABLES = ("runqueues.nr_running", "runqueues.cpu", "runqueues.clock", "runqueues", "kernel_cpustat")
+FRAME = re.compile(r"^#\d+ +(?:0x([0-9a-f]+) in )?(\S+) \(\)", re.M)
+GROUP = re.compile(r"^\d+ tasks?: (.*)\n((?:.|\n.)*)", re.M)
+OWNER = re.compile(r"(-?\d+) (.{,16}?) \((\S)(?:, on CPU (\d+))?\)(?:, |$)")
+UNKNOWN = re.compile("Traceback|Error|Exception|not known|unknown")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What gdb printed for each command, and what drgn says of the original dump."""
+
+    dump: LabDump
+    said: dict[str, Any]
+    outputs: dict[str, str]
+    poor: dict[str, str]
+
+    def __getitem__(self, command: str) -> str:
+        return self.outputs[command]
+
+
+def run(velf: Path, dump: LabDump, offset: str | None, commands: list[str]) -> dict[str, str]:
+    """The output of each command; without an offset gdb has no symbols."""
+    init = kdump_elftool("gdbinit").stdout.strip()
+    symbols = () if offset is None else (f"symbol-file -o {offset} {dump.vmlinux}",)
+    marked = [each for number, command in enumerate(commands) for each in (rf"echo \n@{number}@\n", command)]
+    start = ("set width 0", f"core-file {velf}", *symbols, "set python print-stack full", f"source {init}")
+    done = gdb(*start, *marked)
+    assert not UNKNOWN.search(done.stderr), done.stderr[-2000:]
+    parts = re.split(r"^@\d+@\n", done.stdout, flags=re.M)[1:]
+    return dict(zip(commands, (part[:-1] for part in parts), strict=True))
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    dump: LabDump = request.param
+    dump.check()
+    folder = tmp_path_factory.mktemp("kd_tasks")
+    velf, poor, answer = folder / "velf", folder / "poor", folder / "drgn.json"
+    done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, dump.path)
+    assert done.returncode == 0, done.stderr
+    offset = json.loads(done.stdout)["kaslr_offset"] or "0"
+    assert kdump_elftool("tovelf", "-q", "-o", poor, dump.path).returncode == 0
+    judged = subprocess.run(
+        [sys.executable, str(HERE / "oracle_kd_tasks.py"), str(dump.path), str(dump.vmlinux), str(answer)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert judged.returncode == 0, judged.stderr
+    said = json.loads(answer.read_text())
+    known = ["kd-info", "kd-task " + " ".join(said["tasks"]), "kd-bt all"]
+    cpus = range(len(said["current"]))
+    values = [f'output/x (unsigned long)$kd_percpu("runqueues", {cpu})' for cpu in cpus]
+    values += [f"output $kd_current({cpu})->pid" for cpu in cpus]
+    values += [f'output $kd_container_of(&$kd_task({lwp})->tasks, "struct task_struct", "tasks")->pid'
+               for lwp in said["tasks"]]  # fmt: skip
+    percpu = [f"kd-percpu {name}" for name in VARIABLES]
+    outputs = run(velf, dump, offset, [*known, *percpu, *values, "kd-bt", "kd-bt 1 cpu=0"])
+    yield Shown(dump, said, outputs, run(poor, dump, None, [*known, "kd-percpu runqueues"]))
+    velf.unlink()
+    poor.unlink()
+
+
+def fields(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z ]+): +(.*)$", text, re.M))
+
+
+def test_info(shown: Shown) -> None:
+    """What info says of the dump, and what drgn counts."""
+    told = json.loads(kdump_elftool("info", "--json", shown.dump.path).stdout)
+    for found in (fields(shown["kd-info"]), fields(shown.poor["kd-info"])):
+        assert found["release"] == f"{shown.said['release']} ({shown.said['machine']})"
+        assert found["panic message"] == (told.get("panic_message") or "none in the log")
+        if told.get("panic_pid") is not None:
+            assert (
+                found["by"] == f"CPU {told['panic_cpu']}, pid {told['panic_pid']}, comm {told['panic_comm']}"
+            )
+        count, states = found["tasks"].split(": ")
+        assert int(count) == len(shown.said["tasks"])
+        by_state = {state: int(number) for number, state in re.findall(r"(\d+) (\S)", states)}
+        wanted = [task["state"] for task in shown.said["tasks"].values()]
+        assert by_state == {state: wanted.count(state) for state in set(wanted)}
+        taints = shown.said["taints"]
+        assert found["tainted"] == "no" if not taints else found["tainted"].endswith(f"({taints:#x})")
+
+
+@pytest.mark.parametrize("core", ["with tasks and symbols", "with neither"])
+def test_task(shown: Shown, core: str) -> None:
+    """Every member of every task that drgn finds."""
+    outputs = shown.outputs if core == "with tasks and symbols" else shown.poor
+    (text,) = [value for command, value in outputs.items() if command.startswith("kd-task")]
+    found = [fields(part) for part in text.split("\n\n")]
+    assert len(found) == len(shown.said["tasks"]) > 40
+    for task, said in zip(found, shown.said["tasks"].values(), strict=True):
+        where = "on" if said["on_cpu"] else "last on"
+        threads = f", {said['threads']} threads" if said["threads"] > 1 else ""
+        tgid, comm, parent = said["parent"]
+        assert task == {
+            "task": said["task"],
+            "comm": said["comm"],
+            "pid": f"{said['tid']}, process {said['tgid']}{threads}",
+            "state": f"{said['state']}, {where} CPU {said['cpu']}",
+            "flags": task["flags"],
+            "stack": task["stack"],
+            "started": f"{said['started'] // 10**9}.{said['started'] % 10**9:09} s after boot",
+            "user": "uid {}, euid {}, gid {}, egid {}".format(*said["ids"]),
+            "parent": f"{tgid} {comm}, {parent}",
+            "children": str(said["children"]),
+            "memory": "none of its own" if said["mm"] == "0x0" else f"mm_struct {said['mm']}",
+        }
+        assert task["flags"].split(" ")[0] == said["flags"]
+        assert task["stack"].split(",")[0] == said["stack"]
+
+
+def test_backtraces(shown: Shown) -> None:
+    """Each task once, with the addresses and functions that drgn finds."""
+    groups = GROUP.findall(shown["kd-bt all"])
+    stacks = {}
+    for heading, body in groups:
+        owners = OWNER.findall(heading)
+        assert len(owners) == heading.count("(")
+        for lwp, comm, state, cpu in owners:
+            said = shown.said["tasks"][lwp]
+            assert (comm, state, cpu) == (said["comm"], said["state"], str(said["cpu"]) if cpu else "")
+            assert bool(cpu) == said["on_cpu"]
+            assert lwp not in stacks
+            stacks[lwp] = FRAME.findall(body)
+    assert set(stacks) == set(shown.said["tasks"])
+    assert len({body for _, body in groups}) == len(groups) < len(stacks)
+    compared = 0
+    for lwp, frames in shown.said["stacks"].items():
+        wanted = [[f"{pc:x}", name] for pc, name in frames or () if pc >> 31]
+        found = [[address.lstrip("0"), function] for address, function in stacks[lwp] if address]
+        assert [pc for pc, _ in found] == [pc for pc, _ in wanted], lwp
+        named = [pair for pair in zip(found, wanted, strict=True) if pair[1][1]]
+        assert [function for (_, function), _ in named] == [name for _, (_, name) in named], lwp
+        compared += len(named)
+    assert compared > 3 * len(stacks)
+
+
+def test_percpu(shown: Shown) -> None:
+    """Where a variable is, a member of one, and its value where it is a number."""
+    for name in VARIABLES:
+        lines = shown[f"kd-percpu {name}"].splitlines()
+        found = {}
+        for line in lines:
+            cpu, at, value = re.fullmatch(r"CPU (\d+): (0x[0-9a-f]+) = (.*)", line).groups()
+            found[cpu] = (at, value)
+        said = shown.said["percpu"][name]
+        assert {cpu: at for cpu, (at, _) in found.items()} == {cpu: at for cpu, (at, _) in said.items()}
+        assert [value for _, value in found.values()] == [
+            f"{{struct {'rq' if name == 'runqueues' else name}}}" if value is None else str(value)
+            for _, value in said.values()
+        ]
+    poor = re.findall(r"^CPU (\d+): (0x[0-9a-f]+)$", shown.poor["kd-percpu runqueues"], re.M)
+    assert dict(poor) == {cpu: at for cpu, (at, _) in shown.said["percpu"]["runqueues"].items()}
+
+
+def test_functions(shown: Shown) -> None:
+    tasks = shown.said["tasks"]
+    for cpu, task in shown.said["current"].items():
+        (pid,) = [said["tid"] for said in tasks.values() if said["task"] == task]
+        assert shown[f"output $kd_current({cpu})->pid"] == str(pid)
+        place = shown[f'output/x (unsigned long)$kd_percpu("runqueues", {cpu})']
+        assert place == shown.said["percpu"]["runqueues"][cpu][0]
+    for lwp, said in tasks.items():
+        command = f'output $kd_container_of(&$kd_task({lwp})->tasks, "struct task_struct", "tasks")->pid'
+        assert shown[command] == str(said["tid"])
+
+
+def test_a_core_without_tasks_says_how_to_have_them(shown: Shown) -> None:
+    assert "tovelf -p" in shown.poor["kd-bt all"]
+    assert shown.poor["kd-bt all"].count(" task: ") + shown.poor["kd-bt all"].count(" tasks: ") > 0
