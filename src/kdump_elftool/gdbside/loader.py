@@ -25,6 +25,12 @@ FUNCTIONS = (
     PerCpuOf,
     CurrentOf,
     ContainerOf,
+from kdump_elftool.gdbside.process_commands import KdFiles, KdVmas
+from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
+
+COMMANDS = (
+    Dmesg,
+    *(KdList, KdRbtree, KdXarray, KdFiles, KdVmas),
 )
 
 

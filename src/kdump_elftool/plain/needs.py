@@ -9,11 +9,15 @@ from __future__ import annotations
 from kdump_elftool.plain import (
     backtraces,
     crash_summary,
+    files,
     percpu,
     printk,
     ps,
+    rbtree,
     task_details,
     tasks,
+    vmas,
+    xarray,
 )
 
 READERS = (
@@ -25,6 +29,8 @@ READERS = (
     crash_summary,
     task_details,
 )
+
+READERS = (printk, tasks, rbtree, xarray, files, vmas)
 
 
 def needs() -> tuple[str, ...]:

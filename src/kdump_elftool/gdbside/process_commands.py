@@ -1,0 +1,85 @@
+"""``kd-files`` and ``kd-vmas``: what a process has open, and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kdump_elftool.errors import FaultError
+from kdump_elftool.gdbside.arguments import Chosen
+from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.target import target
+from kdump_elftool.plain.files import OpenFile, open_files
+from kdump_elftool.plain.vmas import Vma, process_vmas
+from kdump_elftool.plain.walking import WalkError
+from kdump_elftool.safe_text import printable
+
+_PAGE_SHIFT = 12
+
+
+class KdFiles(Command):
+    """Show the files that a task has open.
+
+    kd-files PID
+
+    PID is a task's number, or the address of its task_struct.  A line a file: descriptor, struct file,
+    inode, type and name as the task sees it."""
+
+    NAME = "kd-files"
+
+    def run(self, words: list[str]) -> None:
+        """A line a file."""
+        if len(words) != 1:
+            raise usage(self)
+        kernel = target()
+        task = Chosen(kernel, words[0])
+        say(f"task {task.tid} {printable(task.comm)}")
+        width = 2 + 2 * kernel.word
+        say(f"{'FD':>3} {'FILE':{width}} {'INODE':{width}} TYPE NAME")
+        _show(open_files(kernel, task.vaddr), lambda file: _file_line(file, width), "open files")
+
+
+class KdVmas(Command):
+    """Show the memory areas of a process.
+
+    kd-vmas PID
+
+    PID is a task's number, or the address of its task_struct.  A line an area: its vm_area_struct, and what
+    /proc/PID/maps has of it: addresses, permissions, offset in the file, name."""
+
+    NAME = "kd-vmas"
+
+    def run(self, words: list[str]) -> None:
+        """A line an area."""
+        if len(words) != 1:
+            raise usage(self)
+        kernel = target()
+        task = Chosen(kernel, words[0])
+        say(f"task {task.tid} {printable(task.comm)}")
+        shift = kernel.number("PAGE_SHIFT") or _PAGE_SHIFT
+        _show(process_vmas(kernel, task.vaddr), lambda vma: _vma_line(vma, shift), "areas")
+
+
+def _show(walk: Iterable[Any], line: Any, what: str) -> None:
+    """Lines, and something to read where there are none or the walk ended early."""
+    count = 0
+    try:
+        for item in walk:
+            say(line(item))
+            count += 1
+    except (FaultError, WalkError) as error:
+        say(f"stopped after {count} {what}: {error.message}")
+        return
+    if not count:
+        say(f"no {what}")
+
+
+def _file_line(file: OpenFile, width: int) -> str:
+    addresses = f"{file.file:#0{width}x} {file.inode:#0{width}x}"
+    return f"{file.fd:3} {addresses} {file.kind:4} {printable(file.path)}"
+
+
+def _vma_line(vma: Vma, page_shift: int) -> str:
+    offset = vma.pgoff << page_shift if vma.file else 0
+    area = f"{vma.start:08x}-{vma.end:08x} {vma.permissions} {offset:08x}"
+    return f"{vma.vma:#x} {area} {printable(vma.name)}".rstrip()
