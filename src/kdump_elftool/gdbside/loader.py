@@ -25,11 +25,13 @@ FUNCTIONS = (
     PerCpuOf,
     CurrentOf,
     ContainerOf,
+from kdump_elftool.gdbside.memory_commands import KdPage, KdVtop
 from kdump_elftool.gdbside.process_commands import KdFiles, KdVmas
 from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
 
 COMMANDS = (
     Dmesg,
+    *(KdVtop, KdPage),
     *(KdList, KdRbtree, KdXarray, KdFiles, KdVmas),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kdump_elftool.arch.base import page_size_of
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.kernel.btf import open_btf
@@ -15,6 +16,7 @@ from kdump_elftool.kernel.content import ContentSource
 from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import TYPES, Advise, VmlinuxSymbols, vmlinux_types
 
@@ -32,7 +34,19 @@ def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
     elif kernel.request.locate is not None:
         sources += _located(kernel, types, advice.append)
     sources.append(ContentSource(memory, Knowledge(tuple(sources)), window, order, word))
+    sources.append(_of_form(kernel))
     return Knowledge(tuple(sources), advice)
+
+
+def _of_form(kernel: Kernel) -> Source:
+    """What follows from architecture and paging where the kernel does not say it."""
+    form, page_size = kernel.identity.form, page_size_of(kernel.info) or kernel.arch.page_size
+    numbers = {
+        "PAGE_SHIFT": page_size.bit_length() - 1,
+        "SECTION_SIZE_BITS": form.section_size_bits,
+        "MAX_PHYSMEM_BITS": form.physmem_bits,
+    }
+    return VmcoreInfo({f"NUMBER({name})": str(value) for name, value in numbers.items()})
 
 
 def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:

@@ -10,6 +10,7 @@ from kdump_elftool.plain import (
     backtraces,
     crash_summary,
     files,
+    pages,
     percpu,
     printk,
     ps,
@@ -30,7 +31,7 @@ READERS = (
     task_details,
 )
 
-READERS = (printk, tasks, rbtree, xarray, files, vmas)
+READERS = (printk, tasks, rbtree, xarray, files, vmas, pages)
 
 
 def needs() -> tuple[str, ...]:

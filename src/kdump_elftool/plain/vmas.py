@@ -18,7 +18,7 @@ from kdump_elftool.plain.walking import WalkError, known_offset, offset, pointer
 NEEDS = (
     *maple.NEEDS,
     *paths.NEEDS,
-    *("OFFSET(task_struct.mm)", "OFFSET(mm_struct.mm_mt)", "OFFSET(mm_struct.mmap)"),
+    *("OFFSET(task_struct.mm)", "OFFSET(mm_struct.mm_mt)", "OFFSET(mm_struct.mmap)", "OFFSET(mm_struct.pgd)"),
     *(
         f"OFFSET(vm_area_struct.{member})"
         for member in (
@@ -82,6 +82,14 @@ def process_vmas(target: Target, task: int) -> Iterator[Vma]:
             raise WalkError(f"the area at {vma:#x} begins or ends where it cannot")
         yield found
         reached = found.end
+
+
+def page_table(target: Target, task: int) -> int:
+    """Virtual address of the top table of a task's memory.  Raises FaultError, IdentityError, WalkError."""
+    mm = pointer(target, task, "task_struct.mm")
+    if not mm:
+        raise WalkError("a kernel thread has no memory of its own")
+    return pointer(target, mm, "mm_struct.pgd")
 
 
 def _areas(target: Target, mm: int) -> Iterator[int]:
