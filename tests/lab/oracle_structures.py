@@ -74,9 +74,7 @@ def rbtrees(prog: drgn.Program) -> Iterator[tuple[str, list[int]]]:
     roots = [prog[name] for name in ("vmap_area_root", "free_vmap_area_root") if name in prog]
     for mm in {task.mm.value_() for task in for_each_task(prog) if task.mm}:
         process = drgn.Object(prog, "struct mm_struct *", mm)
-        for vma in for_each_vma(process):
-            if vma.vm_file:
-                roots.append(vma.vm_file.f_mapping.i_mmap.rb_root)
+        roots += [vma.vm_file.f_mapping.i_mmap.rb_root for vma in for_each_vma(process) if vma.vm_file]
     for address, root in {root.address_: root for root in roots}.items():
         yield str(address), [node.value_() for node in rbtree_inorder_for_each(root.address_of_())]
 

@@ -7,9 +7,12 @@ from kdump_elftool.gdbside.backtrace_command import Backtraces
 from kdump_elftool.gdbside.functions import ContainerOf, CurrentOf, PerCpuOf, TaskOf
 from kdump_elftool.gdbside.info_command import Info
 from kdump_elftool.gdbside.log_command import Dmesg
-from kdump_elftool.gdbside.ps_command import Ps, PsOld
+from kdump_elftool.gdbside.memory_commands import KdPage, KdVtop
 from kdump_elftool.gdbside.percpu_command import PerCpuCommand
+from kdump_elftool.gdbside.process_commands import KdFiles, KdVmas
+from kdump_elftool.gdbside.ps_command import Ps, PsOld
 from kdump_elftool.gdbside.task_command import TaskCommand
+from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
 
 COMMANDS = (
     Dmesg,
@@ -19,20 +22,19 @@ COMMANDS = (
     Info,
     PerCpuCommand,
     TaskCommand,
+    KdVtop,
+    KdPage,
+    KdList,
+    KdRbtree,
+    KdXarray,
+    KdFiles,
+    KdVmas,
 )
 FUNCTIONS = (
     TaskOf,
     PerCpuOf,
     CurrentOf,
     ContainerOf,
-from kdump_elftool.gdbside.memory_commands import KdPage, KdVtop
-from kdump_elftool.gdbside.process_commands import KdFiles, KdVmas
-from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
-
-COMMANDS = (
-    Dmesg,
-    *(KdVtop, KdPage),
-    *(KdList, KdRbtree, KdXarray, KdFiles, KdVmas),
 )
 
 

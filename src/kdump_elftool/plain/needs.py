@@ -29,9 +29,12 @@ READERS = (
     percpu,
     crash_summary,
     task_details,
+    rbtree,
+    xarray,
+    files,
+    vmas,
+    pages,
 )
-
-READERS = (printk, tasks, rbtree, xarray, files, vmas, pages)
 
 
 def needs() -> tuple[str, ...]:
