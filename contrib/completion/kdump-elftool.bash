@@ -10,7 +10,7 @@ _kdump_elftool() {
     done
     case $command in
         "")
-            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps gdbinit -h --help -v --version" -- "$word")
+            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps gdb gdbinit -h --help -v --version" -- "$word")
             return ;;
         topelf)
             known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
@@ -153,6 +153,22 @@ _kdump_elftool() {
                 -e | --extravminfo) return ;;
                 -P | --physpgd) return ;;
                 --kernel) return ;;
+            esac
+            ;;
+        gdb)
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --no-procthreads --velf --in-place --gdb --batch --print-script --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --ram-base) return ;;
+                --cpu-regs) return ;;
+                -m | --vmlinux) return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                --kernel) return ;;
+                -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
+                --velf) return ;;
+                --gdb) return ;;
             esac
             ;;
         gdbinit)

@@ -139,6 +139,52 @@ class Cache:
             return False
         return True
 
+    def link(self, name: str, target: str) -> str | None:
+        """The path of a symbolic link to ``target``, made when missing; None when that is not possible."""
+        path = os.path.join(self.path, _checked(name))
+        temporary = f".{name}.{os.getpid()}.{time.monotonic_ns():x}.tmp"
+        try:
+            if os.readlink(name, dir_fd=self.fd) == target:
+                return path
+        except OSError:
+            pass  # there is none, or something else
+        try:
+            os.symlink(target, temporary, dir_fd=self.fd)
+            try:
+                os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            except BaseException:
+                self._remove(temporary)
+                raise
+        except OSError as error:
+            log.info("cache: no link %s: %s", name, error.strerror)
+            return None
+        return path
+
+    def directory(self, name: str, limit: int = 1 << 30) -> str | None:
+        """The path of a directory for another program's files, made when missing; None when there is none.
+
+        Those used longest ago go once all of them take more than ``limit`` bytes.
+        """
+        path = os.path.join(self.path, _checked(name))
+        try:
+            try:
+                os.mkdir(name, 0o700, dir_fd=self.fd)
+            except FileExistsError:
+                pass
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError as error:
+            log.info("cache: no directory %s: %s", name, error.strerror)
+            return None
+        try:
+            why = _distrust(fd)
+            if why is not None:
+                log.info("cache: %s is not used: %s", path, why)
+                return None
+            _keep_below(fd, limit)
+        finally:
+            os.close(fd)
+        return path
+
     def _write(self, name: str, pieces: tuple[bytes, ...]) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600, dir_fd=self.fd)
         try:
@@ -217,6 +263,21 @@ def _distrust(fd: int) -> str | None:
         except OSError as error:
             return error.strerror or "its mode cannot be set"
     return None
+
+
+def _keep_below(fd: int, limit: int) -> None:
+    """Remove the files of a directory that were read longest ago, until the rest has ``limit`` bytes."""
+    try:
+        with os.scandir(fd) as found:
+            status = {entry.name: entry.stat(follow_symlinks=False) for entry in found}
+        total = sum(each.st_size for each in status.values())
+        for name, each in sorted(status.items(), key=lambda item: max(item[1].st_atime, item[1].st_mtime)):
+            if total <= limit:
+                return
+            os.unlink(name, dir_fd=fd)
+            total -= each.st_size
+    except OSError:
+        pass  # another process was faster, or a directory is among them
 
 
 def _read(fd: int, limit: int) -> bytes | None:

@@ -37,6 +37,12 @@ MACHINES = {
 }
 
 
+OPERAND_HELP = (
+    "the dump to read, or the parts of a split one, or pieces of raw memory as FILE@ADDRESS "
+    "(default /proc/vmcore)"
+)
+
+
 @dataclass(frozen=True)
 class Opened:
     """The dump, the user's word on its kernel, and every file that was opened for it (so far)."""
@@ -53,6 +59,7 @@ def add_dump(
     vmlinux: bool = False,
     search: bool = False,
     operands: bool = True,
+    operand_help: str = OPERAND_HELP,
 ) -> argparse._ArgumentGroup:
     """Options of input and kernel; ``infile`` are the seed's names for the dump, beside its position.
 
@@ -66,8 +73,7 @@ def add_dump(
             "dump",
             nargs="*",
             metavar="DUMP",
-            help="the dump to read, or the parts of a split one, or pieces of raw memory as FILE@ADDRESS "
-            "(default /proc/vmcore)",
+            help=operand_help,
         )
     else:
         parser.set_defaults(dump=[])
@@ -228,7 +234,8 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
     in_directory = args.vmlinux is not None and os.path.isdir(args.vmlinux)
     extra, vmlinux = opened(args.extravminfo), opened(None if in_directory else args.vmlinux)
     files = [file for file in (extra, vmlinux) if file]
-    search = Search(stack, os.environ, files, shown)
+    cache = user_cache(stack) if args.vmlinux is not None or args.search else None
+    search = Search(stack, os.environ, files, shown, remembered=cache.path if cache else None)
     request = KernelRequest(
         vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
         extra=read_extra(extra) if extra else None,
@@ -238,7 +245,7 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
         progress=shown,
         find=partial(search.in_directory, args.vmlinux) if in_directory else None,
         locate=search.locate if args.search else None,
-        cache=user_cache(stack) if args.vmlinux is not None or args.search else None,
+        cache=cache,
     )
     return request, files
 

@@ -29,9 +29,12 @@ COMMANDS = (
     "info",
     "dmesg",
     "ps",
+    "gdb",
     "gdbinit",
 )
 """Each is a module of this package; only the one that is asked for is imported."""
+STARTS_ANOTHER = "gdb"
+"""The command that passes words on to a program."""
 PROG = "kdump-elftool"
 
 
@@ -128,18 +131,27 @@ def _explain(error: Exception, *, debug: bool) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace | int:
     """The command line, or the exit code when argparse has answered it already."""
-    words = sys.argv[1:] if argv is None else argv
+    words, passed_on = _split(sys.argv[1:] if argv is None else argv)
     parser = build_parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS)
     try:
         args = parser.parse_args(words)
         if args.command is None:
             parser.error("no command given")
+        args.passed_on = passed_on
     except SystemExit as stop:
         return int(stop.code or 0)
     except BrokenPipeError:
         _silence_stdout()
         return 1
     return args
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a command that starts another program, and what follows -- for that."""
+    if words[:1] != [STARTS_ANOTHER] or "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def console() -> NoReturn:

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     return _report(args, velf, to_stdout)
 
 
-def _file_to_change(args: argparse.Namespace) -> ChangedFile:
+def file_to_change(args: argparse.Namespace) -> ChangedFile:
+    """The dump, open to be changed in place.  Raises UsageError where options don't go with that."""
     if args.level not in (None, "all"):
         raise UsageError("--in-place keeps every page", hint="leave out -l, or make a copy with -o")
     if args.zero_excluded:
@@ -95,7 +96,7 @@ def _named_input(args: argparse.Namespace) -> str:
 
 
 def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
-    target = stack.enter_context(_file_to_change(args))
+    target = stack.enter_context(file_to_change(args))
     request, _ = kernel_request(args, stack)
     dump = open_for_change(target, args.intype)
     if dump is None:

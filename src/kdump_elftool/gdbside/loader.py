@@ -35,6 +35,11 @@ FUNCTIONS = (
     PerCpuOf,
     CurrentOf,
     ContainerOf,
+from kdump_elftool.gdbside.session_command import Start
+
+COMMANDS = (
+    Dmesg,
+    Start,
 )
 
 

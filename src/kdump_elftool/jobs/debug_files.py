@@ -60,7 +60,8 @@ _SHOWN = 3
 class Search:
     """Where to look for a vmlinux that was not named.
 
-    What is found stays open until ``stack`` is closed, and is added to ``files``.
+    What is found stays open until ``stack`` is closed, and is added to ``files``.  ``remembered`` is a
+    directory of links by build id (:func:`remembered_name`).
     """
 
     stack: ExitStack
@@ -68,10 +69,13 @@ class Search:
     files: list[InputFile]
     progress: Progress = no_progress
     root: str = "/"
+    remembered: str | None = None
 
     def locate(self, info: VmcoreInfo, arch: Architecture) -> Vmlinux | None:
         """The vmlinux of the kernel that ``info`` describes; None when it is not to be found."""
         places = [os.path.join(self.root, name) for name in _names(_SYSTEM, info)]
+        if self.remembered is not None and info.build_id:
+            places.insert(0, os.path.join(self.remembered, remembered_name(info.build_id)))
         found = self._best(places, info, arch)
         if found is None or not found.has_types:
             found = self._by_debuginfod(info, arch) or found
@@ -142,6 +146,11 @@ class Search:
                 return vmlinux
             without = without or vmlinux
         return without
+
+
+def remembered_name(build_id: bytes) -> str:
+    """How a link to the vmlinux of that build is called."""
+    return f"vmlinux-{build_id.hex()[:128]}"
 
 
 def safe_release(release: str | None) -> str | None:

@@ -6,6 +6,7 @@ The cost grows with the page tables and not with the memory, none of which is re
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ from kdump_elftool.errors import KdumpError, OutputError, UnsupportedError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats import layer_around, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
-from kdump_elftool.jobs.kernel import KernelRequest
+from kdump_elftool.jobs.kernel import Kernel, KernelRequest
 from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.memory.extents import Extents, intersect
 
@@ -75,15 +76,24 @@ def refuse_layers(file: ByteSource, hint: str) -> None:
 
 
 def convert_in_place(
-    target: ChangedFile, dump: Dump, request: KernelRequest, *, procthreads: bool = False
+    target: ChangedFile,
+    dump: Dump,
+    request: KernelRequest,
+    *,
+    procthreads: bool = False,
+    kernel: Kernel | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> Velf:
-    """Make a velf of the dump itself.  Raises what plan_velf raises, with nothing changed."""
+    """Make a velf of the dump itself; ``kernel`` and ``about`` as for plan_velf().
+
+    Raises what plan_velf raises, with nothing changed.
+    """
     original = read_original(target.file)
 
     def lay_out(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
         return tail_layout(original, dump.e_flags, place(memory, dump.memory.extents), notes)
 
-    velf = plan_velf(dump, request, lay_out, level="all", procthreads=procthreads)
+    velf = plan_velf(dump, request, lay_out, level="all", procthreads=procthreads, kernel=kernel, about=about)
     append_and_switch(target, original, tail_of(original, velf.layout))
     return velf
 

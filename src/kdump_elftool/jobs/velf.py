@@ -7,7 +7,7 @@ order -> notes -> layout.  Nothing is written here; ``elf.writer`` does that wit
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,13 +95,17 @@ def plan_velf(
     *,
     level: str | None = None,
     procthreads: bool = False,
+    kernel: Kernel | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> Velf:
     """Plan the conversion; ``lay_out`` decides where everything comes to lie.
 
     Without ``level``: user for another page table than the kernel's own, else kernel.
-    With ``procthreads`` every task is a thread.  Raises IdentityError, UnsupportedError, OutputError.
+    With ``procthreads`` every task is a thread.  ``kernel`` is what open_kernel() returned, if that was
+    called already; ``about`` goes into the summary note too.
+    Raises IdentityError, UnsupportedError, OutputError.
     """
-    kernel = open_kernel(dump, request)
+    kernel = kernel or open_kernel(dump, request)
     identity, walked = kernel.identity, kernel.written
     level = level or ("user" if kernel.foreign else "kernel")
     kaslr_offset = kaslr_offset_by(identity, kernel.vmlinux)
@@ -113,7 +117,8 @@ def plan_velf(
     notes = _notes(cpus, dump, kernel, kaslr_offset)
     # asked apart: these answers are for gdb, and nothing in the core rests on them
     notes.append(layout_note(Knowledge(known.sources).answers(needs())))
-    notes.append(summary_note(_summary(identity, kaslr_offset, facts, level, chosen.coverage)))
+    summary = _summary(identity, kaslr_offset, facts, level, chosen.coverage)
+    notes.append(summary_note({**summary, **(about or {})}))
     mapped = chosen.mapped
     memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel, stacks))
     layout = lay_out(_with_flags(dump, kernel), memory, tuple(notes))

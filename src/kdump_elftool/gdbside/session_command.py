@@ -1,0 +1,90 @@
+"""``kd-start``: what ``kdump-elftool gdb`` does first in gdb, once core and symbols are open.
+
+The threads get the names of their tasks, the one that crashed is selected, and five lines say what this
+is.  What is known comes from the notes of the core (docs/notes.md): no symbol is looked up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gdb
+
+from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.target import GdbTarget, target
+
+_WIDTH = 14
+_LONGEST = 200
+
+
+class Start(Command):
+    """Name the threads after their tasks, go to the one that crashed, and say in five lines what this is.
+
+    kd-start
+
+    What 'kdump-elftool gdb' does first."""
+
+    NAME = "kd-start"
+
+    def run(self, words: list[str]) -> None:
+        """Threads first: the summary says where one is."""
+        if words:
+            raise usage(self)
+        kernel = target()
+        rows = {row["lwp"]: row for row in kernel.tasks() if type(row.get("lwp")) is int}
+        threads = gdb.selected_inferior().threads()
+        for thread in threads:
+            row = rows.get(thread.ptid[1])
+            if row is not None:
+                thread.name = _text(row.get("comm"))
+        crash = kernel.summary.get("crash")
+        crash = crash if isinstance(crash, dict) else {}
+        crashed = _crashed(crash, rows, threads)
+        if crashed is not None:
+            crashed.switch()
+        for label, value in _summary(kernel, crash, rows, len(threads)):
+            say(f"{label + ':':<{_WIDTH}} {value}")
+
+
+def _crashed(crash: dict[str, Any], rows: dict[int, Any], threads: Any) -> Any:
+    """The thread of the task that the log tells of; None when it tells none, or there is no such thread."""
+    cpu, pid = _number(crash.get("cpu")), _number(crash.get("pid"))
+    by_lwp = {thread.ptid[1]: thread for thread in threads}
+    if rows:
+        wanted = pid if pid else None if cpu is None else -(cpu + 1)
+        return by_lwp.get(wanted)
+    # a core without tasks has a thread for each CPU, numbered by pid or by CPU, in the order of the CPUs
+    if pid is not None and pid > len(by_lwp) and pid in by_lwp:
+        return by_lwp[pid]
+    in_order = sorted(threads, key=lambda thread: thread.num)
+    return in_order[cpu] if cpu is not None and cpu < len(in_order) else None
+
+
+def _summary(kernel: GdbTarget, crash: dict[str, Any], rows: dict[int, Any], threads: int) -> Any:
+    facts = kernel.summary.get("facts")
+    known = {fact.get("name"): fact.get("value") for fact in facts or [] if isinstance(fact, dict)}
+    yield "release", _text(known.get("release")) or "unknown"
+    yield "panic message", _text(crash.get("message")) or "none in the log"
+    selected = gdb.selected_thread()
+    row = None if selected is None else rows.get(selected.ptid[1])
+    task = f"thread {selected.num}" if selected is not None else "none"
+    if row is not None:
+        on_cpu = f", on CPU {_number(row.get('cpu'))}" if row.get("on_cpu") is True else ""
+        task = f"{_text(row.get('comm'))}, pid {_number(row.get('tid'))}{on_cpu} ({task})"
+    yield "task", task
+    if rows:
+        running = sum(row.get("on_cpu") is True for row in rows.values())
+        yield "tasks", f"{len(rows)}, {running} of them on a CPU; 'info threads', 'thread find NAME'"
+    else:
+        yield "cpus", f"{threads}; the tasks that none was running are no threads of this core"
+    names = sorted({each.NAME for each in Command.__subclasses__() if each.NAME != Start.NAME})
+    yield "commands", ", ".join(names) + "; 'help user-defined'"
+
+
+def _number(value: Any) -> int | None:
+    return value if type(value) is int and -(1 << 31) <= value < 1 << 31 else None
+
+
+def _text(value: Any) -> str:
+    """What stands in the core is escaped already, if nobody changed it."""
+    return "".join(char if " " <= char <= "~" else "?" for char in str(value or ""))[:_LONGEST]

@@ -1,0 +1,87 @@
+"""gdb: the commands that open a core with everything that belongs to it, as a script for gdb.
+
+gdb's commands take names of files in different ways: some to the end of the line, some as words with
+quotes and backslashes, and that changed between its versions.  So only names without any character that
+could mean something stand in a script; others get a link in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdump_elftool import gdbside
+from kdump_elftool.cache import Cache
+from kdump_elftool.errors import KdumpError
+from kdump_elftool.jobs.gdb_session import Session
+from kdump_elftool.safe_text import printable
+
+_PLAIN = re.compile(r"/[A-Za-z0-9_./+,:=@%~-]*")
+INDEX_DIRECTORY = "gdb-index"
+START = "kd-start"
+"""gdbside/session_command.py."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of files as words of a script; ``cache`` has the links."""
+
+    cache: Cache | None
+
+    def word(self, path: str) -> str:
+        """``path``, or a link to it.  Raises KdumpError where none can be made."""
+        whole = os.path.abspath(path)
+        if _PLAIN.fullmatch(whole):
+            return whole
+        digest = hashlib.sha256(os.fsencode(whole)).hexdigest()
+        made = self.cache.link(f"name-{digest[:32]}", whole) if self.cache is not None else None
+        if made is None or not _PLAIN.fullmatch(made):
+            raise KdumpError(
+                f"{printable(whole)}: gdb may misread this name, and there is no place for a link to it",
+                hint="give the file a name of letters and digits, or set XDG_CACHE_HOME to such a directory",
+            )
+        return made
+
+
+def gdbinit_path() -> str:
+    """The file that gdb sources."""
+    return str(Path(gdbside.__path__[0]).resolve() / "kdump_gdbinit")
+
+
+def script(session: Session, names: Names, *, backtrace: bool = False) -> tuple[str, ...]:
+    """The lines; every one is a command of gdb.  Raises KdumpError."""
+    return tuple(_lines(session, names, backtrace))
+
+
+def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
+    yield "set print thread-events off"
+    if session.vmlinux is not None:
+        yield from _index(names)
+    # gdb has something to say about each thread, and shows a frame before it has symbols
+    yield f'python gdb.execute("core-file {names.word(session.velf)}", to_string=True)'
+    if session.vmlinux is not None:
+        offset = f"-o {session.kaslr_offset:#x} " if session.kaslr_offset else ""
+        yield f"symbol-file {offset}{names.word(session.vmlinux)}"
+    yield f"source {names.word(gdbinit_path())}"
+    yield START
+    if backtrace:
+        yield "backtrace"
+
+
+def _index(names: Names) -> Iterator[str]:
+    """gdb reads the types of a vmlinux once for all sessions."""
+    directory = names.cache.directory(INDEX_DIRECTORY) if names.cache is not None else None
+    if directory is None or not _PLAIN.fullmatch(directory):
+        return
+    yield f"set index-cache directory {directory}"
+    # gdb 12 gave the command another name
+    yield "python"
+    yield "try:"
+    yield '    gdb.execute("set index-cache enabled on")'
+    yield "except gdb.error:"
+    yield '    gdb.execute("set index-cache on")'
+    yield "end"

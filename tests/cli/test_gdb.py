@@ -1,0 +1,320 @@
+"""``kdump-elftool gdb``: which core is used, what gdb is told, and that no name becomes a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kdump_elftool.cli.main import main
+from tests.builders.check import read_core
+from tests.builders.kernel import SMALL, build_vmlinux, make_kernel
+from tests.builders.task_kernel import make_task_kernel
+from tests.builders.tools import command
+
+RECORDER = """#!/bin/sh
+for word; do printf '<%s>\\n' "$word"; done
+while [ $# -gt 1 ] && [ "$1" != -x ]; do shift; done
+echo --
+cat "$2"
+exit ${CODE:-0}
+"""
+"""A gdb that says how it was started, and what the script is."""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with a dump and its vmlinux, and a gdb that records."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernel = make_kernel(SMALL)
+    (tmp_path / "vmcore").write_bytes(kernel.dump())
+    (tmp_path / "vmlinux").write_bytes(build_vmlinux())
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gdb").write_text(RECORDER)
+    (tmp_path / "bin" / "gdb").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return tmp_path
+
+
+@pytest.fixture
+def told(capfd):
+    """``told(*words)``: exit code, stdout, stderr of ``gdb --no-procthreads``."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main(["gdb", "--no-procthreads", *map(str, words)])
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
+def files(script: str) -> dict[str, Path]:
+    """What gdb is told to open, with links resolved."""
+    core = re.search(r'^python gdb.execute\("core-file (\S+)", to_string=True\)$', script, re.M)
+    symbols = re.search(r"^symbol-file (?:-o 0x[0-9a-f]+ )?(\S+)$", script, re.M)
+    found = {"core": core, "symbols": symbols}
+    return {name: Path(match[1]).resolve() for name, match in found.items() if match}
+
+
+def test_converts_and_says_what_gdb_would_run(place, told):
+    code, script, err = told("--print-script", "-l", "all", place / "vmcore", place / "vmlinux")
+    assert (code, err) == (0, "")
+    assert files(script) == {"core": place / "vmcore.velf", "symbols": place / "vmlinux"}
+    offset = make_kernel(SMALL).spec.kaslr_offset
+    assert f"\nsymbol-file -o {offset:#x} " in script
+    assert script.splitlines()[-1] == "kd-start"
+    assert read_core(place / "vmcore.velf").loads
+    assert (place / "vmcore.velf").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_order_of_dump_and_vmlinux_does_not_matter(place, told):
+    first = told("--print-script", place / "vmcore", place / "vmlinux")[1]
+    assert told("--print-script", "-q", place / "vmlinux", place / "vmcore")[1] == first
+    assert told("--print-script", "-q", "-m", place / "vmlinux", place / "vmcore")[1] == first
+
+
+def test_used_again_and_found_again(place, told):
+    """What was named once need not be named again, and nothing is written twice."""
+    told("--print-script", place / "vmcore", place / "vmlinux")
+    before = (place / "vmcore.velf").stat()
+    code, script, err = told("--print-script", place / "vmcore")
+    assert code == 0
+    assert "used again" in err
+    assert files(script) == {"core": place / "vmcore.velf", "symbols": place / "vmlinux"}
+    after = (place / "vmcore.velf").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def newer(path: Path) -> None:
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda place: newer(place / "vmcore"), "the dump is another one now"),
+        (lambda place: (place / "vmcore").write_bytes(make_kernel(SMALL, cpus=3).dump()), "another one now"),
+        (lambda place: ("-l", "all"), "in another way"),
+        (lambda place: ("--zero-excluded",), "in another way"),
+    ],
+    ids=["touched", "another", "level", "excluded"],
+)
+def test_made_again_when_something_changed(place, told, change, why):
+    told("--print-script", place / "vmcore", place / "vmlinux")
+    before = (place / "vmcore.velf").stat().st_ino
+    more = change(place)
+    code, _, err = told("--print-script", *(more if isinstance(more, tuple) else ()), place / "vmcore")
+    assert code == 0
+    assert f"made again: {why}" in err or why in err
+    assert "used again" not in err
+    assert (place / "vmcore.velf").stat().st_ino != before
+
+
+def test_made_again_once_there_is_a_vmlinux(place, told):
+    _, script, err = told("--print-script", place / "vmcore")
+    assert "symbols" not in files(script)
+    assert "no vmlinux of this kernel was found" in err
+    _, script, err = told("--print-script", place / "vmcore", place / "vmlinux")
+    assert "made again: it was made without a vmlinux" in err
+    assert "symbols" in files(script)
+
+
+def test_a_vmlinux_that_is_gone_leaves_the_core_as_it_is(place, told):
+    told("--print-script", place / "vmcore", place / "vmlinux")
+    (place / "vmlinux").unlink()
+    code, script, err = told("--print-script", place / "vmcore")
+    assert code == 0
+    assert "used again" in err
+    assert "symbols" not in files(script)
+
+
+@pytest.mark.parametrize("made_by", ["somebody", "tovelf"])
+def test_other_peoples_files_are_not_replaced(place, told, made_by):
+    velf = place / "vmcore.velf"
+    velf.write_text("precious\n")
+    if made_by == "tovelf":
+        assert main(["tovelf", "-q", "-l", "all", "-i", str(place / "vmcore"), "-o", str(velf)]) == 0
+    before = velf.read_bytes()
+    code, _, err = told("--print-script", place / "vmcore")
+    assert code == 1
+    assert "this command did not make it" in err
+    assert "--force" in err
+    assert velf.read_bytes() == before
+    assert told("--print-script", "--force", place / "vmcore")[0] == 0
+    assert velf.read_bytes() != before
+
+
+def test_a_core_is_opened_as_it_is(place, told):
+    velf = place / "mine"
+    assert main(["tovelf", "-q", "-i", str(place / "vmcore"), "-o", str(velf)]) == 0
+    before = velf.read_bytes()
+    code, script, _ = told("--print-script", velf, place / "vmlinux")
+    assert code == 0
+    assert files(script) == {"core": velf, "symbols": place / "vmlinux"}
+    assert velf.read_bytes() == before
+    assert sorted(path.name for path in place.iterdir() if path.is_file()) == ["mine", "vmcore", "vmlinux"]
+
+
+def test_another_name_for_the_core(place, told):
+    code, script, _ = told("--print-script", "--velf", place / "other", place / "vmcore")
+    assert code == 0
+    assert files(script)["core"] == place / "other"
+    assert not (place / "vmcore.velf").exists()
+
+
+def test_in_place(place, told):
+    before = (place / "vmcore").read_bytes()
+    code, script, _ = told("--print-script", "--in-place", place / "vmcore", place / "vmlinux")
+    assert code == 0
+    assert files(script)["core"] == place / "vmcore"
+    assert not (place / "vmcore.velf").exists()
+    changed = (place / "vmcore").read_bytes()
+    assert changed[64 : len(before)] == before[64:]
+    assert told("--print-script", place / "vmcore")[1] == script, "the second time nothing is left to do"
+    assert main(["tovelf", "-q", "--undo", "-i", str(place / "vmcore")]) == 0
+    assert (place / "vmcore").read_bytes() == before
+
+
+def test_json(place, told):
+    code, out, _ = told("--json", place / "vmcore", place / "vmlinux")
+    found = json.loads(out)
+    assert code == 0
+    assert found["schema"] == "kdump-elftool/gdb/1"
+    assert (found["velf"], found["vmlinux"]) == (str(place / "vmcore.velf"), str(place / "vmlinux"))
+    assert int(found["kaslr_offset"], 16) == make_kernel(SMALL).spec.kaslr_offset
+    assert "kd-start" in found["script"]
+
+
+def test_starts_gdb(place):
+    """The program is gdb afterwards: its exit code, its words; SIGPIPE ends it as it ends others."""
+    argv = command("gdb", "--no-procthreads", "vmcore", "vmlinux", "--", "-ex", "info threads", "--tui")
+    done = subprocess.run(
+        argv, cwd=place, capture_output=True, text=True, env={**os.environ, "CODE": "7"}, timeout=60
+    )
+    words, _, script = done.stdout.partition("--\n")
+    assert done.returncode == 7
+    assert re.fullmatch(r"<-q>\n<-x>\n<\S+>\n<-ex>\n<info threads>\n<--tui>\n", words)
+    assert files(script) == {"core": place / "vmcore.velf", "symbols": place / "vmlinux"}
+
+
+def test_batch(place, told):
+    code, out, _ = told("--batch", place / "vmcore", place / "vmlinux", "--", "-ex", "p 1")
+    words, _, script = out.partition("--\n")
+    assert code == 0
+    assert re.fullmatch(r"<-nx>\n<-q>\n<-batch>\n<-x>\n<\S+>\n<-ex>\n<p 1>\n", words)
+    assert script.splitlines()[-2:] == ["kd-start", "backtrace"]
+
+
+def test_exit_code_of_batch_is_gdbs(place, told, monkeypatch):
+    monkeypatch.setenv("CODE", "1")
+    assert told("--batch", place / "vmcore")[0] == 1
+
+
+def test_no_gdb(place, told, monkeypatch):
+    monkeypatch.setenv("PATH", str(place))
+    code, _, err = told(place / "vmcore")
+    assert (code, err) == (
+        1,
+        "error: there is no gdb\nhint: install gdb (10 or newer), or name it with --gdb\n",
+    )
+    code, _, err = told("--gdb", "no-such", place / "vmcore")
+    assert (code, err.splitlines()[0]) == (1, "error: there is no program no-such")
+    assert not (place / "vmcore.velf").exists(), "said before the long work"
+    assert told("--print-script", place / "vmcore")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "no dump is named"),
+        (["vmlinux"], "no dump is named"),
+        (["-"], "no dump is named"),
+        (["vmcore", "vmlinux", "vmlinux"], "one vmlinux is needed, not 2"),
+        (["-m", "vmlinux", "vmcore", "vmlinux"], "one vmlinux is needed, not 2"),
+        (["vmcore", "--in-place", "-l", "kernel"], "--in-place keeps every page"),
+    ],
+)
+def test_what_makes_no_sense(place, told, monkeypatch, words, why):
+    monkeypatch.chdir(place)
+    code, _, err = told("--print-script", *words)
+    assert code == 2
+    assert why in err
+
+
+NAMES = [
+    "with space",
+    "vm'core",
+    'vm"core',
+    "vm\\core",
+    "vm\nshell touch planted\n",
+    'x", to_string=True); import os; os.system("touch planted") #',
+    "$(touch planted)",
+    "`touch planted`",
+    "; shell touch planted",
+    "-ex",
+    "ünï",
+    "\udcff\udcfe",
+    "\x1b]0;title\x07",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_no_name_becomes_a_command(place, told, name):
+    """Every line of the script is one of ours, whatever the files are called."""
+    folder = place / ("d" + name)
+    folder.mkdir()
+    (place / "vmcore").rename(folder / name)
+    (place / "vmlinux").rename(folder / ("k" + name))
+    code, script, err = told("--print-script", folder / name, folder / ("k" + name))
+    assert code == 0, err
+    assert files(script) == {"core": folder / f"{name}.velf", "symbols": folder / ("k" + name)}
+    plain = r"/[A-Za-z0-9_./-]+"
+    known = [
+        "python|try:|end|kd-start|except gdb.error:|set print thread-events off",
+        rf"set index-cache directory {plain}",
+        r'    gdb.execute\("set index-cache (enabled )?on"\)',
+        rf'python gdb.execute\("core-file {plain}", to_string=True\)',
+        rf"symbol-file -o 0x[0-9a-f]+ {plain}",
+        rf"source {plain}",
+    ]
+    unknown = [line for line in script.splitlines() if not re.fullmatch("|".join(known), line)]
+    assert unknown == []
+
+
+def test_a_place_for_links_is_needed(place, told, monkeypatch):
+    odd = place / "a b"
+    odd.mkdir()
+    (place / "vmcore").rename(odd / "vmcore")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(odd))
+    code, _, err = told("--print-script", odd / "vmcore")
+    assert code == 1
+    assert "there is no place for a link to it" in err
+
+
+def test_the_core_says_what_it_is_made_of(place, told):
+    """docs/notes.md: made_of and crash, and no name of a file."""
+    told("--print-script", place / "vmcore", place / "vmlinux")
+    notes = read_core(place / "vmcore.velf").notes()
+    (text,) = [desc for name, kind, desc in notes if (name, kind) == ("kdump-elftool", 1)]
+    document = json.loads(text)
+    status = (place / "vmcore").stat()
+    assert document["made_of"]["files"] == [[status.st_ino, status.st_size, status.st_mtime_ns]]
+    assert str(place).encode() not in text
+
+
+def test_a_thread_for_each_task(place, capfd):
+    made = make_task_kernel([1, 3, 1, 2])
+    (place / "tasks").write_bytes(made.kernel.dump())
+    (place / "extra").write_text(made.extra)
+    words = ["gdb", "-q", "--print-script", "-e", str(place / "extra"), str(place / "tasks")]
+    assert main(words) == 0
+    with_tasks = [entry for entry in read_core(place / "tasks.velf").notes() if entry[:2] == ("CORE", 1)]
+    assert main([*words, "--no-procthreads"]) == 0
+    without = [entry for entry in read_core(place / "tasks.velf").notes() if entry[:2] == ("CORE", 1)]
+    assert (len(with_tasks), len(without)) == (8, 2)
