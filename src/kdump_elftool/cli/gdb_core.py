@@ -8,28 +8,21 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.cli.common import warn
-from kdump_elftool.cli.dump_input import kernel_request, open_files, open_input, write_result
+from kdump_elftool.cli.dump_input import kernel_request, open_files
 from kdump_elftool.cli.raw_input import named_inputs
-from kdump_elftool.cli.tovelf import file_to_change
-from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.errors import KdumpError, UsageError
 from kdump_elftool.files import InputFile
+from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.gdb_session import (
     MadeOf,
     Session,
-    about,
     made_without,
     noted,
     opened_session,
-    planned_session,
     remember,
     stale,
     vmlinux_of,
-    with_vmlinux,
 )
-from kdump_elftool.jobs.in_place import convert_in_place, open_for_change
-from kdump_elftool.jobs.kernel import open_kernel
-from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.safe_text import printable
 
@@ -58,16 +51,13 @@ def _of_core(args: argparse.Namespace, stack: ExitStack) -> Session | None:
     if args.outfile is not None:
         raise UsageError(f"{file.path} is a core already", hint="leave out --velf")
     dump, known = found
-    return opened_session(file, dump, _symbols(args, stack, file), known)
+    return opened_session(file, dump, _symbols(args, stack, dump), known)
 
 
-def _symbols(args: argparse.Namespace, stack: ExitStack, velf: InputFile) -> Vmlinux | None:
+def _symbols(args: argparse.Namespace, stack: ExitStack, core: Dump) -> Vmlinux | None:
     """The vmlinux that goes with a core."""
-    found = noted(velf)
-    if found is None:
-        return None
     request, _ = kernel_request(args, stack)
-    vmlinux, warnings = vmlinux_of(found[0], request)
+    vmlinux, warnings = vmlinux_of(core, request)
     for message in warnings:
         warn(message, args)
     remember(request.cache, vmlinux)
@@ -80,18 +70,22 @@ def _copied(args: argparse.Namespace, stack: ExitStack) -> Session:
     made_of = MadeOf.of(files, _options(args, stack))
     by_default = args.outfile is None
     if by_default:
-        args.outfile = real_name(args) + SUFFIX
+        args.outfile = named_inputs(args).paths[0] + SUFFIX
     if os.path.lexists(args.outfile):
         again = _again(args, stack, made_of, by_default=by_default)
         if isinstance(again, Session):
             return again
         _say(f"{printable(args.outfile)} is made again: {again}", args)
-    return _converted(args, stack, files, made_of)
+    # a core that is there already need not load it
+    from kdump_elftool.cli.gdb_convert import converted
+
+    return converted(args, stack, files, made_of)
 
 
-def real_name(args: argparse.Namespace) -> str:
-    """The first file of the dump."""
-    return named_inputs(args).paths[0]
+def _changed(args: argparse.Namespace, stack: ExitStack) -> Session:
+    from kdump_elftool.cli.gdb_convert import changed
+
+    return changed(args, stack)
 
 
 def _again(args: argparse.Namespace, stack: ExitStack, made_of: MadeOf, *, by_default: bool) -> Session | str:
@@ -112,63 +106,12 @@ def _again(args: argparse.Namespace, stack: ExitStack, made_of: MadeOf, *, by_de
     why = stale(known, made_of)
     if why is not None:
         return why
-    vmlinux = _symbols(args, stack, file)
+    vmlinux = _symbols(args, stack, dump)
     why = made_without(known, vmlinux)
     if why is not None:
         return why
     _say(f"{file.path} was made of this dump before: used again", args)
     return opened_session(file, dump, vmlinux, known)
-
-
-def _converted(
-    args: argparse.Namespace, stack: ExitStack, files: tuple[InputFile, ...], made_of: MadeOf
-) -> Session:
-    opened = open_input(args, stack, opened=files)
-    dump, request = opened.dump, opened.request
-    kernel = with_vmlinux(open_kernel(dump, request))
-    remember(request.cache, kernel.vmlinux)
-    plan = plan_velf(
-        dump,
-        request,
-        level=args.level,
-        procthreads=args.procthreads,
-        kernel=kernel,
-        about=about(dump, kernel, made_of),
-    )
-    velf, _ = write_result(args, plan, opened)
-    _report(args, velf)
-    return planned_session(args.outfile, velf, kernel.vmlinux)
-
-
-def _changed(args: argparse.Namespace, stack: ExitStack) -> Session:
-    target = stack.enter_context(file_to_change(args))
-    request, _ = kernel_request(args, stack)
-    dump = open_for_change(target, args.intype)
-    if dump is None:  # a damaged one: _of_core() takes those that can be opened
-        raise KdumpError(f"{target.file.path} was changed in place, and is not what it became then")
-    kernel = with_vmlinux(open_kernel(dump, request))
-    remember(request.cache, kernel.vmlinux)
-    velf = convert_in_place(
-        target,
-        dump,
-        request,
-        procthreads=args.procthreads,
-        kernel=kernel,
-        about=about(dump, kernel, None),
-    )
-    for message in velf.warnings:
-        warn(message, args)
-    _report(args, velf)
-    return planned_session(args.dump[0], velf, kernel.vmlinux)
-
-
-def _report(args: argparse.Namespace, velf: Velf) -> None:
-    if velf.layout.nr_segments > MANY_SEGMENTS:
-        warn(f"{velf.layout.nr_segments} segments: gdb will be slow", args)
-    if velf.coverage.is_partial:
-        warn("the dump is not complete; what is missing is absent from the result", args)
-    if velf.coverage.is_partial or args.verbose:
-        print(f"coverage: {velf.coverage.line(everything=args.verbose)}", file=sys.stderr)
 
 
 def _options(args: argparse.Namespace, stack: ExitStack) -> dict[str, object]:

@@ -21,6 +21,7 @@ from kdump_elftool.jobs.gdb_session import Session
 from kdump_elftool.safe_text import printable
 
 _PLAIN = re.compile(r"/[A-Za-z0-9_./+,:=@%~-]*")
+_WORDS = re.compile(r"[A-Za-z0-9_./+,:=@%~ -]+")
 INDEX_DIRECTORY = "gdb-index"
 START = "kd-start"
 """gdbside/session_command.py."""
@@ -62,14 +63,25 @@ def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
     if session.vmlinux is not None:
         yield from _index(names)
     # gdb has something to say about each thread, and shows a frame before it has symbols
-    yield f'python gdb.execute("core-file {names.word(session.velf)}", to_string=True)'
+    yield _quietly(f"core-file {names.word(session.velf)}")
+    yield from map(_quietly, session.before)
     if session.vmlinux is not None:
         offset = f"-o {session.kaslr_offset:#x} " if session.kaslr_offset else ""
         yield f"symbol-file {offset}{names.word(session.vmlinux)}"
+    yield from map(_quietly, session.behind)
     yield f"source {names.word(gdbinit_path())}"
     yield START
     if backtrace:
         yield "backtrace"
+
+
+def _quietly(command: str) -> str:
+    """A command of plain words that keeps what it would print to itself.  Raises KdumpError for others."""
+    if not _WORDS.fullmatch(command):
+        raise KdumpError(
+            f"gdb may misread the command {printable(command)}", hint="give plain names to files"
+        )
+    return f'python gdb.execute("{command}", to_string=True)'
 
 
 def _index(names: Names) -> Iterator[str]:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kdump_elftool.arch.base import Architecture
@@ -23,21 +23,11 @@ from kdump_elftool.errors import KdumpError
 from kdump_elftool.files import ByteSource, InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import Dump
-from kdump_elftool.jobs.crash_log import read_crash
 from kdump_elftool.jobs.debug_files import remembered_name
-from kdump_elftool.jobs.dmesg import crash_time, dump_log
-from kdump_elftool.jobs.kernel import (
-    Kernel,
-    KernelRequest,
-    architecture,
-    check_vmlinux,
-    named_vmlinux,
-)
-from kdump_elftool.jobs.velf import Velf
+from kdump_elftool.jobs.kernel import KernelRequest, architecture, check_vmlinux, named_vmlinux
 from kdump_elftool.kernel.identity import dump_vmcoreinfo
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
 from kdump_elftool.kernel.vmlinux import Vmlinux
-from kdump_elftool.safe_text import log_text
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +64,8 @@ class Session:
     """A core that is ready, and the symbols that go with it.
 
     ``vmlinux`` is None without symbols; ``kaslr_offset`` is what gdb has to add to them, if that is known.
+    ``before`` and ``behind`` are commands for gdb that load more symbols, before the vmlinux and after it:
+    each is one line, its file names plain.
     """
 
     velf: str
@@ -81,6 +73,8 @@ class Session:
     vmlinux: str | None
     kaslr_offset: int | None
     partial: bool
+    before: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,22 +112,6 @@ def vmlinux_key(vmlinux: Vmlinux | None) -> str | None:
     if vmlinux.build_id:
         return vmlinux.build_id.hex()
     return f"{vmlinux.release} {vmlinux.file.size}"
-
-
-def with_vmlinux(kernel: Kernel) -> Kernel:
-    """With a vmlinux that is looked for where none was named: gdb wants one in any case."""
-    locate = kernel.request.locate
-    if kernel.vmlinux is not None or locate is None:
-        return kernel
-    return replace(kernel, vmlinux=locate(kernel.info, kernel.arch))
-
-
-def about(dump: Dump, kernel: Kernel, made_of: MadeOf | None) -> dict[str, object]:
-    """What a session wants to find in the core: what it was made of, and why the kernel died."""
-    found: dict[str, object] = {"crash": _crash(dump, kernel)}
-    if made_of is not None:
-        found["made_of"] = made_of.as_json(kernel.vmlinux)
-    return found
 
 
 def noted(file: ByteSource) -> tuple[Dump, Noted] | None:
@@ -197,13 +175,6 @@ def opened_session(velf: InputFile, dump: Dump, vmlinux: Vmlinux | None, known: 
     return Session(real_path(velf), architecture(dump), path, known.kaslr_offset, known.partial)
 
 
-def planned_session(path: str, velf: Velf, vmlinux: Vmlinux | None) -> Session:
-    """With a core that was written just now."""
-    offset = None if velf.kaslr_offset is None else int(velf.kaslr_offset.value)
-    symbols = None if vmlinux is None else real_path(vmlinux.file)
-    return Session(os.path.abspath(path), velf.identity.arch, symbols, offset, velf.coverage.is_partial)
-
-
 def real_path(file: ByteSource) -> str:
     """The name of an open file as it is, where its ``path`` is for people to read."""
     if isinstance(file, InputFile):
@@ -217,20 +188,6 @@ def real_path(file: ByteSource) -> str:
 def _stamp(file: InputFile) -> tuple[int, int, int]:
     status = os.fstat(file.fd)
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _crash(dump: Dump, kernel: Kernel) -> dict[str, object]:
-    """What the log says about the crash, escaped; empty when there is no log or no crash."""
-    try:
-        found = dump_log(dump, kernel)
-    except KdumpError as error:
-        log.info("crash: %s", error.message)
-        return {}
-    crash = read_crash(found.log, crashed=crash_time(kernel.info) is not None)
-    told: dict[str, object] = {"cpu": crash.cpu, "pid": crash.pid}
-    told["message"] = None if crash.message is None else log_text(crash.message)
-    told["comm"] = None if crash.comm is None else log_text(crash.comm)
-    return told if any(value is not None for value in told.values()) else {}
 
 
 def _decoded(desc: bytes) -> Mapping[str, Any] | None:
