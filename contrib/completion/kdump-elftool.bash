@@ -32,7 +32,7 @@ _kdump_elftool() {
             esac
             ;;
         tovelf)
-            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -i --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level -p --procthreads -o --outfile --in-place --undo --gdb-script -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -i | --infile) return ;;
                 -v | --vmcore) return ;;
@@ -46,6 +46,7 @@ _kdump_elftool() {
                 --kernel) return ;;
                 -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
                 -o | --outfile) return ;;
+                --gdb-script) return ;;
             esac
             ;;
         addrandoff)

@@ -318,3 +318,32 @@ def test_a_thread_for_each_task(place, capfd):
     assert main([*words, "--no-procthreads"]) == 0
     without = [entry for entry in read_core(place / "tasks.velf").notes() if entry[:2] == ("CORE", 1)]
     assert (len(with_tasks), len(without)) == (8, 2)
+
+
+def script_of_tovelf(place, *words: str) -> str:
+    argv = ["tovelf", "-q", "--gdb-script", str(place / "open.gdb"), "-m", str(place / "vmlinux"), *words]
+    assert main(argv) == 0
+    assert (place / "open.gdb").stat().st_mode & 0o777 == 0o600
+    return (place / "open.gdb").read_text()
+
+
+def test_tovelf_writes_the_script(place, told):
+    script = script_of_tovelf(place, "-i", str(place / "vmcore"), "-o", str(place / "out"))
+    assert files(script) == {"core": place / "out", "symbols": place / "vmlinux"}
+    wanted = told("--print-script", place / "vmcore", place / "vmlinux")[1]
+    assert script == wanted.replace("vmcore.velf", "out")
+
+
+def test_tovelf_in_place_writes_the_script(place):
+    script = script_of_tovelf(place, "--in-place", "-i", str(place / "vmcore"))
+    assert files(script) == {"core": place / "vmcore", "symbols": place / "vmlinux"}
+
+
+@pytest.mark.parametrize("words", [("-o", "-"), (), ("-o", "out", "--gdb-script", "-")])
+def test_a_script_needs_names(place, capfd, monkeypatch, words):
+    monkeypatch.chdir(place)
+    argv = ["tovelf", "--gdb-script", "open.gdb", "-i", "vmcore", *words]
+    with open("sink", "wb") as sink:
+        code = subprocess.run(command(*argv), stdout=sink, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert code.returncode == 2
+    assert "needs a core that has a name" in code.stderr

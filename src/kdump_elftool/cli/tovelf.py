@@ -17,12 +17,15 @@ from kdump_elftool.cli.common import (
     print_statistics,
     warn,
 )
-from kdump_elftool.cli.dump_input import add_dump, kernel_request, open_input, write_result
+from kdump_elftool.cli.dump_input import add_dump, kernel_request, open_input, user_cache, write_result
 from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.elf.rewrite import ChangedFile
 from kdump_elftool.errors import UsageError
+from kdump_elftool.files import STDIO, InputFile, open_output
+from kdump_elftool.formats.base import Dump
 from kdump_elftool.formats.oldmem import NAME as OLDMEM
 from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo
+from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.safe_text import printable
 
@@ -50,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--undo", action="store_true", help="take back --in-place: the dump is what it was, byte for byte"
     )
+    selection.add_argument(
+        "--gdb-script",
+        metavar="FILE",
+        help="write a script for gdb's command source that opens the core, as the command gdb does",
+    )
     add_seed_machine(parser)
     add_common(parser)
 
@@ -62,14 +70,48 @@ def run(args: argparse.Namespace) -> int:
         if args.in_place:
             return _in_place(args, stack)
         opened = open_input(args, stack, writes_core=True)
+        kernel, about = _for_gdb(args, opened.dump, opened.request)
         velf = plan_velf(
             opened.dump,
             opened.request,
             level=args.level,
             procthreads=args.procthreads,
+            kernel=kernel,
+            about=about,
         )
         velf, to_stdout = write_result(args, velf, opened)
+        if kernel is not None:
+            _write_script(args, velf, kernel, stack, opened.files)
     return _report(args, velf, to_stdout)
+
+
+def _for_gdb(
+    args: argparse.Namespace, dump: Dump, request: KernelRequest
+) -> tuple[Kernel | None, dict[str, object] | None]:
+    """The kernel with its vmlinux, and what a session wants in the core; None where no script is wanted."""
+    if args.gdb_script is None:
+        return None, None
+    if _output(args) in (None, STDIO) or args.gdb_script == STDIO:
+        raise UsageError("--gdb-script needs a core that has a name", hint="name both files, with -o too")
+    # others need not load it
+    from kdump_elftool.jobs.gdb_core import about, with_vmlinux
+
+    kernel = with_vmlinux(open_kernel(dump, request))
+    return kernel, about(dump, kernel, None)
+
+
+def _write_script(
+    args: argparse.Namespace, velf: Velf, kernel: Kernel, stack: ExitStack, inputs: list[InputFile]
+) -> None:
+    from kdump_elftool.jobs.gdb_core import planned_session
+    from kdump_elftool.jobs.gdb_script import Names, script
+
+    session = planned_session(str(_output(args)), velf, kernel.vmlinux)
+    text = "".join(f"{line}\n" for line in script(session, Names(user_cache(stack)))).encode()
+    with open_output(args.gdb_script, inputs) as out:
+        out.write_at(0, text)
+        out.finish(len(text))
+        out.commit()
 
 
 def file_to_change(args: argparse.Namespace) -> ChangedFile:
@@ -105,9 +147,12 @@ def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
         elif not args.quiet:
             print(f"{target.file.path} is converted in place already", file=sys.stderr)
         return 0
-    velf = convert_in_place(target, dump, request, procthreads=args.procthreads)
+    kernel, about = _for_gdb(args, dump, request)
+    velf = convert_in_place(target, dump, request, procthreads=args.procthreads, kernel=kernel, about=about)
     for message in velf.warnings:
         warn(message, args)
+    if kernel is not None:
+        _write_script(args, velf, kernel, stack, [target.file])
     return _report(args, velf, to_stdout=False)
 
 
