@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Callable, Mapping
+from itertools import repeat
 
 import numpy as np
 
@@ -31,7 +32,7 @@ MOST_PIECES = 1 << 28
 _RECORD = np.dtype(">u8")
 _LOW = PAGE - 1
 _FIRST_LOOK = 32
-_MOST_MIXED = 4096
+_MOST_MIXED = 1 << 16
 """Records whose places are collected before they are looked at."""
 _PATTERN_LOOK = 64
 _LONGEST_PATTERN = 8
@@ -59,6 +60,11 @@ class Flag(enum.IntEnum):
 _CONTINUE, _DATA, _ZERO, _EOS = (int(f) for f in (Flag.CONTINUE, Flag.PAGE, Flag.ZERO, Flag.EOS))
 """As plain integers: they are looked at for each page."""
 _CONTINUED_DATA, _CONTINUED_ZERO = _DATA | _CONTINUE, _ZERO | _CONTINUE
+_ASTRAY = 1 << 62
+_STEPS = [_ASTRAY] * 256
+_STEPS[_CONTINUED_DATA], _STEPS[_CONTINUED_ZERO] = _DATA_STEP, _ZERO_STEP
+_STEP_OF = np.array(_STEPS, dtype=np.intp)
+"""From a record to the next, by the low 8 bits of its flags."""
 _OTHER_WAYS = {
     Flag.XBZRLE: ("pages as differences (xbzrle)", "switch the capability xbzrle off"),
     Flag.COMPRESS_PAGE: ("compressed pages", "switch the capability compress off"),
@@ -136,7 +142,7 @@ class Ram:
         if not len(places):
             return False
         raw = np.frombuffer(window, dtype=np.uint8)
-        heads = raw[places[:, None] + np.arange(8)].view(_RECORD)[:, 0].astype(np.uint64)
+        heads = np.ndarray((len(window) - 7,), _RECORD, window, strides=(1,))[places].astype(np.uint64)
         odd = np.flatnonzero(heads & np.uint64(_LOW & ~0xFF))
         if len(odd):  # no such record, so that nothing is known of those behind it
             places, heads = places[: odd[0]], heads[: odd[0]]
@@ -264,39 +270,50 @@ class Ram:
         self._full = min(max(_FULL, 2 * len(left) + count), MOST_PIECES)
 
 
-def _mixed_places(window: bytes, here: int, limit: int) -> Index:
+def _mixed_places(window: bytearray, here: int, limit: int) -> Index:
     """Where records of both shapes begin, from ``here`` on; they end at ``limit`` at the latest.
 
-    The only loop over pages there is, 0.2 µs each: it looks at the low 8 of the 12 bits of flags alone,
-    the caller at the others.  Where the first ones show a short pattern the rest is taken to go on like it
-    and only compared.
+    Where the first ones show a short pattern the rest is taken to go on like it and only compared.
     """
-    places: list[int] = []
-    add = places.append
     last = min(len(window), limit) - _ZERO_STEP
     last_data = min(last, limit - _DATA_STEP)
-    for number in range(_MOST_MIXED):
-        if number == _PATTERN_LOOK:
-            pattern = _pattern(places, here)
-            if len(pattern):
-                return _predicted(window, np.array(places, dtype=np.intp), here, pattern, last, last_data)
-        if here > last_data and (here > last or window[here + 7] == _CONTINUED_DATA):
-            break
-        flags = window[here + 7]
-        if flags == _CONTINUED_ZERO:
-            add(here)
-            here += _ZERO_STEP
-        elif flags == _CONTINUED_DATA:
-            add(here)
-            here += _DATA_STEP
-        else:
-            break
-    return np.array(places, dtype=np.intp)
+    first, here = _follow(window, here, limit, _PATTERN_LOOK)
+    if len(first) < _PATTERN_LOOK:
+        return first
+    pattern = _pattern(first, here)
+    if len(pattern):
+        return _predicted(window, first, here, pattern, last, last_data)
+    more, _ = _follow(window, here, limit, _MOST_MIXED)
+    return np.concatenate([first, more])
 
 
-def _pattern(places: list[int], here: int) -> Index:
+def _follow(window: bytearray, here: int, limit: int, most: int) -> tuple[Index, int]:
+    """Where records begin, ``most`` at most, by the low 8 of their flags alone; and the end of the last.
+
+    The only loop over pages there is, so that there is nothing in it but the way from one to the next.
+    What led it astray, or beyond the end, is cut off behind it.
+    """
+    steps, flags = _STEPS, bytearray()
+    add = flags.append
+    low = here + 7
+    try:
+        for _ in repeat(None, most):
+            flag = window[low]
+            add(flag)
+            low += steps[flag]
+    except IndexError:
+        pass
+    step = _STEP_OF[np.frombuffer(flags, dtype=np.uint8)]
+    end: Index = np.cumsum(step) + here
+    place = end - step
+    whole = np.searchsorted(place, len(window) - _ZERO_STEP, side="right")
+    count = min(int(whole), int(np.searchsorted(end, limit, side="right")))
+    return place[:count], int(end[count - 1]) if count else here
+
+
+def _pattern(places: Index, here: int) -> Index:
     """The sizes of the records that repeat up to ``here``; none when they don't, or take too long to."""
-    at = np.array([*places, here], dtype=np.intp)
+    at = np.append(places, here)
     steps: Index = at[1:] - at[:-1]
     for period in range(1, _LONGEST_PATTERN + 1):
         if np.array_equal(steps[period:], steps[:-period]):
@@ -305,7 +322,9 @@ def _pattern(places: list[int], here: int) -> Index:
     return steps[:0]
 
 
-def _predicted(window: bytes, places: Index, here: int, pattern: Index, last: int, last_data: int) -> Index:
+def _predicted(
+    window: bytearray, places: Index, here: int, pattern: Index, last: int, last_data: int
+) -> Index:
     """``places`` and those from ``here`` on whose flags are what ``pattern`` lets expect."""
     rounds = max(last - here, 0) // int(pattern.sum()) + 1
     steps = np.tile(pattern, rounds)

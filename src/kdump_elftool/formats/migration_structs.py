@@ -17,7 +17,10 @@ from kdump_elftool.safe_text import printable
 MAGIC = b"QEVM"
 VERSION = 3
 PAGE = 4096
-_WINDOW = 4 << 20
+_WINDOW = 16 << 20
+_FIRST_WINDOW = 1 << 16
+_NEAR = 2 * PAGE
+"""The next record begins so near to the end of a window, before or behind it."""
 _MOST_CAPABILITIES = 64
 _LONGEST_NAME = 256
 """Of a machine; QEMU's own are below 40 bytes."""
@@ -47,7 +50,10 @@ class StreamEnds(Exception):  # noqa: N818  # no error: the caller says what is 
 
 
 class Cursor:
-    """Reads a stream front to back through a window of 4 MB.
+    """Reads a stream front to back through a window, a buffer that is filled anew each time.
+
+    It grows to 16 MB while it goes on where it ended: what a window costs by itself is then spread over
+    thousands of pages.
 
     What lies beyond ``limit`` (the end of the file, or its first lost byte) raises StreamEnds.
     """
@@ -57,26 +63,34 @@ class Cursor:
         self.limit = min(readable_end(file, 0), file.size)
         self.at = 0
         self._base = 0
-        self._window = b""
+        self._window = bytearray()
+        self._ahead = 0
 
-    def view(self, size: int) -> tuple[bytes, int]:
-        """A buffer, and the index in it from which ``size`` bytes of the stream can be read."""
+    def view(self, size: int) -> tuple[bytearray, int]:
+        """A buffer, and the index in it from which ``size`` bytes of the stream can be read.
+
+        The next call may put other bytes into it.
+        """
         here = self.at - self._base
         if here >= 0 and here + size <= len(self._window):
             return self._window, here
         if self.at + size > self.limit:
             raise StreamEnds
+        goes_on = self._ahead and abs(here - len(self._window)) <= _NEAR
+        self._ahead = min(4 * self._ahead, _WINDOW) if goes_on else min(_FIRST_WINDOW, _WINDOW)
+        room = max(min(self._ahead, self.limit - self.at), size)
+        if room != len(self._window):
+            self._window = bytearray(room)
+        self._base = self.limit  # so that nothing is found in a window that could not be filled
+        self.file.read_into(self.at, memoryview(self._window))
         self._base = self.at
-        self._window = self.file.read_at(self.at, max(min(_WINDOW, self.limit - self.at), size))
-        if len(self._window) < size:
-            raise StreamEnds
         return self._window, 0
 
     def take(self, size: int) -> bytes:
         """The next bytes."""
         window, here = self.view(size)
         self.at += size
-        return window[here : here + size]
+        return bytes(window[here : here + size])
 
     def skip(self, size: int) -> None:
         """Go over bytes that are not looked at here."""
