@@ -11,6 +11,7 @@ from kdump_elftool.gdbside.memory_commands import KdPage, KdVtop
 from kdump_elftool.gdbside.percpu_command import PerCpuCommand
 from kdump_elftool.gdbside.process_commands import KdFiles, KdVmas
 from kdump_elftool.gdbside.ps_command import Ps, PsOld
+from kdump_elftool.gdbside.session_command import Start
 from kdump_elftool.gdbside.task_command import TaskCommand
 from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
 
@@ -29,17 +30,13 @@ COMMANDS = (
     KdXarray,
     KdFiles,
     KdVmas,
+    Start,
 )
 FUNCTIONS = (
     TaskOf,
     PerCpuOf,
     CurrentOf,
     ContainerOf,
-from kdump_elftool.gdbside.session_command import Start
-
-COMMANDS = (
-    Dmesg,
-    Start,
 )
 
 

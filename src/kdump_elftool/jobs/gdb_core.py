@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.formats.base import Dump
-from kdump_elftool.jobs.crash_log import read_crash
 from kdump_elftool.jobs.dmesg import crash_time, dump_log
 from kdump_elftool.jobs.gdb_session import MadeOf, Session, real_path
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.velf import Velf
 from kdump_elftool.kernel.vmlinux import Vmlinux
+from kdump_elftool.plain.crash_log import read_crash
 from kdump_elftool.safe_text import log_text
 
 log = logging.getLogger(__name__)
