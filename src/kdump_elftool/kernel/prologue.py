@@ -28,14 +28,16 @@ _MOVE = re.compile(rb"[\x40-\x4f]?([\x89\x31\x8b\x33])([\xc0-\xff])")
 """mov, xor between registers."""
 _CONSTANT = re.compile(rb"(?s)[\x40-\x4f]?(?:\xc7([\xc0-\xc7])|([\xb8-\xbf]))....")
 """mov of a constant to a register."""
-_CANARY = re.compile(rb"(?s)\x65\x48\x8b[\x04\x0c\x14\x1c\x34\x3c]\x25....")
-"""mov %gs:constant to a register other than rsp and rbp."""
+_CANARY = re.compile(rb"(?s)\x65\x48\x8b(?:[\x04\x0c\x14\x1c\x34\x3c]\x25|[\x05\x0d\x15\x1d\x35\x3d])....")
+"""mov %gs:constant, or beside rip, to a register other than rsp and rbp."""
 _STORE = re.compile(
     rb"(?s)[\x48\x4c]\x89(?:[\x44\x4c\x54\x5c\x64\x6c\x74\x7c]\x24.|[\x84\x8c\x94\x9c\xa4\xac\xb4\xbc]\x24....)"
 )
 """mov of a register to a place above rsp."""
-_START = re.compile(rb"(?s)(?:\xf3\x0f\x1e\xfa)?(?:\xe8....|\x0f\x1f\x44\x00\x00)?")
-"""endbr64; the call of ftrace or the nop in its place."""
+_START = re.compile(
+    rb"(?s)(?:\xf3\x0f\x1e\xfa|\x66\x0f\x1f\x00|\x0f\x1f\x40\xd6)?(?:\xe8....|\x0f\x1f\x44\x00\x00)?"
+)
+"""endbr64, or what seals it in older and newer kernels (gen_endbr_poison()); ftrace's call or nop."""
 _PUSH = re.compile(rb"\x41?[\x50-\x57]")
 _ROOM = re.compile(rb"(?s)\x48(?:\x83\xec(.)|\x81\xec(....))")
 _FRAME_POINTER = re.compile(rb"\x48\x89\xe5|\x48\x8b\xec")
@@ -110,7 +112,7 @@ def prologues(table: OrcTable, functions: U64, read: Callable[[int, int], bytes]
     for index in missing[:MOST_FUNCTIONS].tolist():
         start = int(starts[index])
         following = int(row[index]) + 1
-        end = int(ends[index])
+        end = min(int(ends[index]), table.end)
         if following < len(table):
             end = min(end, int(table.ip[following]))
         try:
