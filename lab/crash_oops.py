@@ -148,7 +148,8 @@ class GdbStub:
     def expect_ok(self, packet: str) -> None:
         self.socket.sendall(f"${packet}#{sum(packet.encode()) % 256:02x}".encode())
         answer = b""
-        while not (match := re.search(rb"\$([^#]*)#..", answer)):
+        # a packet that begins with T tells that the machine has stopped
+        while not (match := re.search(rb"\$([^#T][^#]*)#..", answer)):
             block = self.socket.recv(4096)
             if not block:
                 raise BootError(f"the gdb stub has ended the connection: {answer!r}")
