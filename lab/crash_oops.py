@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -65,8 +66,7 @@ def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
                 "the guest's truth", lambda: is_complete(work / "truth.raw"), BOOT_SECONDS, PANIC_BEFORE_TRUTH
             )
             _wait_for(running, "LAB-ARMED")
-            with socket.socket(socket.AF_UNIX) as console:
-                console.connect(str(work / "console.sock"))
+            with Console(work / "console.sock") as console:
                 qmp = running.connect(DUMP_SECONDS)
                 crash(running, qmp, console)
                 _wait_for(running, "end Kernel panic")
@@ -81,7 +81,7 @@ def _wait_for(running: Running, line: str) -> None:
     running.wait(line, lambda: line in running.console(), BOOT_SECONDS)
 
 
-def _oops(running: Running, qmp: Qmp, console: socket.socket) -> None:
+def _oops(running: Running, qmp: Qmp, console: Console) -> None:
     path = running.work / "gdb.sock"
     qmp.human("gdbserver unix:gdb.sock,server=on,wait=off")
     with GdbStub(path) as stub:
@@ -91,27 +91,27 @@ def _oops(running: Running, qmp: Qmp, console: socket.socket) -> None:
         stub.expect_ok(f"M{where:x},{len(WRITE_TO_NULL):x}:{WRITE_TO_NULL.hex()}")
         stub.expect_ok("D")
     path.unlink()
-    console.sendall(b"crash\n")
+    console.write(b"crash\n")
 
 
-def _irq(running: Running, qmp: Qmp, console: socket.socket) -> None:
+def _irq(running: Running, qmp: Qmp, console: Console) -> None:
     _busy(running, console)
     qmp.execute("chardev-send-break", id="console")
-    console.sendall(b"c")
+    console.write(b"c")
 
 
-def _nmi(running: Running, qmp: Qmp, console: socket.socket) -> None:
+def _nmi(running: Running, qmp: Qmp, console: Console) -> None:
     _busy(running, console)
     qmp.execute("inject-nmi")
 
 
-def _busy(running: Running, console: socket.socket) -> None:
-    console.sendall(b"busy\n")
+def _busy(running: Running, console: Console) -> None:
+    console.write(b"busy\n")
     _wait_for(running, "LAB-BUSY")
     time.sleep(SETTLE_SECONDS)
 
 
-CRASHES: dict[str, Callable[[Running, Qmp, socket.socket], None]] = {"oops": _oops, "irq": _irq, "nmi": _nmi}
+CRASHES: dict[str, Callable[[Running, Qmp, Console], None]] = {"oops": _oops, "irq": _irq, "nmi": _nmi}
 
 
 def _paddr(truth: bytes, function: str) -> int:
@@ -126,6 +126,31 @@ def _paddr(truth: bytes, function: str) -> int:
     if len(vaddr) != 2 or code is None:
         raise BootError(f"the guest does not say where {function} is")
     return int(code[1], 16) + vaddr[function] - vaddr["_text"]
+
+
+class Console:
+    """The guest's serial console.  What it says is read and dropped: QEMU waits for readers."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.reader = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Console:
+        self.reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.reader.join()
+        self.socket.close()
+
+    def _read(self) -> None:
+        while self.socket.recv(65536):
+            pass
+
+    def write(self, data: bytes) -> None:
+        self.socket.sendall(data)
 
 
 class GdbStub:

@@ -1,0 +1,161 @@
+"""Frames that a vmlinux doesn't describe: gdb with the frame file goes every way that drgn goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+from kdump_elftool.jobs.frames import write_frame_file
+from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
+
+KERNEL_HALF = 1 << 63
+SCENARIOS = ("kdump", "live") if os.environ.get("LAB_SET") == "matrix" else ("kdump",)
+DUMPS = [
+    dump
+    for dump in selected_dumps()
+    if dump.scenario in SCENARIOS and dump.file != "qemu-paging.elf" and dump.row.startswith("x64")
+]
+CRASHES = {
+    "oops.elf": ("asm_exc_page_fault", "sysrq_handle_crash", "write_sysrq_trigger", "do_syscall_64"),
+    "irq.elf": ("sysrq_handle_crash", "common_interrupt", "asm_common_interrupt", "do_syscall_64"),
+    "nmi.elf": ("unknown_nmi_error", "exc_nmi", "do_syscall_64"),
+}
+"""The three dumps of a row, and functions on the way from the panic to what was interrupted, in order."""
+OOPSES = [
+    LabDump(row.name, row.scenario, file)
+    for row in selected_rows()
+    if row.scenario == "oops"
+    for file in CRASHES
+]
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Return addresses by thread."""
+
+    by_lwp: dict[int, list[int]]
+
+    def whose(self, frames: list[int]) -> list[int]:
+        """The threads with exactly these frames."""
+        return [lwp for lwp, found in self.by_lwp.items() if kernel_part(found) == frames]
+
+
+def kernel_part(frames: list[int]) -> list[int]:
+    """Up to the first address outside of the kernel half."""
+    return frames[: next((at for at, pc in enumerate(frames) if pc < KERNEL_HALF), len(frames))]
+
+
+def frame_file(dump: LabDump, target: Path, vmlinux: Path | None = None) -> Path:
+    with InputFile.open(str(dump.path)) as file, InputFile.open(str(vmlinux or dump.path)) as linked:
+        opened = open_dump(file)
+        request = KernelRequest(vmlinux=read_vmlinux(linked) if vmlinux else None)
+        written = write_frame_file(opened, open_kernel(opened, request), str(target))
+    assert written is not None
+    assert written.warnings == ()
+    return target
+
+
+def stacks_in_gdb(velf: Path, frames: Path, scratch: Path, *more: str) -> Stacks:
+    answer = scratch / "stacks.json"
+    shown = gdb(
+        f"core-file {velf}",
+        f"add-symbol-file {frames}",
+        *more,
+        f"source {HERE / 'gdb_stacks.py'}",
+        KD_ANSWER=str(answer),
+    )
+    assert answer.exists(), shown.stdout[-2000:] + shown.stderr[-2000:]
+    assert "warning" not in shown.stderr.lower(), shown.stderr[-2000:]
+    return Stacks({int(lwp): found for lwp, found in json.loads(answer.read_text()).items()})
+
+
+def asked(oracle: str, dump: LabDump, scratch: Path, *options: str) -> dict:
+    answer = scratch / "drgn.json"
+    done = subprocess.run(
+        [sys.executable, str(HERE / oracle), str(dump.path), str(dump.vmlinux), str(answer), *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(answer.read_text())
+
+
+@pytest.fixture(scope="module")
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    """A dump, its velf with a thread a task, and how far its kernel was moved."""
+    dump: LabDump = request.param
+    dump.check()
+    velf = tmp_path_factory.mktemp("frames") / "velf"
+    done = kdump_elftool("tovelf", "-p", "-i", dump.path, "-o", velf, "--json")
+    assert done.returncode == 0, done.stderr
+    yield dump, velf, json.loads(done.stdout)["kaslr_offset"]
+    velf.unlink()
+
+
+@pytest.mark.parametrize("converted", DUMPS, ids=lambda dump: dump.id, indirect=True)
+def test_every_stack_by_the_dump_alone(converted, tmp_path: Path) -> None:
+    """Without any vmlinux: the return addresses of every task are those that drgn finds with it."""
+    dump, velf, _ = converted
+    found = stacks_in_gdb(velf, frame_file(dump, tmp_path / "frames"), tmp_path)
+    said = asked("oracle_tasks.py", dump, tmp_path)["stacks"]
+    different = {
+        lwp: (list(map(hex, frames)), list(map(hex, found.by_lwp[int(lwp)])))
+        for lwp, frames in said.items()
+        if frames is not None and kernel_part(frames) != kernel_part(found.by_lwp[int(lwp)])
+    }
+    assert not different, f"{len(different)} of {len(said)}: {dict(list(different.items())[:3])}"
+    assert sum(len(kernel_part(frames or [])) for frames in said.values()) > 4 * len(said) > 160
+    running = asked("oracle_tasks.py", dump, tmp_path, "running")["running"]
+    for cpu, frames in running.items():
+        assert found.whose(kernel_part(frames)), (cpu, list(map(hex, frames)))
+
+
+@pytest.mark.parametrize("vmlinux", [True, False], ids=["vmlinux", "alone"])
+@pytest.mark.parametrize("converted", OOPSES, ids=lambda dump: dump.id, indirect=True)
+def test_the_whole_way_of_a_panic(converted, vmlinux: bool, tmp_path: Path) -> None:
+    """Down to the interrupted code, with and without the vmlinux beside the frame file."""
+    dump, velf, offset = converted
+    linked = dump.vmlinux if vmlinux else None
+    frames = frame_file(dump, tmp_path / "frames", linked)
+    symbols = [f"symbol-file -o {offset} {linked}"] if linked else []
+    said = asked("oracle_panic.py", dump, tmp_path)
+    way = kernel_part([pc for pc, _ in said["frames"]])
+    names = [name for _, name in said["frames"][: len(way)]]
+    passed = iter(names)
+    for wanted in ("panic", *CRASHES[dump.file]):
+        assert any(name == wanted for name in passed), (wanted, names)
+    found = stacks_in_gdb(velf, frames, tmp_path, *symbols)
+    assert len(found.whose(way)) == 1, (
+        names,
+        [list(map(hex, stack)) for stack in found.by_lwp.values() if stack[:1] == way[:1]],
+    )
+
+
+@pytest.mark.parametrize("converted", [dump for dump in OOPSES if dump.file == "oops.elf"], indirect=True)
+def test_gdb_alone_does_not_get_there(converted, tmp_path: Path) -> None:
+    """What the frame file is good for: without it the way ends at the exception or goes astray."""
+    dump, velf, offset = converted
+    said = asked("oracle_panic.py", dump, tmp_path)
+    answer = tmp_path / "stacks.json"
+    gdb(
+        f"core-file {velf}",
+        f"symbol-file -o {offset} {dump.vmlinux}",
+        f"source {HERE / 'gdb_stacks.py'}",
+        KD_ANSWER=str(answer),
+    )
+    stacks = Stacks({int(lwp): found for lwp, found in json.loads(answer.read_text()).items()})
+    assert stacks.whose(kernel_part([pc for pc, _ in said["frames"]])) == []
