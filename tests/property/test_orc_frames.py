@@ -166,3 +166,31 @@ def test_long_runs_are_cut() -> None:
     elf = made(rows, "v6.4")
     assert check(rows, elf, "v6.4") == 2 * 601
     assert len(CallFrames(elf).fdes) == 3 + 2
+
+
+@settings(max_examples=40)
+@given(rows=tables(), seed=st.integers(0, 1 << 30), damaged=st.integers(1, 12))
+def test_damaged_tables_describe_less_and_never_twice(rows: list[Row], seed: int, damaged: int) -> None:
+    """Bytes of either table changed at random: descriptions stay within the kernel and don't overlap."""
+    space = KernelSpace()
+    ip, entries = pack(rows, "v6.4", BASE + IP)
+    chance = random.Random(seed)
+    for at, data in ((IP, ip), (ENTRIES, entries)):
+        space.data[at : at + len(data)] = data
+        for _ in range(damaged):
+            space.data[at + chance.randrange(len(data))] = chance.randrange(256)
+    known = info_of(
+        SYMBOL___start_orc_unwind_ip=BASE + IP,
+        SYMBOL___stop_orc_unwind_ip=BASE + IP + len(ip),
+        SYMBOL___start_orc_unwind=BASE + ENTRIES,
+        SYMBOL___stop_orc_unwind=BASE + ENTRIES + len(entries),
+    )
+    table = read_kernel_orc(space.virtual(), Knowledge((known,)), (BASE + CODE, BASE + END))
+    if table is None:
+        return
+    data = orc_to_frames(table)
+    elf = symbol_file(ElfKind(64, "<"), 62, [Section(".debug_frame", data=data, align=8)])
+    places = sorted((fde["initial_location"], fde["address_range"]) for fde in CallFrames(elf).fdes)
+    ends = [BASE + CODE, *(start + size for start, size in places)]
+    assert all(size and start >= end for (start, size), end in zip(places, ends[:-1], strict=True))
+    assert ends[-1] <= BASE + END

@@ -75,7 +75,7 @@ def write_frame_file(
     gdb asks its files in the order in which they were loaded, and the first that describes an address
     is believed: load this one before the vmlinux (``add-symbol-file PATH``, without an address: nothing
     in it moves).  Returns what was written, or None, and writes nothing, where the dump has no tables
-    (not x86_64, CONFIG_UNWINDER_FRAME_POINTER, or the memory is not in the dump).
+    (not x86_64, CONFIG_UNWINDER_FRAME_POINTER, the memory is not in the dump), or none that can be used.
 
     ``described``: run-time addresses that have better call-frame information; by default those of the
     vmlinux that ``kernel`` was opened with.  ``skip_modules``: names of modules whose own files gdb has.
@@ -114,7 +114,11 @@ def frame_file(
         described = _by_vmlinux(kernel)
     table = joined([table, *prologues(table, _functions(known), memory.read)])
     rows = joined([CALLED_NULL, without(table, described), *tables])
-    data = orc_to_frames(rows, switch_is_signal=_goes_down(memory, known))
+    try:
+        data = orc_to_frames(rows, switch_is_signal=_goes_down(memory, known))
+    except ValueError as error:
+        log.warning("ORC: %s", error)
+        return None
     sections = [Section(".debug_frame", data=data, align=8)]
     file = symbol_file(ElfKind(64, "<"), EM_X86_64, sections, _NAME)
     return FrameFile(file, len(rows), rows.damage)

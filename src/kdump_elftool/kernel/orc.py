@@ -44,8 +44,8 @@ U16 = npt.NDArray[np.uint16]
 I16 = npt.NDArray[np.int16]
 
 ENTRY = np.dtype([("sp_offset", "<i2"), ("bp_offset", "<i2"), ("flags", "<u2")])
-MOST_ENTRIES = 8 << 20
-"""Twenty times those of a distribution's kernel."""
+MOST_ENTRIES = 3 << 20
+"""Eight times those of a distribution's kernel."""
 _HEADER_SIZE = 20
 
 
