@@ -139,18 +139,22 @@ class ModuleMemory:
     word: int
     offsets: dict[str, int]
     sizes: dict[str, int]
+    base: int = BASE
     data: bytearray = field(default_factory=lambda: bytearray(ROOM))
     places: list[int] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
     inits: list[int] = field(default_factory=list)
-    end: int = BASE + PAGE
+    end: int = 0
 
     @property
     def extra(self) -> str:
         """The layout as lines of an ``-e`` file."""
-        lines = [f"SYMBOL(modules)={BASE:x}"]
+        lines = [f"SYMBOL(modules)={self.base:x}"]
         if self.layout == "first":
-            lines += [f"SYMBOL(nr_cpu_ids)={BASE + 0x10:x}", f"SYMBOL(__per_cpu_offset)={BASE + 0x20:x}"]
+            lines += [
+                f"SYMBOL(nr_cpu_ids)={self.base + 0x10:x}",
+                f"SYMBOL(__per_cpu_offset)={self.base + 0x20:x}",
+            ]
         lines += [f"OFFSET({name})={at}" for name, at in self.offsets.items()]
         lines += [f"SIZE({name})={size}" for name, size in self.sizes.items()]
         if self.layout == "mem":
@@ -167,7 +171,7 @@ class ModuleMemory:
         size = u64([len(self.data)])
         extents = Extents(u64([0]), size, u64([0]))
         physical = PhysicalMemory(Bytes(self.data), extents, extents.ranges())
-        return VirtualMemory.of(physical, u64([BASE]), u64([0]), size)
+        return VirtualMemory.of(physical, u64([self.base]), u64([0]), size)
 
     def target(self) -> PlainTarget:
         """For the plain readers."""
@@ -176,18 +180,18 @@ class ModuleMemory:
     def put(self, vaddr: int, size: int, value: int) -> None:
         """Write a number."""
         order = "little" if self.order == "<" else "big"
-        at = vaddr - BASE
+        at = vaddr - self.base
         self.data[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, order)  # type: ignore[arg-type]
 
     def write(self, vaddr: int, data: bytes) -> None:
         """Write bytes."""
-        self.data[vaddr - BASE : vaddr - BASE + len(data)] = data
+        self.data[vaddr - self.base : vaddr - self.base + len(data)] = data
 
     def allocate(self, size: int, align: int = 16) -> int:
         """Room for something."""
         at = -(-self.end // align) * align
         self.end = at + size
-        assert self.end <= BASE + ROOM
+        assert self.end <= self.base + ROOM
         return at
 
     def text(self, data: bytes) -> int:
@@ -208,16 +212,19 @@ class ModuleMemory:
             self.put(module + self.offsets[name], size, value)
 
 
-def make_modules(layout: str, *modules: Made, order: str = "<", word: int = 8) -> ModuleMemory:
+def make_modules(
+    layout: str, *modules: Made, order: str = "<", word: int = 8, base: int = BASE
+) -> ModuleMemory:
     """These modules, in this order on the kernel's list."""
     memory = ModuleMemory(
-        layout, order, word, {**_EVERY, **_OFFSETS[layout]}, {**_SIZES, **_MORE_SIZES[layout]}
+        layout, order, word, {**_EVERY, **_OFFSETS[layout]}, {**_SIZES, **_MORE_SIZES[layout]}, base
     )
-    memory.put(BASE + 0x10, 4, CPUS)
+    memory.end = base + PAGE
+    memory.put(base + 0x10, 4, CPUS)
     memory.places = [memory.allocate(MODULE_SIZE) for _ in modules]
     for place, made in zip(memory.places, modules, strict=True):
         _put(memory, place, made)
-    memory.link(BASE, *(place + memory.offsets["module.list"] for place in memory.places))
+    memory.link(base, *(place + memory.offsets["module.list"] for place in memory.places))
     return memory
 
 
@@ -271,10 +278,10 @@ def _put_references(memory: ModuleMemory, place: int, made: Made) -> None:
     memory.member(place, "module.refcnt", 4, made.references + 1)
     if memory.layout == "first":
         counters = memory.allocate(16 * CPUS)
-        memory.member(place, "module.refptr", memory.word, counters - BASE)
+        memory.member(place, "module.refptr", memory.word, counters - memory.base)
         half = memory.sizes["module_ref"] // 2
         for cpu in range(CPUS):
-            memory.put(BASE + 0x20 + cpu * memory.word, memory.word, BASE + 16 * cpu)
+            memory.put(memory.base + 0x20 + cpu * memory.word, memory.word, memory.base + 16 * cpu)
             # taken on one CPU, given back on the other
             memory.put(counters + 16 * cpu, half, (made.references + 3) * (1 - cpu))
             memory.put(counters + 16 * cpu + half, half, 3 * cpu)

@@ -227,3 +227,31 @@ def test_two_processes_at_once(home):
     with opened(home) as cache:
         assert {len(cache.get(key) or b"") for key in "abcd"} == {4000}
     assert not [path for path in directory(home).iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_file_for_another_program(home):
+    with opened(home) as cache:
+        path = cache.file("module-x.ko", b"contents")
+        assert path == str(directory(home) / "module-x.ko")
+        assert Path(path).read_bytes() == b"contents"
+        before = os.stat(path).st_ino
+        assert cache.file("module-x.ko", b"contents") == path
+        assert os.stat(path).st_ino == before
+        # what somebody changed is written again
+        Path(path).write_bytes(b"contentz")
+        assert cache.file("module-x.ko", b"contents") == path
+        assert Path(path).read_bytes() == b"contents"
+        assert cache.get("module-x.ko") is None
+    with opened(home, limit=16) as cache:
+        assert cache.file("large", bytes(17)) is None
+
+
+def test_a_file_of_somebody_else_is_not_used(home, tmp_path):
+    with opened(home) as cache:
+        (tmp_path / "other").write_bytes(b"contents")
+        link = directory(home) / "module-x.ko"
+        link.symlink_to(tmp_path / "other")
+        path = cache.file("module-x.ko", b"contents")
+        assert path is not None
+        assert not os.path.islink(path)
+        assert (tmp_path / "other").read_bytes() == b"contents"

@@ -35,7 +35,12 @@ class ModuleSection:
 
 @dataclass(frozen=True)
 class ModuleElf:
-    """What is needed of a module's file; ``sections`` in the order of the file."""
+    """What is needed of a module's file; ``sections`` in the order of the file.
+
+    ``has_addresses`` when sections were given some (``sh_addr``), as linkers do where the kernel's script
+    (scripts/module.lds.S) does not say 0.  They mean nothing, but gdb (default_symfile_offsets()) then
+    takes all code of the debug information to be in .text: see :func:`without_addresses`.
+    """
 
     kind: ElfKind
     e_machine: int
@@ -44,6 +49,7 @@ class ModuleElf:
     release: str | None
     has_symbols: bool
     has_types: bool
+    has_addresses: bool
 
 
 def read_module(file: ByteSource) -> ModuleElf:
@@ -73,7 +79,19 @@ def read_module(file: ByteSource) -> ModuleElf:
         _release(file, [row for name, row in rows if name == ".modinfo" and name in there]),
         has_symbols=any(int(row["sh_type"]) == c.SHT_SYMTAB for _, row in rows),
         has_types=not there.isdisjoint((".debug_info", ".zdebug_info")),
+        has_addresses=bool((table["sh_addr"] != 0).any()),
     )
+
+
+def without_addresses(file: ByteSource) -> bytes:
+    """The contents of a module's file with all ``sh_addr`` 0."""
+    elf = ElfFile.read(file)
+    data = bytearray(file.read_at(0, file.size))
+    table = elf.sections().copy()
+    table["sh_addr"] = 0
+    start = elf.header.e_shoff
+    data[start : start + table.nbytes] = table.tobytes()
+    return bytes(data)
 
 
 def _name(strings: bytes, row: np.void) -> str:

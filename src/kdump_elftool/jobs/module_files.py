@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kdump_elftool.codecs.whole import Held, decompressed
-from kdump_elftool.elf.module import ModuleElf, read_module
+from kdump_elftool.elf.module import ModuleElf, read_module, without_addresses
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.files import InputFile
@@ -41,7 +41,7 @@ _NOT_ENTERED = frozenset({"build", "source", ".git"})
 """In /lib/modules/RELEASE these lead into the kernel's sources."""
 _MOST_ENTRIES = 300_000
 _MOST_CANDIDATES = 16
-_LARGEST_FILE = 1 << 30
+_LARGEST_FILE, _LARGEST_COPY = 1 << 30, 256 << 20
 _PERCPU = ".data..percpu"
 _NOWHERE_64, _NOWHERE_32 = 1 << 60, 0x1000
 """Where sections go that are not in memory: left alone gdb puts them at 0, and would name a call of NULL
@@ -115,7 +115,7 @@ class ModuleFinder:
     def _open(
         self, path: str, loaded: LoadedModule, refused: list[tuple[str, str]]
     ) -> tuple[str, ModuleElf, bytes | None] | None:
-        """(path, what is in it, its contents if they had to be decompressed)."""
+        """(path, what is in it, its contents if gdb cannot read the file as it is)."""
         if not fits_command(path):
             refused.append((printable(path), "gdb cannot be told a name that is no plain text"))
             return None
@@ -126,11 +126,11 @@ class ModuleFinder:
                 contents = decompressed(file, _LARGEST_FILE)
                 source = file if contents is None else Held(file.path, contents)
                 elf = read_module(source)
+                why_not = self._why_not(elf, loaded)
+                if why_not is None and elf.has_addresses and elf.has_types and source.size <= _LARGEST_COPY:
+                    contents = without_addresses(source)
         except (OSError, KdumpError) as error:
-            why = error.message if isinstance(error, KdumpError) else str(error.strerror)
-            refused.append((printable(path), why))
-            return None
-        why_not = self._why_not(elf, loaded)
+            why_not = error.message if isinstance(error, KdumpError) else str(error.strerror)
         if why_not is not None:
             log.info("module %s: %s is not used: %s", loaded.name, printable(path), why_not)
             refused.append((printable(path), why_not))

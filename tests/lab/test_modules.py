@@ -1,0 +1,298 @@
+"""Modules in real dumps against /proc/modules, /sys/module, /proc/kallsyms of the guest, and their files.
+
+One dump of each kernel: what is read does not depend on the format of the dump.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import NoteSection, SymbolTableSection
+
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+from kdump_elftool.formats.base import Dump, OpenOptions
+from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
+from kdump_elftool.jobs.module_symbols import ModuleSymbols, module_symbols
+from kdump_elftool.jobs.modules import LoadedModules, list_modules
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from lab.config import Row
+from lab.kernels import module_depends
+from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, selected_rows
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
+
+FILES = {"kdump": "vmcore", "pages": "vmcore", "live": "qemu.elf", "machine": "qemu.raw"}
+EM_MIPS = 8
+RAW = {"mipsel": (32, "<"), "mips64el": (64, "<"), "mips": (32, ">"), "mips64": (64, ">")}
+MACHINES = {
+    "x86_64": "i386:x86-64",
+    "i386": "i386",
+    "arm64": "aarch64",
+    "arm": "arm",
+    "mips": "mips:isa32r2",
+    "mips64": "mips:isa64r2",
+}
+"""What gdb calls them."""
+GONE = re.compile(r"\.init\..*|\.symtab|\.strtab|\.data\.\.percpu|__ex_table_init")
+"""Sections that the kernel frees once a module runs, or that have no address."""
+EMPTY = ""
+"""Among the names of an object of no size, such as a lock's class without lockdep: it is nowhere."""
+
+
+def first_of_each_guest() -> list[LabDump]:
+    chosen: dict[str, Row] = {}
+    for row in selected_rows():
+        if row.scenario in FILES and (row.scenario != "machine" or row.guest.arch.name in RAW):
+            chosen.setdefault(row.guest.name, row)
+    return [LabDump(row.name, row.scenario, FILES[row.scenario]) for row in chosen.values()]
+
+
+DUMPS = first_of_each_guest()
+NAMED = [
+    dump
+    for dump in DUMPS
+    if os.environ.get("LAB_SET", "ci") != "ci" or dump.row.startswith(("x64-61-l4.", "x64-7x-l5."))
+]
+"""Whose symbols gdb is asked for: it takes seconds each."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    dump: LabDump
+    file: Dump
+    kernel: Kernel
+    loaded: LoadedModules
+    truth: dict[str, Any]
+
+    @property
+    def debug(self) -> Path:
+        return (self.dump.directory / "debug-modules").resolve()
+
+    @property
+    def stripped(self) -> Path:
+        return (self.dump.directory / "modules").resolve()
+
+    def symbols(self, directory: Path, scratch: Path) -> ModuleSymbols:
+        return module_symbols(self.file, self.kernel, [str(directory)], str(scratch))
+
+    def file_of(self, name: str) -> Path:
+        return next(path for path in self.debug.iterdir() if path.stem.replace("-", "_") == name)
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    with opening(request.param) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=NAMED, ids=lambda dump: dump.id)
+def named(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    with opening(request.param) as found:
+        yield found
+
+
+@contextmanager
+def opening(dump: LabDump) -> Iterator[Opened]:
+    dump.check()
+    arch = next(row.guest.arch.name for row in selected_rows() if row.name == dump.row)
+    raw = RAW.get(arch)
+    options = OpenOptions(e_machine=EM_MIPS, kind=ElfKind(*raw)) if raw else OpenOptions()
+    with ExitStack() as stack:
+        vmlinux = read_vmlinux(stack.enter_context(InputFile.open(str(dump.vmlinux))))
+        file = open_dump(
+            stack.enter_context(InputFile.open(str(dump.path))), "raw" if raw else "auto", options
+        )
+        kernel = open_kernel(file, KernelRequest(vmlinux=vmlinux))
+        yield Opened(dump, file, kernel, list_modules(file, kernel), dump.truth)
+
+
+def test_the_list(opened: Opened) -> None:
+    """Names, sizes and bases as /proc/modules had them, in its order."""
+    ours = [
+        {"name": loaded.name, "size": loaded.module.size, "addr": f"{loaded.module.base:#x}"}
+        for loaded in opened.loaded.modules
+    ]
+    assert ours == opened.truth["modules"]
+    assert len(ours) >= 5
+    assert opened.loaded.warnings == ()
+    assert {loaded.module.state_name for loaded in opened.loaded.modules} == {"Live"}
+
+
+def test_users(opened: Opened) -> None:
+    """Who uses whom, as the modules' files say what they depend on."""
+    depends = {
+        loaded.name: module_depends(opened.file_of(loaded.name).read_bytes())
+        for loaded in opened.loaded.modules
+    }
+    for loaded in opened.loaded.modules:
+        users = {
+            name
+            for name, needed in depends.items()
+            if loaded.name in [one.replace("-", "_") for one in needed]
+        }
+        assert loaded.module.users is not None
+        assert {user.decode() for user in loaded.module.users} == users
+        assert loaded.module.references is not None
+        assert len(users) <= loaded.module.references < 1000
+    # a file system on a loop device is mounted in every guest that has ext4
+    if any("EXT4-fs" in line for line in opened.truth["dmesg"]):
+        assert next(loaded.module.references for loaded in opened.loaded.modules if loaded.name == "loop")
+
+
+def test_sections(opened: Opened) -> None:
+    """At the addresses of /sys/module/NAME/sections; those that are missing are freed by now."""
+    for loaded in opened.loaded.modules:
+        expected = opened.truth["module_sections"][loaded.name]
+        ours = {section.name.decode(): f"{section.vaddr:#x}" for section in loaded.sections}
+        assert ours == {name: expected[name] for name in ours}
+        missing = {name for name in expected if name not in ours and not GONE.fullmatch(name)}
+        assert not missing, (loaded.name, missing)
+        assert ".text" in ours or not any(name.startswith(".text") for name in expected)
+
+
+def test_build_ids(opened: Opened) -> None:
+    """Those of the files."""
+    for loaded in opened.loaded.modules:
+        assert loaded.build_id is not None
+        assert loaded.build_id.hex() == build_id(opened.file_of(loaded.name)), loaded.name
+
+
+def build_id(path: Path) -> str:
+    with path.open("rb") as file:
+        for section in ELFFile(file).iter_sections():
+            if isinstance(section, NoteSection):
+                for note in section.iter_notes():
+                    if note["n_type"] == "NT_GNU_BUILD_ID":
+                        return note["n_desc"]
+    raise AssertionError(f"{path} has no build id")
+
+
+@cache
+def aliases(path: Path) -> dict[str, set[str]]:
+    """All names that a symbol of a file goes by: those of the same place."""
+    with path.open("rb") as file:
+        symtab = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(symtab, SymbolTableSection)
+        places: dict[tuple[Any, int], set[str]] = {}
+        rows = [
+            (symbol.name, (symbol["st_shndx"], symbol["st_value"]), symbol["st_size"])
+            for symbol in symtab.iter_symbols()
+        ]
+    for name, place, _ in rows:
+        places.setdefault(place, set()).add(name)
+    found: dict[str, set[str]] = {}
+    for name, place, size in rows:
+        found.setdefault(name, set()).update(places[place])
+        if not size:
+            found[name].add(EMPTY)
+    return found
+
+
+def asked(opened: Opened, found: ModuleSymbols, scratch: Path, *questions: str) -> list[str]:
+    """What gdb says with these symbols and nothing else."""
+    script = scratch / "load.py"
+    lines = [f"gdb.execute({command!r}, to_string=True)" for command in found.commands]
+    script.write_text("\n".join(["import gdb", *lines, ""]))
+    more = scratch / "questions.gdb"
+    more.write_text("\n".join(["set print demangle off", *questions, ""]))
+    machine = f"set architecture {MACHINES[opened.kernel.arch.name]}"
+    done = gdb(machine, f"source {script}", f"source {more}", program=GDB_MULTIARCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    _, *answers = done.stdout.splitlines()
+    assert len(answers) == len(questions), answers[:20]
+    return answers
+
+
+def check_names(opened: Opened, answers: list[str]) -> None:
+    """Each symbol of the guest's /proc/kallsyms is named by gdb, in a file of its own module."""
+    symbols = opened.truth["module_symbols"]
+    assert len(symbols) > 50
+    for symbol, answer in zip(symbols, answers, strict=True):
+        known = aliases(opened.file_of(symbol["module"]))[symbol["name"]]
+        if EMPTY in known and symbol["type"] in "bd":
+            continue
+        name = re.fullmatch(
+            r"(\S+) in section \S+ of \S*/([\w-]+?)(-[0-9a-f]{16}|-symbols-[0-9a-f]+)?\.k?o", answer
+        )
+        assert name is not None, (symbol, answer)
+        assert name[1] in known, (symbol, answer)
+        assert name[2].replace("-", "_") == symbol["module"]
+
+
+def addresses(opened: Opened) -> list[str]:
+    return [f"info symbol {symbol['addr']}" for symbol in opened.truth["module_symbols"]]
+
+
+def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
+    """The files with types beside the vmlinux; functions have lines, and nothing is at NULL."""
+    found = named.symbols(named.debug, tmp_path)
+    assert (found.missing, found.refused, found.warnings) == ((), (), ())
+    assert [name for name, _ in found.files] == [loaded.name for loaded in named.loaded.modules]
+    functions = [
+        symbol
+        for symbol in named.truth["module_symbols"]
+        # room for patches has no lines, nor have all parts that were split off
+        if symbol["type"] in "tT" and not re.match(r"__pfx_|.*\.cold$", symbol["name"])
+    ]
+    lines = [f"info line *{symbol['addr']}" for symbol in functions]
+    answers = asked(named, found, tmp_path, *addresses(named), *lines, "info symbol 0", "info symbol 8")
+    count = len(named.truth["module_symbols"])
+    check_names(named, answers[:count])
+    assert answers[-2:] == ["No symbol matches 0.", "No symbol matches 8."]
+    for symbol, answer in zip(functions, answers[count:-2], strict=True):
+        said = re.match(r'Line \d+ of "[^"]+\.[chS]" starts at address (\w+) .*ends at (\w+)', answer)
+        assert said is not None, (symbol, answer)
+        assert int(said[1], 16) <= int(symbol["addr"], 16) < int(said[2], 16), (symbol, answer)
+
+
+def test_names_by_the_dump_alone(named: Opened, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    found = named.symbols(nothing, tmp_path)
+    assert (found.files, found.refused, found.warnings) == ((), (), ())
+    assert all(missing.named for missing in found.missing)
+    assert [missing.name for missing in found.missing] == [loaded.name for loaded in named.loaded.modules]
+    check_names(named, asked(named, found, tmp_path, *addresses(named)))
+
+
+def test_names_by_stripped_modules(named: Opened, tmp_path: Path) -> None:
+    """What the kernel itself loaded: names, no lines."""
+    found = named.symbols(named.stripped, tmp_path)
+    assert (found.missing, found.refused, found.warnings) == ((), (), ())
+    check_names(named, asked(named, found, tmp_path, *addresses(named)))
+
+
+def test_a_module_of_another_build(opened: Opened, tmp_path: Path) -> None:
+    """The build id tells: not the name."""
+    name = opened.loaded.modules[0].name
+    data = opened.file_of(name).read_bytes()
+    right = bytes.fromhex(build_id(opened.file_of(name)))
+    assert data.count(right) == 1
+    path = tmp_path / f"{name}.ko"
+    path.write_bytes(data.replace(right, right[::-1]))
+    found = opened.symbols(tmp_path, tmp_path)
+    assert [refused.what for refused in found.refused] == [str(path)]
+    assert right[::-1].hex() in found.refused[0].why
+    assert found.missing[0].name == name
+
+
+def test_what_lsmod_needs_is_little(opened: Opened) -> None:
+    """No more than is declared in NEEDS is asked of the kernel; the answers fit a note."""
+    from kdump_elftool.plain import module_sections, modules
+
+    asked_for = {fact.name for fact in opened.loaded.target.known.used}
+    declared = {*modules.NEEDS, *module_sections.NEEDS}
+    assert asked_for - declared <= {"SYMBOL(__start_BTF)", "SYMBOL(__stop_BTF)"}
+    assert len(json.dumps(sorted(declared))) < 4096
