@@ -31,6 +31,8 @@ class MappedFile:
     version: int = 1
     page_size: int = PAGE
     behind: bytes = field(default_factory=lambda: behind([timer(), common(0), x86_cpu(0, {"rip": 0x1000})]))
+    before: int = 0
+    """Bytes before the stream in the file that QEMU wrote into."""
     headers: dict[str, int] = field(default_factory=dict)
     """Where each block's header was put."""
 
@@ -53,16 +55,17 @@ class MappedFile:
             out += struct.pack(">IQQQ", self.version, self.page_size, 0, 0)
             return
         count = size // PAGE
-        bitmap = len(out) + HEADER_SIZE
+        bitmap = self.before + len(out) + HEADER_SIZE
         words = -(-count // 64) * 8
         pages = -(-(bitmap + words) // ALIGNED) * ALIGNED
         out += struct.pack(">IQQQ", self.version, self.page_size, bitmap, pages)
         held = self.pages.get(name, {})
         bits = sum(1 << offset // PAGE for offset in held) if self.finished else 0
         out += bits.to_bytes(words, "little")
-        out += bytes(pages + size - len(out))
+        begin = pages - self.before
+        out += bytes(begin + size - len(out))
         for offset, data in held.items():
-            out[pages + offset : pages + offset + PAGE] = data
+            out[begin + offset : begin + offset + PAGE] = data
 
 
 def pages_of(memory: bytes) -> dict[int, bytes]:

@@ -12,6 +12,7 @@ from random import Random
 
 import lz4.frame
 from backports import zstd
+from lzallright import LZOCompressor
 
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"note"
 
@@ -90,11 +91,33 @@ def xz_stream(data: bytes, **options: object) -> bytes:
     return lzma.compress(data, preset=0, **options)  # type: ignore[arg-type]
 
 
+def lzop_file(
+    data: bytes, block: int = 1 << 18, adler: bool = True, crc: bool = False, name: bytes = b""
+) -> bytes:
+    """What lzop writes: a checksum of each block's contents, blocks that don't get smaller as they are."""
+    flags = 0x03000000 | adler | crc << 8
+    head = (
+        struct.pack(">3H2B4IB", 0x1040, 0x20A0, 0x0940, 1, 5, flags, 0o100644, 1700000000, 0, len(name))
+        + name
+    )
+    out = b"\x89LZO\0\r\n\x1a\n" + head + struct.pack(">I", zlib.adler32(head))
+    for at in range(0, len(data), block):
+        part = data[at : at + block]
+        packed = LZOCompressor().compress(part)
+        stored = packed if len(packed) < len(part) else part
+        out += struct.pack(">2I", len(part), len(stored))
+        out += struct.pack(">I", zlib.adler32(part)) if adler else b""
+        out += struct.pack(">I", zlib.crc32(part)) if crc else b""
+        out += stored
+    return out + bytes(4)
+
+
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip_member,
     "xz": xz_stream,
     "zstd": zstd_frame,
     "lz4": lz4_frame,
+    "lzop": lzop_file,
     "bzip2": lambda data: bz2.compress(data, 1),
 }
 
@@ -124,5 +147,7 @@ SHAPES: dict[str, Callable[[bytes], bytes]] = {
     "lz4, linked": lambda data: lz4_frame(data, block_linked=True),
     "lz4, small blocks": lambda data: lz4_frame(data, block_size=4, block_checksum=True),
     "lz4, length stored": lambda data: lz4_frame(data, store_size=True),
+    "lzop, both checksums": lambda data: lzop_file(data, adler=True, crc=True, name=b"vmcore"),
+    "lzop, no checksum": lambda data: lzop_file(data, 1 << 16, adler=False),
     "lz4, skippable between": _halves(lz4_frame, SKIPPABLE),
 }

@@ -2,8 +2,9 @@
 
 A stream is a row of members (gzip's word; frames in zstd and lz4, streams in xz and bzip2), each of
 which can be decoded by itself.  gzip: RFC 1952 and 1951, zlib: RFC 1950, zstd: RFC 8878, lz4:
-lz4_Frame_format.md, xz: xz-file-format.txt.  The standard library decodes gzip, zlib, xz and bzip2;
-zlib-ng, lz4 and backports.zstd (compression.zstd of Python 3.14) are used where they are installed.
+lz4_Frame_format.md, xz: xz-file-format.txt, lzop: see ``codecs.lzop``.  The standard library decodes gzip,
+zlib, xz and bzip2; zlib-ng, lz4, lzallright (lzop) and backports.zstd (compression.zstd of Python 3.14) are
+used where they are installed.
 
 Modules are imported when they are needed: a crash kernel may not have them.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kdump_elftool.codecs import marks
+from kdump_elftool.codecs import lzop, marks
 from kdump_elftool.codecs.marks import Mark
 from kdump_elftool.codecs.pages import INSTALL
 from kdump_elftool.errors import MissingCodecError
@@ -115,11 +116,11 @@ class Stream:
         """The member at ``at``, or behind padding and skippable frames there; None: no further one."""
         del verify  # libraries verify on their own
         while at < source.size:
-            head = source.read_at(at, 8)
+            head = source.read_at(at, 16)
             if head.startswith(self.magics):
                 return Begun(self.decoder(), at)
-            if len(head) == 8 and int.from_bytes(head[:4], "little") in SKIPPABLE:
-                at += 8 + int.from_bytes(head[4:], "little")
+            if len(head) >= 8 and int.from_bytes(head[:4], "little") in SKIPPABLE:
+                at += 8 + int.from_bytes(head[4:8], "little")
             elif head[:4] == bytes(4):
                 at += 4  # xz pads streams to four bytes
             else:
@@ -323,6 +324,17 @@ def _lz4_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, ValueError)  # what lz4.frame raises for bad data
 
 
+def _lzop_decoder() -> Decoder:
+    try:
+        return lzop.Decompressor(lzop.library())
+    except ImportError:
+        raise _missing("lzop", "lzallright") from None
+
+
+def _lzop_errors() -> tuple[type[Exception], ...]:
+    return (lzop.LzopError,)
+
+
 class _Skipping(Stream):
     """zstd and lz4: a file may begin with skippable frames, whose magic numbers they share."""
 
@@ -342,6 +354,8 @@ STREAMS: tuple[Stream, ...] = (
     _Skipping("zstd", (b"\x28\xb5\x2f\xfd",), 1 << 18, _zstd_decoder, _zstd_errors),
     _Skipping("lz4", (b"\x04\x22\x4d\x18",), 4 << 20, _Lz4Decoder, _lz4_errors,
               lambda source: marks.lz4_blocks(source, lz4_library())),
+    # blocks of 256 KB with a checksum each, unless that was not wanted
+    Stream("lzop", (lzop.MAGIC,), 1 << 18, _lzop_decoder, _lzop_errors, lzop.blocks),
     # blocks of 900 KB with a checksum each, compressed
     Stream("bzip2", tuple(b"BZh%d" % n for n in range(1, 10)), 1 << 20, _bzip2_decoder, _bzip2_errors),
 )  # fmt: skip

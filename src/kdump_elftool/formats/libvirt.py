@@ -2,8 +2,9 @@
 
 The header is 92 bytes: magic, version, length of the domain's description and padding behind it,
 whether the guest ran, by which program the stream is compressed, and words that don't matter here, in
-the byte order of the host.  Source: libvirt's src/qemu/qemu_saveimage.h, qemu_saveimage.c
-(``virQEMUSaveDataWrite``) and qemu_saveimage_format.h.
+the byte order of the host.  What the stream itself begins with tells the program, too; that of the format
+``sparse`` (libvirt 11) has the capability mapped-ram.  Source: libvirt's src/qemu/qemu_saveimage.h,
+qemu_saveimage.c (``virQEMUSaveDataWrite``) and qemu_saveimage_format.h.
 """
 
 from __future__ import annotations
@@ -21,11 +22,6 @@ from kdump_elftool.formats.base import Layer, OpenOptions
 MAGIC, PARTIAL = b"LibvirtQemudSave", b"LibvirtQemudPart"
 HEADER_SIZE = 92
 VERSION = 2
-_LZOP, _SPARSE = 4, 6
-_ADVICE = {
-    _LZOP: ("compressed by lzop", "tail -c +{} FILE | lzop -d > STREAM makes a file of it that is read"),
-    _SPARSE: ("in the sparse format (mapped-ram)", "save the guest again with save_image_format raw"),
-}
 
 
 @dataclass(frozen=True)
@@ -81,19 +77,11 @@ def open_libvirt(file: ByteSource, options: OpenOptions) -> ByteSource:
             hint=f"supported: {VERSION}",
             file_offset=16,
         )
-    length, _, how = struct.unpack_from(f"{order}3I", head, 20)
+    length = struct.unpack_from(f"{order}I", head, 20)[0]
     skip = HEADER_SIZE + length
     if skip >= file.size:
         raise CorruptDumpError(
             file.path, f"a description of {length} bytes, behind which nothing is", file_offset=20
-        )
-    if how in _ADVICE:
-        what, advice = _ADVICE[how]
-        raise UnsupportedError(
-            file.path,
-            f"a libvirt saved guest {what}: not supported",
-            hint=advice.format(skip + 1),
-            file_offset=28,
         )
     unfinished = ("libvirt did not finish saving this guest",) if head.startswith(PARTIAL) else ()
     return Behind(file, skip, (*file.warnings, *unfinished))

@@ -5,6 +5,8 @@ u64 offset of the pages.  The bitmap is right behind it: a bit for each page, se
 file, in the order of a little-endian host; pages of zeros are not.  The pages begin at a multiple of 1 MB, as
 if all were there, and the next block is behind them.  A block that QEMU was told to leave out has no offsets.
 Bitmaps are written when all pages are: an empty one may be that of a file that QEMU did not finish.
+Offsets count from where the file began that QEMU wrote into, which may be before the stream (``offset=`` of
+a migration to a file, as libvirt has it behind its header): a bitmap's own place tells how far.
 Source: docs/devel/migration/mapped-ram.rst and migration/ram.c (``mapped_ram_setup_ramblock``,
 ``ram_save_file_bmap``) of QEMU.
 """
@@ -27,6 +29,8 @@ from kdump_elftool.memory.extents import ZERO_FILL, intersect
 CAPABILITY, WITH_ADDRESSES = "mapped-ram", "x-ignore-shared"
 _HEADER = struct.Struct(">IQQQ")
 _VERSION = 1
+_MOST_BEFORE = 1 << 32
+"""Bytes before the stream; libvirt's description of a guest has less."""
 _CHUNK = 1 << 20
 """Bytes of a bitmap that are looked at together: 32 GB of memory."""
 _EMPTY = u64([])
@@ -56,6 +60,7 @@ class MappedRam:
         self._with_addresses = with_addresses
         self._kept: dict[str, Block] = {}
         self._found: dict[str, tuple[U64, U64, U64]] = {}
+        self._before: int | None = None
         self.complete = False
 
     def columns(self, block: str) -> tuple[U64, U64, U64]:
@@ -114,9 +119,11 @@ class MappedRam:
             )
         if not bitmap and not pages:
             return Block(size, 0, 0)
-        if bitmap != cursor.at or pages < bitmap + _bitmap_size(size):
+        if self._before is None and 0 <= bitmap - cursor.at <= _MOST_BEFORE:
+            self._before = bitmap - cursor.at
+        if bitmap - cursor.at != self._before or pages < bitmap + _bitmap_size(size):
             raise cursor.corrupt(at, f"a block's bitmap at {bitmap:#x}, its pages at {pages:#x}")
-        return Block(size, bitmap, pages)
+        return Block(size, cursor.at, pages - self._before)
 
 
 def _bits(file: ByteSource, block: Block) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
