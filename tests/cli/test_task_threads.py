@@ -118,6 +118,8 @@ def test_the_core_carries_its_table(convert, capfd, tmp_path):
     assert [task["tid"] for task in tasks] == [0, *TIDS]
     assert [task["lwp"] for task in tasks if task["on_cpu"]] == [-2, 1]
     assert tasks[1]["comm"] == "task 1"
+    assert main(["info", "--json", str(velf)]) == 0
+    assert json.loads(capfd.readouterr().out)["cpus"] == 2
     assert main(["ps", str(velf)]) == 0
     shown = capfd.readouterr().out.splitlines()
     assert len(shown) == len(tasks) + 1

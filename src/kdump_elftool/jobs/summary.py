@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 
 from kdump_elftool.addr import subtract_ranges
 from kdump_elftool.arch import find_architecture
 from kdump_elftool.elf.constants import EM_NAMES
+from kdump_elftool.elf.task_table import noted_tasks
 from kdump_elftool.errors import IdentityError, KdumpError, UnsupportedError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
@@ -277,11 +279,21 @@ def _panic_items(found: _Found) -> Iterator[Item]:
         yield Item("pid", str(crash.pid), "the log", "panic_pid", crash.pid)
     if crash.comm is not None:
         yield Item("comm", log_text(crash.comm), "the log", "panic_comm", log_text(crash.comm))
-    cpus = sum(map(is_prstatus, found.dump.notes))
+    yield from _cpu_items(found)
+
+
+def _cpu_items(found: _Found) -> Iterator[Item]:
+    """In a core whose threads are tasks most register notes are of no CPU; its own table knows."""
+    cpus, source = sum(map(is_prstatus, found.dump.notes)), "register notes"
+    others = sum(elsewhere(found.dump, found.kernel)) if found.kernel else 0
+    tasks = noted_tasks(found.dump.notes) or ()
+    running = len(list(takewhile(lambda row: row.on_cpu, tasks)))  # those come first
+    if running:
+        # there are threads of this kernel's CPUs alone
+        cpus, others, source = running, 0, "the core's table of tasks"
     if cpus:
-        others = sum(elsewhere(found.dump, found.kernel)) if found.kernel else 0
         shown = f"{cpus}, {others} of them in another kernel" if others else str(cpus)
-        yield Item("cpus", shown, "register notes", "cpus", cpus)
+        yield Item("cpus", shown, source, "cpus", cpus)
 
 
 def _paging_items(found: _Found) -> Iterator[Item]:
