@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,50 @@ def test_ps_is_that_of_the_command_line(core, name):
     assert rows.partition("\n")[2] == old.partition("\n")[2]
     assert rows.count("struct task_struct *") == 7
     assert [line.split()[0] for line in rows.splitlines()[2:]] == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+LINE = re.compile(r"(?:[A-Z]+\([A-Za-z0-9_.]+\)|OSRELEASE|PAGESIZE)=.*")
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("vminfo_qemu_base", ("base",)),
+        ("vminfo_qemu_all", ("base", "qemu")),
+        ("thread_vminfo_x86_64", ("thread",)),
+    ],
+)
+def test_vminfo_is_that_of_the_command_line(core, command, keys):
+    """The same lines in the same order; and they are taken back by -e."""
+    words = (str(core.parent / "dump"), "-e", str(core.parent / "extra"))
+    told = [
+        line
+        for key in keys
+        for line in run_command("vminfo", *words, "--keys", key).stdout.decode().splitlines()
+    ]
+    shown = in_gdb(core, command).partition(f"== {command}")[2].splitlines()[1:]
+    assert shown == told
+    assert len(told) > 3
+    assert all(LINE.fullmatch(line) for line in told)
+    extra = core.parent / command
+    extra.write_text("\n".join(shown) + "\n")
+    done = run_command("vminfo", str(core.parent / "dump"), "-e", str(extra), "--verbose")
+    assert done.returncode == 0
+    assert set(told) <= set(done.stdout.decode().splitlines())
+    assert f"(-e {extra})".encode() in done.stderr
+
+
+def test_vminfo_of_another_machine(core):
+    shown = in_gdb(core, "thread_vminfo_arm")
+    assert "warning: this core is not of arm" in shown
+    assert "cpu_context_save" not in shown
+
+
+def test_lsmod_where_the_modules_are_not_known(core):
+    """The synthetic kernel has no modules, and says so; the lab's have some."""
+    shown = in_gdb(core, "lsmod", "lsmod -l", "lsmod all")
+    assert shown.count("the address of the list of modules is not known") == 1  # the script ends there
+    assert "that makes no sense to lsmod" in in_gdb(core, "lsmod all")
 
 
 @pytest.mark.parametrize("words", ["-x", "-s", "-n", "1 -", "-s D -n"])

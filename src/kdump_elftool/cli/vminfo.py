@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         values = dict(line.split("=", 1) for line in found.lines)
         print(json.dumps({"schema": "kdump-elftool/vminfo/1", "values": values}))
     else:
-        print("\n".join(found.lines))
+        print("".join(f"{line}\n" for line in found.lines), end="")
     sys.stdout.flush()
     return 0
 

@@ -55,7 +55,14 @@ class CoreFile:
             file.seek(0)
             self.machine, headers = self._headers(file)
             self.segments = [self._segment(fields) for fields in headers]
-            self.ours = dict(self._notes(file))
+            self.ours: dict[int, bytes] = {}
+            self.vmcoreinfo = b""
+            for name, kind, desc in self._notes(file):
+                # of several of one kind the last: a core made in place has an older one in front
+                if name == OWNER and kind in _SCHEMAS:
+                    self.ours[kind] = desc
+                elif name == b"VMCOREINFO":
+                    self.vmcoreinfo = desc
 
     def document(self, kind: int) -> dict[str, Any]:
         """One of our notes, decoded; empty where there is none, or one of another make."""
@@ -87,8 +94,8 @@ class CoreFile:
             kind, flags, offset, vaddr, paddr, file_size, size, _ = fields
         return Segment(kind, flags, offset, vaddr, paddr, file_size, size)
 
-    def _notes(self, file: Any) -> Iterator[tuple[int, bytes]]:
-        """Of several of one type the last: a core made in place has an older one in front."""
+    def _notes(self, file: Any) -> Iterator[tuple[bytes, int, bytes]]:
+        """Owner, type and content of every note."""
         head = struct.Struct(self.order + "III")
         for segment in self.segments:
             if segment.type != _PT_NOTE or segment.file_size > _LARGEST:
@@ -100,8 +107,7 @@ class CoreFile:
                 name_size, size, kind = head.unpack_from(data, at)
                 start = at + head.size + (name_size + 3 & ~3)
                 name = data[at + head.size : at + head.size + name_size].rstrip(b"\0")
-                if name == OWNER and kind in _SCHEMAS:
-                    yield kind, data[start : start + size]
+                yield name, kind, data[start : start + size]
                 at = start + (size + 3 & ~3)
 
 

@@ -70,7 +70,7 @@ class GdbTarget:
         return self._answer("SIZE", name, _size)
 
     def length(self, name: str, /) -> int | None:
-        """Elements of the array ``struct.member``."""
+        """Elements of the array ``struct.member``, or of a variable."""
         return self._answer("LENGTH", name, _length)
 
     def number(self, name: str, /) -> int | None:
@@ -105,6 +105,13 @@ def target() -> GdbTarget:
             core = None
         _open[path] = GdbTarget(core)
     return _open[path]
+
+
+def symbols_alone() -> GdbTarget:
+    """The kernel by its vmlinux, before there is a core.  Raises gdb.GdbError when none is loaded."""
+    if not gdb.objfiles():
+        raise gdb.GdbError("no symbols are loaded: file vmlinux loads those of a kernel")
+    return GdbTarget(None)
 
 
 def _checked(told: dict[str, Any]) -> dict[str, int | None]:
@@ -194,12 +201,30 @@ def _size(name: str) -> int | None:
 
 
 def _length(name: str) -> int | None:
-    found = _member(name)
-    kind = None if found is None else found[1].type.strip_typedefs()
+    if "." in name:
+        found = _member(name)
+        kind = None if found is None else found[1].type.strip_typedefs()
+    else:
+        kind = _type_of_variable(name)
     if kind is None or kind.code != gdb.TYPE_CODE_ARRAY:
         return None
+    if str(kind).endswith("[]"):  # gdb took a declaration of it: where it is defined is in the list
+        return None if "." in name else _defined_length(name)
     low, high = kind.range()
     return int(high) - int(low) + 1
+
+
+def _defined_length(name: str) -> int | None:
+    listed = gdb.execute(f"info variables -q ^{name}$", to_string=True)
+    found = re.search(rf"\b{name}\[(\d+)\]", listed)
+    return None if found is None else int(found[1])
+
+
+def _type_of_variable(name: str) -> Any:
+    try:
+        return gdb.parse_and_eval(name).type.strip_typedefs()
+    except gdb.error:
+        return None
 
 
 def _number(name: str) -> int | None:

@@ -10,6 +10,7 @@ from kdump_elftool.plain import (
     backtraces,
     crash_summary,
     files,
+    modules,
     pages,
     percpu,
     printk,
@@ -18,6 +19,7 @@ from kdump_elftool.plain import (
     task_details,
     tasks,
     vmas,
+    vminfo,
     xarray,
 )
 
@@ -34,6 +36,8 @@ READERS = (
     files,
     vmas,
     pages,
+    modules,
+    vminfo,
 )
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from kdump_elftool.kernel.facts import KINDS
 from kdump_elftool.plain.needs import READERS, needs
+from tests.builders import modules as module_memory
+from tests.builders.printk import RingWriter, Said, char_log, record_log
+from tests.builders.recording import USES, RecordingTarget, asked_beyond
+from tests.builders.tasks import LAYOUTS, PlainTarget, make_tasks
 
 
 def test_each_question_is_one_that_sources_can_answer():
@@ -17,3 +23,43 @@ def test_each_question_is_one_that_sources_can_answer():
 def test_each_is_asked_once():
     assert len(set(needs())) == len(needs()) > 0
     assert all(set(reader.NEEDS) <= set(needs()) for reader in READERS)
+
+
+def kernels():
+    """Each form in which a kernel keeps something, and one that keeps nothing."""
+    writer = RingWriter()
+    writer.push(Said(b"hello", 1))
+    yield "ring", writer.image()
+    yield "records", record_log([Said(b"hello", 1)])
+    yield "characters", char_log(b"<6>hello\n")
+    for layout in LAYOUTS:
+        memory = make_tasks(layout, [1, 3])
+        yield f"tasks {layout}", PlainTarget(memory.virtual(), memory.info, "<", 8)
+    info = make_tasks("both", [1]).info
+    old = {key.replace("__state", "state"): value for key, value in info.values.items()}
+    yield "old states", PlainTarget(make_tasks("both", [1]).virtual(), type(info)(old), "<", 8)
+    for layout in module_memory.LAYOUTS:
+        made = module_memory.make_modules(layout, module_memory.Made(b"ext4"), module_memory.Made(b"nbd"))
+        yield f"modules {layout}", made.target()
+
+
+KERNELS = dict(kernels())
+
+
+def test_each_reader_is_tried():
+    assert set(READERS) == set(USES)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__.rpartition(".")[2])
+def test_readers_ask_what_they_say_they_need(reader, kernel):
+    """A question that no core answers would send gdb through all types of a vmlinux."""
+    assert asked_beyond(reader, KERNELS[kernel]) == set()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_and_they_do_ask(layout):
+    recording = RecordingTarget(KERNELS[f"tasks {layout}"])
+    reader = next(reader for reader in READERS if reader.__name__.endswith(".tasks"))
+    USES[reader](recording)
+    assert len(recording.asked) > 20

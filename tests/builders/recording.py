@@ -1,0 +1,88 @@
+"""A kernel that remembers what it was asked: what readers ask is what they say they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from kdump_elftool.errors import KdumpError
+from kdump_elftool.plain import modules, printk, ps, tasks, vminfo
+from kdump_elftool.plain.target import Target
+
+Ask = Callable[["RecordingTarget"], object]
+
+
+class RecordingTarget:
+    """Answers as ``target`` does; ``asked`` are the questions, as ``KIND(name)``."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.asked: set[str] = set()
+
+    @property
+    def order(self) -> str:
+        return self.target.order
+
+    @property
+    def word(self) -> int:
+        return self.target.word
+
+    def read(self, vaddr: int, size: int, /) -> bytes:
+        return self.target.read(vaddr, size)
+
+    def symbol(self, name: str, /) -> int | None:
+        return self._answer("SYMBOL", name)
+
+    def offset(self, name: str, /) -> int | None:
+        return self._answer("OFFSET", name)
+
+    def size(self, name: str, /) -> int | None:
+        return self._answer("SIZE", name)
+
+    def length(self, name: str, /) -> int | None:
+        return self._answer("LENGTH", name)
+
+    def number(self, name: str, /) -> int | None:
+        return self._answer("NUMBER", name)
+
+    def _answer(self, kind: str, name: str) -> int | None:
+        self.asked.add(f"{kind}({name})")
+        ask = getattr(self.target, kind.lower(), None)
+        return None if ask is None else ask(name)
+
+
+def every_task(target: RecordingTarget) -> None:
+    """Tasks by the lists and one by one."""
+    found = tasks.all_tasks(target).tasks
+    for task in (*found[:3], *tasks.read_tasks(target).tasks[:3]):
+        tasks.read_task(target, task.vaddr)
+
+
+def every_line(target: RecordingTarget) -> None:
+    """All that the vminfo commands print."""
+    keys = (*vminfo.BASE, *vminfo.PAGES, *vminfo.THREADS)
+    keys = (*keys, *(key for of_arch in vminfo.THREADS_OF.values() for key in of_arch))
+    list(vminfo.known_lines(keys, lambda kind, name: getattr(target, kind.lower())(name)))
+
+
+USES: Mapping[ModuleType, Ask] = {
+    printk: printk.read_log,
+    tasks: every_task,
+    ps: lambda target: list(ps.seed_lines(target, tasks.all_tasks(target).tasks)),
+    modules: modules.read_modules,
+    vminfo: every_line,
+}
+"""How each reader is used."""
+ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {ps: (tasks,)}
+"""Readers that the use of another one takes."""
+
+
+def asked_beyond(reader: ModuleType, target: Target) -> set[str]:
+    """What ``reader`` asks without saying so in its NEEDS; it may fail for what it is not told."""
+    recording = RecordingTarget(target)
+    try:
+        USES[reader](recording)
+    except KdumpError:
+        pass
+    said = {question for each in (reader, *ALSO.get(reader, ())) for question in each.NEEDS}
+    return recording.asked - said

@@ -1,0 +1,201 @@
+"""The seed's commands in gdb on real dumps: dmesg, ps, lsmod, vminfo_*, without a vmlinux.
+
+Judges: the guest's own account (truth.json), its console, and drgn.  A core with hostile names in it does
+nothing but show them, escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.jobs.plain_target import DumpTarget
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from kdump_elftool.plain.needs import READERS
+from kdump_elftool.safe_text import log_text, printable
+from tests.builders.recording import asked_beyond
+from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
+
+OTHERS = {"i386": "i386", "aarch64": "arm64", "arm": "arm", "mipsel": "mips", "mips": "mips"}
+"""Architectures that selected_dumps() leaves out, and what the commands call them."""
+FILES = {"kdump": "vmcore", "live": "qemu.elf"}
+FOREIGN = [
+    LabDump(row.name, row.scenario, FILES[row.scenario])
+    for row in selected_rows()
+    if row.guest.arch.name in OTHERS and row.scenario in FILES
+]
+DUMPS = [*selected_dumps(), *FOREIGN]
+COMMANDS = ("dmesg", "dmesg -r", "ps", "ps_old", "ps -a", "ps -t -a", "lsmod", "lsmod -l", "vminfo_qemu_all")
+MARK = "-- command "
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A dump and what each of COMMANDS printed, lines; ``words`` are what the command line needs of it."""
+
+    dump: LabDump
+    machine: str
+    words: tuple[str | Path, ...]
+    velf: Path
+    shown: dict[str, list[str]]
+
+    def command_line(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        done = kdump_elftool(*words, *self.words)
+        assert done.returncode == 0, done.stderr
+        return done
+
+
+def machine_of(dump: LabDump) -> str:
+    (row,) = [row for row in selected_rows() if row.name == dump.row]
+    return OTHERS.get(row.guest.arch.name, "x86_64")
+
+
+def words_for(dump: LabDump) -> tuple[str | Path, ...]:
+    """Kernels of Debian have BTF but on MIPS; others tell their layout by the vmlinux."""
+    (row,) = [row for row in selected_rows() if row.name == dump.row]
+    alone = not row.guest.fragments and machine_of(dump) != "mips"
+    return (dump.path,) if alone else ("-m", dump.vmlinux, dump.path)
+
+
+def columns_of(line: str) -> tuple[bool, list[str]]:
+    """Whether a row of ps is marked as running, and what it says: PID TID PPID ST CPU TASK COMM."""
+    return line.startswith(">"), line.lstrip("> ").split(None, 6)
+
+
+def in_gdb(velf: Path, commands: tuple[str, ...]) -> dict[str, list[str]]:
+    """What each command prints, in one gdb."""
+    done = kdump_elftool("gdbinit")
+    given = [
+        "set width 0",
+        "set python print-stack full",
+        f"source {done.stdout.strip()}",
+        f"core-file {velf}",
+    ]
+    for command in commands:
+        given += [f"echo \\n{MARK}{command}\\n", command]
+    shown = gdb(*given, program=GDB_MULTIARCH)
+    assert "Traceback" not in shown.stderr, shown.stderr[-2000:]
+    assert not re.search(r"^(warning: (?!Unexpected)|Error|Python)", shown.stderr, re.M), shown.stderr[-2000:]
+    parts = shown.stdout.split(f"\n{MARK}")[1:]
+    lines = [part.splitlines() for part in parts]
+    return {each[0]: each[1:] for each in lines}
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    dump: LabDump = request.param
+    dump.check()
+    velf = tmp_path_factory.mktemp("seed") / "velf"
+    words, machine = words_for(dump), machine_of(dump)
+    done = kdump_elftool("tovelf", *words, "-o", velf)
+    assert done.returncode == 0, done.stderr
+    yield Seen(dump, machine, words, velf, in_gdb(velf, (*COMMANDS, f"thread_vminfo_{machine}")))
+    velf.unlink()
+
+
+def test_dmesg_is_what_the_guest_read_from_its_kernel(seen: Seen) -> None:
+    """klogctl() just before the dump gave the same lines; what came after is on the console."""
+    guest = [log_text(line.encode()) for line in seen.dump.truth["dmesg"]]
+    raw = seen.shown["dmesg -r"]
+    first = guest.index(raw[0])
+    assert len(guest) > 150
+    assert raw[: len(guest) - first] == guest[first:]
+    added = [re.sub(r"^<\d+>", "", line) for line in raw[len(guest) - first :]]
+    console = (seen.dump.directory / "console.log").read_text("utf-8", "replace")
+    shown = {line.rstrip("\r") for line in console.splitlines()}
+    if seen.dump.scenario != "live":
+        assert [line for line in added if line not in shown] == []
+        assert any("Kernel panic - not syncing" in line for line in added)
+    assert seen.shown["dmesg"] == [re.sub(r"^<\d+>", "", line) for line in raw]
+
+
+def test_ps_lists_the_guests_tasks(seen: Seen) -> None:
+    """Workers of the kernel come and go by themselves: those may differ."""
+    told = {(task["tid"], printable(task["comm"].encode())) for task in seen.dump.truth["tasks"]}
+    rows = [columns_of(line)[1] for line in seen.shown["ps -a"][1:]]
+    listed = {(int(row[1]), row[6]) for row in rows if row[1] != "0"}
+    assert len(told) > 30
+    assert {name for _, name in told ^ listed if not name.startswith("kworker")} == set()
+    assert [int(row[1]) for row in rows].count(0) == len({row[4] for row in rows})  # an idle task each CPU
+    threads = re.findall(r"^ *(\d+)\t.*\(\(struct task_struct \*\) 0x", "\n".join(seen.shown["ps"]), re.M)
+    assert sorted(map(int, threads)) == sorted(int(row[1]) for row in rows if row[1] != "0")
+    assert seen.shown["ps_old"] == seen.shown["ps"]
+    assert sorted(line.split()[:2] for line in seen.shown["ps -t -a"]) == sorted(
+        line.split()[:2] for line in seen.shown["ps -a"]
+    )
+
+
+def test_ps_is_that_of_the_command_line(seen: Seen) -> None:
+    assert seen.shown["ps -a"] == seen.command_line("ps").stdout.splitlines()
+
+
+def test_ps_is_drgns(seen: Seen, tmp_path: Path) -> None:
+    """Parents, CPUs and states too."""
+    answer = tmp_path / "drgn.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(HERE / "oracle_ps.py"),
+            str(seen.dump.path),
+            str(seen.dump.vmlinux),
+            str(answer),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs: list[dict[str, Any]] = json.loads(answer.read_text())
+    ours = {row[5]: (marked, row) for marked, row in map(columns_of, seen.shown["ps -a"][1:])}
+    assert len(theirs) == len(ours) > 30
+    for task in theirs:
+        comm = printable(task["comm"].encode("latin-1"))
+        numbers = [str(task[name]) for name in ("pid", "tid", "ppid", "state", "cpu", "task")]
+        assert ours[task["task"]] == (task["on_cpu"], [*numbers, comm]), task
+
+
+def test_lsmod_is_proc_modules(seen: Seen) -> None:
+    """The same modules in the same order, with the same base addresses, sizes and users."""
+    modules = seen.dump.truth["modules"]
+    rows = [line.split(None, 2) for line in seen.shown["lsmod"][1:]]
+    assert [(row[0], int(row[1], 16)) for row in rows] == [(m["name"], int(m["addr"], 16)) for m in modules]
+    long = [line.split() for line in seen.shown["lsmod -l"][1:]]
+    assert [(row[0], int(row[1]), int(row[4], 16)) for row in long] == [
+        (module["name"], module["size"], int(module["addr"], 16)) for module in modules
+    ]
+    assert all(row[3] == "Live" for row in long)
+
+
+def test_vminfo_is_complete_and_usable(seen: Seen, tmp_path: Path) -> None:
+    """As the command line prints it; and it overrides every source there without a change."""
+    threads = f"thread_vminfo_{seen.machine}"
+    told = seen.command_line("vminfo").stdout.splitlines()
+    lines = [*seen.shown["vminfo_qemu_all"], *seen.shown[threads]]
+    assert list(dict.fromkeys(lines)) == told
+    assert not any("?" in line for line in lines)
+    assert len(lines) > 60
+    extra = tmp_path / "vminfo"
+    extra.write_text("\n".join(lines) + "\n")
+    assert seen.command_line("ps", "-e", extra).stdout == seen.command_line("ps").stdout
+
+
+def test_readers_ask_nothing_beyond_what_a_core_answers(seen: Seen) -> None:
+    with InputFile.open(str(seen.dump.path)) as file, InputFile.open(str(seen.dump.vmlinux)) as linked:
+        vmlinux = read_vmlinux(linked) if len(seen.words) > 1 else None
+        dump = open_dump(file)
+        target = DumpTarget.of(dump, open_kernel(dump, KernelRequest(vmlinux=vmlinux)))
+        for reader in READERS:
+            assert asked_beyond(reader, target) == set(), reader
