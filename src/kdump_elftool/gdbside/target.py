@@ -129,7 +129,7 @@ def member_place(struct: str, path: str) -> tuple[Any, int] | None:
     if not _NAME.fullmatch(f"{name}.{path}"):
         return None
     found = _member(f"{name}.{path}")
-    return None if found is None else (_type(name), int(found[0]) // 8)
+    return None if found is None else (lookup_type(name), int(found[0]) // 8)
 
 
 def _symbol(name: str) -> int | None:
@@ -150,7 +150,8 @@ def _address(name: str) -> int | None:
         return None
 
 
-def _type(name: str) -> Any:
+def lookup_type(name: str) -> Any:
+    """A type by its name; None when gdb knows none."""
     for word in ("struct ", "union ", ""):
         try:
             return gdb.lookup_type(word + name).strip_typedefs()
@@ -162,7 +163,7 @@ def _type(name: str) -> Any:
 def _member(name: str) -> tuple[int, Any] | None:
     """Bit offset within the struct, and the field."""
     struct, *path = name.split(".")
-    kind, bits, found = _type(struct), 0, None
+    kind, bits, found = lookup_type(struct), 0, None
     for member in path:
         step = None if kind is None else _within(kind, member)
         if step is None:
@@ -196,7 +197,7 @@ def _size(name: str) -> int | None:
     if "." in name:
         found = _member(name)
         return None if found is None else int(found[1].type.sizeof)
-    kind = _type(name)
+    kind = lookup_type(name)
     return None if kind is None else int(kind.sizeof)
 
 

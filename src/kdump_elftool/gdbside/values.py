@@ -6,6 +6,8 @@ from typing import Any
 
 import gdb
 
+from kdump_elftool.gdbside.target import lookup_type
+
 MASK64 = (1 << 64) - 1
 
 
@@ -16,11 +18,8 @@ def word(address: int) -> Any:
 
 def pointer(address: int, name: str) -> Any:
     """A pointer to ``struct name``; an unsigned long where gdb knows no such type."""
-    try:
-        kind = gdb.lookup_type(f"struct {name}")
-    except gdb.error:
-        return word(address)
-    return word(address).cast(kind.pointer())
+    kind = lookup_type(name)
+    return word(address) if kind is None else word(address).cast(kind.pointer())
 
 
 def address_of(value: Any) -> int:
