@@ -13,17 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.lab.dumps import DUMP_FILES, HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
-I386 = [
-    LabDump(row.name, row.scenario, file)
-    for row in selected_rows()
-    if row.guest.arch.name == "i386"
-    for file in DUMP_FILES[row.scenario]
-]
-DUMPS = [dump for dump in (*selected_dumps(), *I386) if dump.file in ("vmcore", "qemu.elf")]
+DUMPS = [dump for dump in selected_dumps() if dump.file in ("vmcore", "qemu.elf")]
 VARIABLES = ("runqueues.nr_running", "runqueues.cpu", "runqueues.clock", "runqueues", "kernel_cpustat")
 FRAME = re.compile(r"^#\d+ +(?:0x([0-9a-f]+) in )?(\S+) \(\)", re.M)
 GROUP = re.compile(r"^\d+ tasks?: (.*)\n((?:.|\n.)*)", re.M)
@@ -63,12 +57,10 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     dump.check()
     folder = tmp_path_factory.mktemp("kd_tasks")
     velf, poor, answer = folder / "velf", folder / "poor", folder / "drgn.json"
-    # Debian's kernels for i386 have no BTF
-    words = ["-m", dump.vmlinux, dump.path] if dump in I386 else [dump.path]
-    done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, *words)
+    done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, dump.path)
     assert done.returncode == 0, done.stderr
     offset = json.loads(done.stdout)["kaslr_offset"] or "0"
-    assert kdump_elftool("tovelf", "-q", "-o", poor, *words).returncode == 0
+    assert kdump_elftool("tovelf", "-q", "-o", poor, dump.path).returncode == 0
     judged = subprocess.run(
         [sys.executable, str(HERE / "oracle_kd_tasks.py"), str(dump.path), str(dump.vmlinux), str(answer)],
         capture_output=True,
