@@ -32,7 +32,7 @@ from drgn.helpers.linux.mm import (
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.rbtree import rbtree_inorder_for_each
 from drgn.helpers.linux.xarray import xa_for_each, xa_is_value, xa_to_value
-from oracle_pages import free_ranges
+from oracle_pages import Judge, has
 
 
 def main() -> None:
@@ -42,14 +42,18 @@ def main() -> None:
     prog.set_core_dump(core)
     prog.load_debug_info([vmlinux])
     chance = random.Random(request["seed"])
-    free = {start: end - start for start, end in free_ranges(prog)}
+    judge = Judge(prog)
+    blocks = {start: end - start for start, end in judge.free}
     result = {
         "lists": dict(lists(prog)),
         "hlists": dict(hlists(prog)),
         "rbtrees": dict(rbtrees(prog)),
         "xarrays": dict(xarrays(prog)),
         "tasks": {str(task.value_()): of_task(task) for task in for_each_task(prog)},
-        "pages": [page(prog, pfn, free) for pfn in frames(prog, chance, request["pages"], free)],
+        "pages": [
+            page(prog, pfn, judge, blocks.get(pfn))
+            for pfn in frames(prog, chance, request["pages"], list(blocks))
+        ],
     }
     Path(answer).write_text(json.dumps(result))
 
@@ -65,16 +69,19 @@ def lists(prog: drgn.Program) -> Iterator[tuple[str, list[int]]]:
 
 def hlists(prog: drgn.Program) -> Iterator[tuple[str, list[int]]]:
     table = prog["mount_hashtable"]
-    for index in range(min(int(prog["m_hash_mask"]) + 1, 1024)):
+    for index in range(min(int(prog["m_hash_mask"]) + 1, 1 << 14)):
         head = table + index
-        yield str(head.value_()), [node.value_() for node in hlist_for_each(head)]
+        nodes = [node.value_() for node in hlist_for_each(head)]
+        if nodes or index < 5:
+            yield str(head.value_()), nodes
 
 
 def rbtrees(prog: drgn.Program) -> Iterator[tuple[str, list[int]]]:
     roots = [prog[name] for name in ("vmap_area_root", "free_vmap_area_root") if name in prog]
     for mm in {task.mm.value_() for task in for_each_task(prog) if task.mm}:
         process = drgn.Object(prog, "struct mm_struct *", mm)
-        roots += [vma.vm_file.f_mapping.i_mmap.rb_root for vma in for_each_vma(process) if vma.vm_file]
+        files = [vma.vm_file for vma in for_each_vma(process) if vma.vm_file]
+        roots += [file.f_mapping.i_mmap.rb_root for file in files]
     for address, root in {root.address_: root for root in roots}.items():
         yield str(address), [node.value_() for node in rbtree_inorder_for_each(root.address_of_())]
 
@@ -105,7 +112,7 @@ def entry_of(index: int, entry: drgn.Object) -> list[int]:
 
 def of_task(task: drgn.Object) -> dict[str, Any]:
     files = [
-        [fd, file.value_(), file.f_inode.value_(), d_path(file.f_path).hex()]
+        [fd, file.value_(), file.f_inode.value_(), name_of(file.f_path).hex()]
         for fd, file in for_each_file(task)
         if file
     ]
@@ -114,36 +121,51 @@ def of_task(task: drgn.Object) -> dict[str, Any]:
     if task.mm:
         for vma in for_each_vma(task.mm):
             start, end = vma.vm_start.value_(), vma.vm_end.value_()
-            name = vma_name(vma).hex()
+            name = (name_of(vma.vm_file.f_path) if vma.vm_file else vma_name(vma)).hex()
             areas.append([vma.value_(), start, end, vma.vm_flags.value_(), vma.vm_pgoff.value_(), name])
             physical += [[at, physical_of(task.mm, at)] for at in (start + 0x123, end - 1)]
     return {"files": files, "vmas": areas, "physical": physical}
 
 
+def name_of(path: drgn.Object) -> bytes:
+    """As the kernel's own d_path(): drgn has the file system's name of what is in no directory."""
+    dentry = path.dentry
+    name, inode = dentry.d_name.name.string_(), dentry.d_inode
+    found = d_path(path)
+    if found in (b"[pipefs]", b"[sockfs]"):
+        return b"%s:[%d]" % ({b"[pipefs]": b"pipe", b"[sockfs]": b"socket"}[found], inode.i_ino.value_())
+    if found == b"[anon_inodefs]":
+        return b"anon_inode:" + name
+    if found.startswith(b"["):
+        return b"/" + name + b" (deleted)"
+    is_gone = not dentry.d_hash.pprev and dentry.d_parent != dentry
+    return found + b" (deleted)" if is_gone else found
+
+
 def physical_of(mm: drgn.Object, vaddr: int) -> int | None:
     try:
         return int(follow_phys(mm, vaddr))
-    except drgn.FaultError:
+    except (drgn.FaultError, NotImplementedError):
         return None
 
 
-def frames(prog: drgn.Program, chance: random.Random, count: int, free: dict[int, int]) -> list[int]:
+def frames(prog: drgn.Program, chance: random.Random, count: int, free: list[int]) -> list[int]:
     """Some at random, and some that begin a free block."""
     ranges = [(start, end) for start, end, _ in for_each_valid_page_range(prog)]
     weights = [end - start for start, end in ranges]
     chosen = chance.choices(ranges, weights, k=count)
     return sorted(
-        {chance.randrange(start, end) for start, end in chosen} | set(list(free)[:: max(len(free) // 10, 1)])
+        {chance.randrange(start, end) for start, end in chosen} | set(free[:: max(len(free) // 10, 1)])
     )
 
 
-def page(prog: drgn.Program, pfn: int, free: dict[int, int]) -> dict[str, Any] | None:
+def page(prog: drgn.Program, pfn: int, judge: Judge, free: int | None) -> dict[str, Any] | None:
     """None where the struct page itself is not in the core."""
     found = pfn_to_page(prog, pfn)
     try:
         flags, names = page_flags(found).value_(), decode_page_flags(found)
         head = compound_head(found)
-        kind, about = use(head, free.get(pfn))
+        kind, about = use(judge, found, head, free)
         return {
             "pfn": pfn,
             "vaddr": found.value_(),
@@ -162,10 +184,14 @@ def page(prog: drgn.Program, pfn: int, free: dict[int, int]) -> dict[str, Any] |
         return None
 
 
-def use(head: drgn.Object, free: int | None) -> tuple[str, str]:
+def use(judge: Judge, found: drgn.Object, head: drgn.Object, free: int | None) -> tuple[str, str]:
     """What a page is used for, and something that has to be said of it."""
     if free is not None:
         return "free", f"block of {free} pages"
+    if judge.is_type(found, "PGTY_offline", "offline"):
+        return "offline", ""
+    if has(head.prog_, "PGTY_hugetlb") and judge.is_hugetlb(head):
+        return "hugetlb", ""
     if PageSlab(head):
         slab = drgn.cast("struct slab *", head) if has_type(head.prog_, "struct slab") else head
         return "slab", slab.slab_cache.name.string_().decode()

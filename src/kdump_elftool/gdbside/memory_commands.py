@@ -178,5 +178,7 @@ def _show(page: Page, array: Memmap) -> None:
         f"  refcount {page.refcount}  mapcount {page.mapcount}  "
         f"index {page.offset:#x}  private {page.private:#x}"
     )
-    if page.kind or page.mapping:
-        say(f"  {page.kind or 'mapping'} {printable(page.about) or f'{page.mapping:#x}'}")
+    if page.kind:
+        say(f"  {page.kind} {printable(page.about)}".rstrip())
+    elif page.mapping and page.head == page.vaddr:
+        say(f"  mapping {page.mapping:#x}")

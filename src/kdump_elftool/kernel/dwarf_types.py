@@ -59,6 +59,22 @@ _BETTER = {
         ("mod_sysfs_setup", "module_put"),
     ),
     "uts_namespace": ("free_uts_ns",),
+    # what the gdb side asks for
+    **dict.fromkeys(("xarray", "xa_node"), ("xa_load",)),  # lib/xarray.c
+    **dict.fromkeys(("radix_tree_root", "radix_tree_node"), ("radix_tree_lookup",)),  # lib/radix-tree.c
+    **dict.fromkeys(("maple_tree", "maple_range_64", "maple_arange_64"), ("mas_find",)),  # lib/maple_tree.c
+    **dict.fromkeys(
+        ("files_struct", "fdtable", "file", "path"), ("put_files_struct",)
+    ),  # fs/file.c, kernel/exit.c
+    **dict.fromkeys(("fs_struct", "mount", "vfsmount"), ("d_path",)),  # fs/d_path.c, fs/dcache.c
+    **dict.fromkeys(("dentry", "qstr", "dentry_operations", "hlist_bl_node"), ("d_path",)),
+    **dict.fromkeys(("super_block", "file_system_type"), ("deactivate_super",)),  # fs/super.c
+    **dict.fromkeys(("inode", "address_space"), ("inode_init_once",)),  # fs/inode.c
+    **dict.fromkeys(("kmem_cache", "slab"), ("kmem_cache_alloc",)),  # mm/slub.c, mm/slab.c
+    # mm/mmap.c
+    **dict.fromkeys(("vm_special_mapping", "vm_operations_struct"), ("_install_special_mapping",)),
+    "mm_struct": ("mm_alloc",),
+    "vm_area_struct": ("mm_alloc",),
     "resource": ("request_resource",),  # kernel/resource.c
     # arch/*/mm/numa.c; mm/numa.c from v6.12 on
     "node_data": ("alloc_node_data", "numa_set_node"),
