@@ -1,0 +1,169 @@
+"""``kdump-elftool gdb`` on real dumps: the crash with files and lines, the guest's names on the threads.
+
+Judges: what the guest printed before it died, and gdb itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab.dumps import HERE, LabDump, kdump_elftool, selected_rows
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
+
+FILES = {
+    "kdump": "vmcore",
+    "panic": "qemu.elf",
+    "live": "qemu.elf",
+    "machine": "qemu.raw",
+}
+RAW = ("mips", "mipsel", "mips64", "mips64el")
+"""Of these QEMU writes no ELF dump."""
+IN_CI = ("kdump",)
+"""CI has no time for the other scenarios."""
+ROWS = [
+    row
+    for row in selected_rows()
+    if row.scenario in (FILES if os.environ.get("LAB_SET") == "matrix" else IN_CI)
+    and (row.scenario != "machine" or row.guest.arch.name in RAW)
+]
+DUMPS = [LabDump(row.name, row.scenario, FILES[row.scenario]) for row in ROWS]
+ARCHITECTURES = {row.name: row.guest.arch.name for row in ROWS}
+IN_AN_ENVIRONMENT = [
+    dump for dump in DUMPS if dump.scenario == "kdump" and ARCHITECTURES[dump.row] == "x86_64"
+]
+PANIC = ("panic", "sysrq_handle_crash", "__handle_sysrq", "write_sysrq_trigger")
+DOCUMENT = HERE.parents[1] / "docs" / "gdb.md"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What two runs with --batch printed: the first converts, the second uses what is there."""
+
+    dump: LabDump
+    words: tuple[str | Path, ...]
+    first: subprocess.CompletedProcess[str]
+    second: subprocess.CompletedProcess[str]
+    velf: Path
+
+    @property
+    def out(self) -> str:
+        return self.second.stdout
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    dump: LabDump = request.param
+    dump.check()
+    velf = tmp_path_factory.mktemp("gdb") / "the core.velf"
+    raw = ("-I", "raw", "--arch", ARCHITECTURES[dump.row]) if dump.file == "qemu.raw" else ()
+    words = ("gdb", "--batch", *raw, "--velf", velf, "-m", dump.vmlinux, dump.path)
+    more = ("--", "-ex", "echo \\n--threads--\\n", "-ex", "info threads")
+    with pytest.MonkeyPatch.context() as patch:
+        # where nothing is in it: the first run makes the index
+        patch.setenv("XDG_CACHE_HOME", str(velf.parent / "cache"))
+        kernel = dump.vmlinux.stat()
+        first, second = kdump_elftool(*words, *more), kdump_elftool(*words, *more)
+        assert dump.vmlinux.stat()[:9] == kernel[:9], "the vmlinux stays as it is"
+        yield Shown(dump, words, first, second, velf)
+    shutil.rmtree(velf.parent)
+
+
+def test_the_second_run_uses_the_core_again(shown: Shown) -> None:
+    assert (shown.first.returncode, shown.second.returncode) == (0, 0), shown.first.stderr
+    assert "used again" not in shown.first.stderr
+    assert "was made of this dump before: used again" in shown.second.stderr
+    assert shown.second.stdout == shown.first.stdout
+    for done in (shown.first, shown.second):
+        assert "Traceback" not in done.stderr
+        assert "Error" not in done.stderr
+
+
+def test_the_summary_is_the_guests(shown: Shown) -> None:
+    truth, lines = shown.dump.truth, shown.out.splitlines()[:5]
+    assert [line.partition(":")[0] for line in lines] == [
+        "release",
+        "panic message",
+        "task",
+        "tasks",
+        "commands",
+    ]
+    told = [line.partition(":")[2].strip() for line in lines]
+    assert told[0] == truth["release"]
+    if shown.dump.scenario in ("kdump", "panic"):
+        assert told[1] == "sysrq triggered crash"
+        assert f"pid {truth['crasher']['pid']}," in told[2]
+    else:
+        assert told[1] == "none in the log"
+    count, _, running = told[3].partition(", ")
+    assert int(count) >= len(truth["tasks"])
+    assert running.startswith("2 of them on a CPU")
+
+
+def test_the_backtrace_has_files_and_lines(shown: Shown) -> None:
+    frames, _, _ = shown.out.partition("--threads--")
+    if shown.dump.scenario not in ("kdump", "panic"):
+        assert re.search(r"^#0 ", frames, re.M), shown.out
+        return
+    for function in PANIC:
+        assert re.search(rf"\b{function} \(.*\) at [^\n]*\.c:\d+", frames), shown.out
+
+
+def test_threads_have_the_guests_names(shown: Shown) -> None:
+    _, _, listed = shown.out.partition("--threads--")
+    found = dict(re.findall(r'^[* ] +\d+ +.*?LWP (-?\d+)\)? "(.*?)" ', listed, re.M))
+    comms = {str(task["tid"]): task["comm"] for task in shown.dump.truth["tasks"]}
+    common = found.keys() & comms.keys()
+    assert len(common) >= 0.9 * len(comms)
+    assert len(common) > 25
+    # a task that begins another program changes its name, and its id may be used again
+    others = {tid: (found[tid], comms[tid]) for tid in common if found[tid] != comms[tid]}
+    assert len(others) <= 2, others
+    assert sum(name.startswith("swapper/") for name in found.values()) >= 1
+
+
+def launch_commands(script: Path) -> list[str]:
+    """What docs/gdb.md tells VS Code's C++ debugger to do, and what that does by itself before."""
+    (block,) = re.findall(r"(?ms)^```json\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"))
+    (configuration,) = json.loads(block)["configurations"]
+    assert configuration["coreDumpPath"].endswith(".velf")
+    texts = [entry["text"] for entry in configuration["customLaunchSetupCommands"]]
+    assert texts == ["source /var/crash/vmcore.gdb"]
+    return ["set pagination off", *(text.replace("/var/crash/vmcore.gdb", str(script)) for text in texts)]
+
+
+@pytest.mark.parametrize("dump", IN_AN_ENVIRONMENT, ids=lambda dump: dump.id)
+def test_in_a_development_environment(dump: LabDump, tmp_path: Path) -> None:
+    """gdb's machine interface, as VS Code speaks it: threads with names, frames with lines."""
+    dump.check()
+    script, velf = tmp_path / "open.gdb", tmp_path / "velf"
+    options = ("-p", "-q", "-m", dump.vmlinux, "-o", velf, "--gdb-script", script)
+    done = kdump_elftool("tovelf", *options, dump.path)
+    assert done.returncode == 0, done.stderr
+    lines = [f'-interpreter-exec console "{line}"' for line in launch_commands(script)]
+    lines += ["-thread-info", "-stack-list-frames 0 1000", "-gdb-exit"]
+    answer = subprocess.run(
+        ["gdb", "-nx", "--interpreter=mi"],
+        input="".join(f"{number}{line}\n" for number, line in enumerate(lines, 1)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    velf.unlink()
+    results = dict(re.findall(r"^(\d+)\^(.*)$", answer.stdout, re.M))
+    assert [results[str(number)].partition(",")[0] for number in range(1, 5)] == ["done"] * 4, answer.stdout
+    assert 'name="kthreadd"' in results["3"]
+    crasher = dump.truth["crasher"]["pid"]
+    (number,) = re.findall(rf'id="(\d+)",target-id="LWP {crasher}",name="crasher"', results["3"])
+    assert f'current-thread-id="{number}"' in results["3"]
+    for function in PANIC:
+        assert re.search(rf'func="{function}",[^{{}}]*file="[^"]+\.c",[^{{}}]*line="\d+"', results["4"])
