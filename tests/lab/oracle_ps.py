@@ -22,20 +22,19 @@ def main() -> None:
     prog.load_debug_info([vmlinux])
     cpus = list(for_each_present_cpu(prog))
     running = {int(cpu_curr(prog, cpu)) for cpu in cpus}
-    found = []
-    for task in (*for_each_task(prog), *(idle_task(prog, cpu) for cpu in cpus)):
-        found.append(
-            {
-                "task": hex(int(task)),
-                "pid": int(task.tgid),
-                "tid": int(task.pid),
-                "ppid": int(task.real_parent.tgid),
-                "cpu": int(task_cpu(task)),
-                "state": task_state_to_char(task),
-                "on_cpu": int(task) in running,
-                "comm": task.comm.string_().decode("latin-1"),
-            }
-        )
+    found = [
+        {
+            "task": hex(int(task)),
+            "pid": int(task.tgid),
+            "tid": int(task.pid),
+            "ppid": int(task.real_parent.tgid),
+            "cpu": int(task_cpu(task)),
+            "state": task_state_to_char(task),
+            "on_cpu": int(task) in running,
+            "comm": task.comm.string_().decode("latin-1"),
+        }
+        for task in (*for_each_task(prog), *(idle_task(prog, cpu) for cpu in cpus))
+    ]
     Path(answer).write_text(json.dumps(found))
 
 
