@@ -45,7 +45,7 @@ MACHINES = {
     "mips64": "mips:isa64r2",
 }
 """What gdb calls them."""
-GONE = re.compile(r"\.init\..*|\.symtab|\.strtab|\.data\.\.percpu|__ex_table_init")
+GONE = re.compile(r".*\.init\..*|\.symtab|\.strtab|\.data\.\.percpu|__ex_table_init")
 """Sections that the kernel frees once a module runs, or that have no address."""
 EMPTY = ""
 """Among the names of an object of no size, such as a lock's class without lockdep: it is nowhere."""
@@ -86,6 +86,16 @@ class Opened:
 
     def symbols(self, directory: Path, scratch: Path) -> ModuleSymbols:
         return module_symbols(self.file, self.kernel, [str(directory)], str(scratch))
+
+    @property
+    def names(self) -> list[dict[str, str]]:
+        """Symbols by /proc/kallsyms, but for those of generated code and marks of what is code or data."""
+        modules = {module["name"] for module in self.truth["modules"]}
+        return [
+            symbol
+            for symbol in self.truth["module_symbols"]
+            if symbol["module"] in modules and not symbol["name"].startswith("$")
+        ]
 
     def file_of(self, name: str) -> Path:
         return next(path for path in self.debug.iterdir() if path.stem.replace("-", "_") == name)
@@ -147,7 +157,7 @@ def test_users(opened: Opened) -> None:
         assert loaded.module.references is not None
         assert len(users) <= loaded.module.references < 1000
     # a file system on a loop device is mounted in every guest that has ext4
-    if any("EXT4-fs" in line for line in opened.truth["dmesg"]):
+    if "no file system" not in (opened.dump.directory / "console.log").read_text(errors="replace"):
         assert next(loaded.module.references for loaded in opened.loaded.modules if loaded.name == "loop")
 
 
@@ -211,13 +221,14 @@ def asked(opened: Opened, found: ModuleSymbols, scratch: Path, *questions: str) 
     done = gdb(machine, f"source {script}", f"source {more}", program=GDB_MULTIARCH)
     assert (done.returncode, done.stderr) == (0, "")
     _, *answers = done.stdout.splitlines()
-    assert len(answers) == len(questions), answers[:20]
+    wanted = [question for question in questions if question.startswith("info")]
+    assert len(answers) == len(wanted), answers[:20]
     return answers
 
 
 def check_names(opened: Opened, answers: list[str]) -> None:
     """Each symbol of the guest's /proc/kallsyms is named by gdb, in a file of its own module."""
-    symbols = opened.truth["module_symbols"]
+    symbols = opened.names
     assert len(symbols) > 50
     for symbol, answer in zip(symbols, answers, strict=True):
         known = aliases(opened.file_of(symbol["module"]))[symbol["name"]]
@@ -232,7 +243,7 @@ def check_names(opened: Opened, answers: list[str]) -> None:
 
 
 def addresses(opened: Opened) -> list[str]:
-    return [f"info symbol {symbol['addr']}" for symbol in opened.truth["module_symbols"]]
+    return [f"info symbol {symbol['addr']}" for symbol in opened.names]
 
 
 def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
@@ -242,13 +253,16 @@ def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
     assert [name for name, _ in found.files] == [loaded.name for loaded in named.loaded.modules]
     functions = [
         symbol
-        for symbol in named.truth["module_symbols"]
+        for symbol in named.names
         # room for patches has no lines, nor have all parts that were split off
         if symbol["type"] in "tT" and not re.match(r"__pfx_|.*\.cold$", symbol["name"])
     ]
     lines = [f"info line *{symbol['addr']}" for symbol in functions]
-    answers = asked(named, found, tmp_path, *addresses(named), *lines, "info symbol 0", "info symbol 8")
-    count = len(named.truth["module_symbols"])
+    # gdb finds the units of 32-bit addresses of MIPS only once they are read
+    expand = ["maint expand-symtabs"] if named.kernel.arch.name.startswith("mips") else []
+    questions = [*expand, *addresses(named), *lines, "info symbol 0", "info symbol 8"]
+    answers = asked(named, found, tmp_path, *questions)
+    count = len(named.names)
     check_names(named, answers[:count])
     assert answers[-2:] == ["No symbol matches 0.", "No symbol matches 8."]
     for symbol, answer in zip(functions, answers[count:-2], strict=True):
