@@ -99,10 +99,15 @@ _REGISTERS = (
 
 
 def _paging_forms(kernel: KernelNumbers) -> tuple[PagingForm, ...]:
-    """NUMBER(pgtable_l5_enabled) decides (v4.17 on); without it 4 levels are tried before 5."""
-    sme_mask = (kernel.number("sme_mask") or 0) & MASK64
+    """NUMBER(pgtable_l5_enabled) decides (v4.17 on); without it 4 levels are tried before 5.
+
+    Kernels from v4.14 on encrypt memory, and say so by NUMBER(sme_mask) since v5.0.
+    """
+    sme_mask = kernel.number("sme_mask")
     levels = (5, 4) if kernel.number("pgtable_l5_enabled") else (4, 5)
-    return tuple(paging_form(count, sme_mask) for count in levels)
+    silent = sme_mask is None and kernel.number("phys_base") is not None
+    masks = (0, *_ENCRYPTION_BITS) if silent else ((sme_mask or 0) & MASK64,)
+    return tuple(paging_form(count, mask) for mask in masks for count in levels)
 
 
 def _image_paddrs(kernel: KernelNumbers, vaddr: int, ram: Ranges) -> tuple[int, ...]:
@@ -129,6 +134,8 @@ def _image_numbers(form: PagingForm, vaddr: int, paddr: int) -> Mapping[str, int
     }
 
 
+_ENCRYPTION_BITS = (1 << 51, 1 << 47)
+"""Where processors have AMD's encryption bit: the 5 bits that CPUID 0x8000001f tells in ebx."""
 _CR0_PG, _CR4_PAE, _CR4_LA57 = 1 << 31, 1 << 5, 1 << 12
 _USER_TABLES = 1 << 12
 """With page-table isolation a CPU in user mode uses the page behind the kernel's table
@@ -138,13 +145,17 @@ _USER_TABLES = 1 << 12
 def _running_tables(
     kernel: KernelNumbers, registers: Mapping[str, int]
 ) -> tuple[tuple[int, PagingForm], ...]:
-    """CR3 without PCID and encryption bit: the kernel's table if isolation is on, then as it stands."""
+    """CR3 without PCID and encryption bit: the kernel's table if isolation is on, then as it stands.
+
+    The bit is that of the kernel, or else one that no address of memory has.
+    """
     if not registers.get("cr0", _CR0_PG) & _CR0_PG or "cr3" not in registers:
         return ()
     cr4 = registers.get("cr4", _CR4_PAE)
     if not cr4 & _CR4_PAE:
         return ()
-    sme_mask = (kernel.number("sme_mask") or 0) & MASK64
+    own = (bit for bit in _ENCRYPTION_BITS if registers["cr3"] & bit)
+    sme_mask = (kernel.number("sme_mask") or 0) & MASK64 or next(own, 0)
     form = paging_form(5 if cr4 & _CR4_LA57 else 4, sme_mask)
     table = registers["cr3"] & _ADDRESS & ~sme_mask
     tables = dict.fromkeys((table & ~_USER_TABLES, table))

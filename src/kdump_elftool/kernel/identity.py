@@ -27,6 +27,9 @@ from kdump_elftool.safe_text import printable
 
 _MOST_TABLES = 64
 """Of those that CPUs were using; one that maps the kernel is enough."""
+_NOISE_WORDS = 256
+_NOISE_MARGIN = 0.05
+"""Ten times the deviation of 16,384 random bits."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def identify(dump: Dump, arch: Architecture, info: VmcoreInfo, pgt_root: int | N
         Fact("paging", form.name, "a kernel address translates" if verified else "assumed"),
         *_noted(info),
     ]
+    if form.ignored_bits and not info.number("sme_mask"):
+        facts.append(Fact("sme_mask", form.ignored_bits, "the page tables"))
     return KernelIdentity(
         arch=arch,
         release=_text(info, "OSRELEASE"),
@@ -194,6 +199,9 @@ def _choose(
         for form in _best_first(dump, root):
             if _confirms(dump, arch, info, root.paddr, form):
                 return root.fact, form, True
+    sealed = _sealed(dump, info, roots)
+    if sealed is not None:
+        raise sealed
     roots = [root for root in roots if not root.met]
     if not roots:
         raise IdentityError(
@@ -210,6 +218,41 @@ def _choose(
             hint="give its physical address with -P if you know a better one",
         )
     return readable[0].fact, readable[0].forms[0], False
+
+
+def _sealed(dump: Dump, info: VmcoreInfo, roots: list[Root]) -> IdentityError | None:
+    """The error about memory that is in the dump as its encryption left it; None where nothing shows that."""
+    noise = [root for root in roots if _is_noise(dump, root.paddr, root.forms[0])]
+    if not noise:
+        return None
+    told = [f"the page table at {noise[0].fact.shown()} ({noise[0].fact.source}) is noise"]
+    mask = info.number("sme_mask")
+    if mask:
+        told.append(f"{info.source('NUMBER(sme_mask)')} has the encryption mask {mask:#x}")
+    bits = [form.ignored_bits for root in noise if root.met for form in root.forms if form.ignored_bits]
+    if bits and not mask:
+        told.append(f"the CPUs' CR3 has the encryption bit {bits[0].bit_length() - 1}")
+    if len(told) > 1:
+        why = f"this memory is encrypted (AMD SEV or SME): {', and '.join(told)}"
+    else:
+        why = f"{told[0]}: this memory is encrypted (AMD SEV, Intel TDX), or was overwritten"
+    return IdentityError(
+        "pgt_root",
+        why,
+        hint="what is encrypted nobody but the guest itself can read: have it take the dump (kdump)",
+    )
+
+
+def _is_noise(dump: Dump, root: int, form: PagingForm) -> bool:
+    """Whether a table is there that looks like ciphertext.
+
+    No entry twice, none of 0, half of all bits set: of tables that is never true.
+    """
+    block, readable = dump.memory.gather(np.array([root], dtype=np.uint64), form.levels[0].table_size)
+    words = np.sort(block[0].view(np.uint64))
+    if not readable[0] or len(words) < _NOISE_WORDS or not words[0] or np.any(words[1:] == words[:-1]):
+        return False
+    return abs(float(np.unpackbits(block[0]).mean()) - 0.5) < _NOISE_MARGIN
 
 
 def _best_first(dump: Dump, root: Root) -> tuple[PagingForm, ...]:
