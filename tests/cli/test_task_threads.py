@@ -9,8 +9,9 @@ import pytest
 
 from kdump_elftool.cli.main import main
 from tests.builders.check import read_core
-from tests.builders.elfcore import build_core
+from tests.builders.elfcore import build_core, own_address_words
 from tests.builders.notes import prstatus_pid, prstatus_register, x86_64_prstatus
+from tests.builders.pagetables import ACCESSED, US, P, PageTables
 from tests.builders.task_kernel import SP_IN_STACK, TaskKernel, make_task_kernel, save_crash_note
 
 PROCESSES = [1, 3, 1, 2]
@@ -142,3 +143,47 @@ def test_stacks_are_whole_frames(convert):
     found, _, _ = convert(made)
     assert 2 not in found
     assert prstatus_register(found[3], "rsp") == made.tasks.base + 0x40000 + SP_IN_STACK + 56
+
+
+COMPAT = {0x08048000: 0xA80000, 0xF7FC0000: 0xA81000, 0xFFFFD000: 0xA82000}
+"""Program, vDSO and stack of a process in 32-bit mode."""
+IN_COMPAT_MODE = {
+    "rip": 0x08048123, "rsp": 0xFFFFDF00, "rbp": 0xFFFFDFE8, "cs": 0x23, "ss": 0x2B, "ds": 0x2B, "es": 0x2B,
+    "gs": 0x63, "eflags": 0x246, "rax": 0xFFFFFFFC, "r8": 0, "r15": 0,
+}  # fmt: skip
+
+
+def compat_process(made: TaskKernel) -> PageTables:
+    """The table of a 32-bit process: its own addresses below 4 GB, above them the kernel."""
+    ram = made.kernel.ram
+    tables = PageTables(ram, iter(range(0xA90000, 0xAA0000, 4096)).__next__)
+    for vaddr, paddr in COMPAT.items():
+        ram.write(paddr, own_address_words(paddr, 4096))
+        tables.map(vaddr, paddr, flags=P | US | ACCESSED)
+    ram.write(tables.root + 2048, ram.read(made.kernel.tables.root + 2048, 2048))
+    return tables
+
+
+def test_a_task_in_32_bit_mode(convert, capfd):
+    """It is a task like others: 64-bit registers whose upper halves are not used, user addresses by -P."""
+    made = make_task_kernel(PROCESSES)
+    tables = compat_process(made)
+    notes = made.kernel.notes()
+    notes[0] = x86_64_prstatus(431, IN_COMPAT_MODE)
+    plain, _, _ = convert(made, notes=notes)
+    found, err, velf = convert(made, "-P", hex(tables.root), notes=notes)
+    assert "another kernel" not in err
+    assert list(found) == list(plain) == [1, -2, *TIDS[1:]]
+    assert saved(found[1], IN_COMPAT_MODE) == IN_COMPAT_MODE
+    assert saved(found[3], made.asleep[3]) == made.asleep[3]
+    core = read_core(velf)
+    assert core.elf_class == 64
+    assert core.e_machine == 62
+    dump = str(velf.with_name("dump"))
+    for vaddr, paddr in COMPAT.items():
+        assert core.read(vaddr, 4096) == own_address_words(paddr, 4096)
+        assert main(["virttophys", "-P", hex(tables.root), "-i", dump, f"{vaddr:x}"]) == 0
+        assert int(capfd.readouterr().out, 16) == paddr
+    assert main(["ps", str(velf)]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in shown if line.startswith(">")] == ["swapper/1", "1"]
