@@ -29,13 +29,15 @@ from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool, se
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
-OTHERS = {"i386": "i386", "aarch64": "arm64", "arm": "arm", "mipsel": "mips", "mips": "mips"}
+OTHERS = {"i386": "i386", "aarch64": "arm64", "arm": "arm"}
+OTHERS |= dict.fromkeys(("mipsel", "mips64el", "mips", "mips64"), "mips")
 """Architectures that selected_dumps() leaves out, and what the commands call them."""
 FILES = {"kdump": "vmcore", "live": "qemu.elf"}
 FOREIGN = [
-    LabDump(row.name, row.scenario, FILES[row.scenario])
+    LabDump(row.name, row.scenario, FILES.get(row.scenario, "qemu.raw"))
     for row in selected_rows()
-    if row.guest.arch.name in OTHERS and row.scenario in FILES
+    if row.guest.arch.name in OTHERS
+    and (row.scenario in FILES or (row.scenario == "machine" and "mips" in row.guest.arch.name))
 ]
 DUMPS = [*selected_dumps(), *FOREIGN]
 COMMANDS = ("dmesg", "dmesg -r", "ps", "ps_old", "ps -a", "ps -t -a", "lsmod", "lsmod -l", "vminfo_qemu_all")
@@ -64,10 +66,12 @@ def machine_of(dump: LabDump) -> str:
 
 
 def words_for(dump: LabDump) -> tuple[str | Path, ...]:
-    """Kernels of Debian have BTF but on MIPS; others tell their layout by the vmlinux."""
+    """Those of x86_64 tell their layout and their symbols themselves; others by the vmlinux."""
+    if machine_of(dump) == "x86_64":
+        return (dump.path,)
     (row,) = [row for row in selected_rows() if row.name == dump.row]
-    alone = not row.guest.fragments and machine_of(dump) != "mips"
-    return (dump.path,) if alone else ("-m", dump.vmlinux, dump.path)
+    raw = ("-I", "raw", "--arch", row.guest.arch.name) if dump.file == "qemu.raw" else ()
+    return (*raw, "-m", dump.vmlinux, dump.path)
 
 
 def columns_of(line: str) -> tuple[bool, list[str]]:
@@ -143,13 +147,14 @@ def test_ps_is_that_of_the_command_line(seen: Seen) -> None:
 
 
 def test_ps_is_drgns(seen: Seen, tmp_path: Path) -> None:
-    """Parents, CPUs and states too."""
+    """Parents, CPUs and states too.  Of x86_64 and arm64 it walks the page tables itself."""
     answer = tmp_path / "drgn.json"
+    core = seen.dump.path if seen.machine in ("x86_64", "arm64") else seen.velf
     done = subprocess.run(
         [
             sys.executable,
             str(HERE / "oracle_ps.py"),
-            str(seen.dump.path),
+            str(core),
             str(seen.dump.vmlinux),
             str(answer),
         ],
@@ -193,7 +198,7 @@ def test_vminfo_is_complete_and_usable(seen: Seen, tmp_path: Path) -> None:
 
 
 def test_readers_ask_nothing_beyond_what_a_core_answers(seen: Seen) -> None:
-    with InputFile.open(str(seen.dump.path)) as file, InputFile.open(str(seen.dump.vmlinux)) as linked:
+    with InputFile.open(str(seen.velf)) as file, InputFile.open(str(seen.dump.vmlinux)) as linked:
         vmlinux = read_vmlinux(linked) if len(seen.words) > 1 else None
         dump = open_dump(file)
         target = DumpTarget.of(dump, open_kernel(dump, KernelRequest(vmlinux=vmlinux)))
