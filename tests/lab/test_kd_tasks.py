@@ -133,9 +133,9 @@ def test_task(shown: Shown, core: str) -> None:
 
 
 def kernel_part(frames: list[list[Any]]) -> list[list[str]]:
-    """Up to the last one that has a name: behind the entry from user space drgn may guess one more."""
-    known = [at for at, (_, name) in enumerate(frames) if name]
-    return [[f"{pc:x}", name] for pc, name in frames[: max(known, default=-1) + 1]]
+    """Up to user space, of which drgn may have seen some words."""
+    user = next((at for at, (pc, _) in enumerate(frames) if not pc >> 63), len(frames))
+    return [[f"{pc:x}", name] for pc, name in frames[:user]]
 
 
 def test_backtraces(shown: Shown) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdump_elftool.gdbside import arm64_unwinder
 from kdump_elftool.gdbside.backtrace_command import Backtraces
+from kdump_elftool.gdbside.blocked_command import BlockedTasks
 from kdump_elftool.gdbside.command import Command
 from kdump_elftool.gdbside.functions import ContainerOf, CurrentOf, PerCpuOf, TaskOf
 from kdump_elftool.gdbside.info_command import Info
@@ -18,24 +19,13 @@ from kdump_elftool.gdbside.task_command import TaskCommand
 from kdump_elftool.gdbside.vminfo_commands import VMINFO_COMMANDS
 from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
 
-COMMANDS: tuple[type[Command], ...] = (
+COMMANDS = (
     Dmesg,
-    Ps,
-    PsOld,
-    Lsmod,
-    *VMINFO_COMMANDS,
     Backtraces,
     Info,
     PerCpuCommand,
     TaskCommand,
-    KdVtop,
-    KdPage,
-    KdList,
-    KdRbtree,
-    KdXarray,
-    KdFiles,
-    KdVmas,
-    Start,
+    BlockedTasks,
 )
 FUNCTIONS = (
     TaskOf,

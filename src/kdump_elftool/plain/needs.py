@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kdump_elftool.plain import (
     backtraces,
+    blocked,
     crash_summary,
     files,
     modules,
@@ -38,6 +39,7 @@ READERS = (
     pages,
     modules,
     vminfo,
+    blocked,
 )
 
 
