@@ -16,6 +16,7 @@ from kdump_elftool.errors import FaultError
 from kdump_elftool.gdbside.core_file import LAYOUT, SUMMARY, TASKS, CoreFile, core_path
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_EM_MIPS = 8
 _TELLS_TYPES = "OFFSET(task_struct.comm)"
 """No VMCOREINFO has it: who answers that knows all types, and a member not found is not in this kernel."""
 
@@ -53,9 +54,14 @@ class GdbTarget:
         if not size:
             return b""
         try:
-            return bytes(gdb.selected_inferior().read_memory(vaddr, size))
+            return bytes(gdb.selected_inferior().read_memory(vaddr | self._upper_bits(vaddr), size))
         except (gdb.error, OverflowError):
             raise FaultError("vaddr", vaddr, "not in the core") from None
+
+    def _upper_bits(self, vaddr: int) -> int:
+        """gdb takes the addresses of a 32-bit MIPS for signed ones, as the CPU does."""
+        signed = self.core is not None and self.core.machine == _EM_MIPS and self.core.word == 4
+        return -1 << 32 & (1 << 64) - 1 if signed and vaddr >> 31 else 0
 
     def symbol(self, name: str, /) -> int | None:
         """Address of a variable; of a per-CPU one, as the kernel's symbol table has it."""
