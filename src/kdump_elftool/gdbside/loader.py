@@ -19,13 +19,25 @@ from kdump_elftool.gdbside.task_command import TaskCommand
 from kdump_elftool.gdbside.vminfo_commands import VMINFO_COMMANDS
 from kdump_elftool.gdbside.walk_commands import KdList, KdRbtree, KdXarray
 
-COMMANDS = (
+COMMANDS: tuple[type[Command], ...] = (
     Dmesg,
+    Ps,
+    PsOld,
+    Lsmod,
+    *VMINFO_COMMANDS,
     Backtraces,
+    BlockedTasks,
     Info,
     PerCpuCommand,
     TaskCommand,
-    BlockedTasks,
+    KdVtop,
+    KdPage,
+    KdList,
+    KdRbtree,
+    KdXarray,
+    KdFiles,
+    KdVmas,
+    Start,
 )
 FUNCTIONS = (
     TaskOf,
