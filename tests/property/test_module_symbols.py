@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdump_elftool.errors import FaultError
 from kdump_elftool.kernel.modules import SymbolColumns, read_module_symbols
-from kdump_elftool.plain.module_sections import symbol_table
+from kdump_elftool.plain.module_sections import read_build_id, read_sections, symbol_table
 from kdump_elftool.plain.module_symbols import Symbol, read_symbols
 from kdump_elftool.plain.modules import read_modules
 from tests.builders.modules import BASE, LAYOUTS, Made, ModuleMemory, make_modules
@@ -75,3 +75,7 @@ def test_damaged_tables(layout, made, seed):
         memory.put(at, random.choice((1, 4, 8)), random.choice((0, random.getrandbits(64), BASE + 0x2000)))
     columns, plain = both(memory)
     assert columns == plain
+    target = memory.target()
+    for module in read_modules(target).modules:
+        assert all(module.region_of(section.vaddr) for section in read_sections(target, module))
+        assert len(read_build_id(target, module) or b"") <= 64

@@ -13,18 +13,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from kdump_elftool.addr import u64
 from kdump_elftool.cache import Cache
-from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.elf.symfile import Section, SymbolColumns, symbol_file
 from kdump_elftool.errors import UsageError
 from kdump_elftool.files import open_output
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.debug_files import safe_release
 from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.jobs.module_files import (
     SAFE_NAME,
     ModuleFile,
@@ -32,15 +28,15 @@ from kdump_elftool.jobs.module_files import (
     fits_command,
     usual_directories,
 )
-from kdump_elftool.jobs.modules import LoadedModule, LoadedModules, list_modules
-from kdump_elftool.kernel import modules as columns
-from kdump_elftool.plain.modules import Region
+from kdump_elftool.jobs.module_objects import symbols_as_file
+from kdump_elftool.jobs.modules import LoadedModule, LoadedModules, modules_by
+from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.modules import SymbolColumns
 from kdump_elftool.safe_text import printable
 
 log = logging.getLogger(__name__)
 
 _UNFORMED = 3
-_NAMES_OF_CODE = frozenset(b"tT")
 
 
 @dataclass(frozen=True)
@@ -76,24 +72,20 @@ class ModuleSymbols:
     warnings: tuple[str, ...]
 
 
-def module_symbols(dump: Dump, kernel: Kernel, directories: Sequence[str], scratch: str) -> ModuleSymbols:
+def module_symbols(
+    dump: Dump, kernel: Kernel, directories: Sequence[str], scratch: str, known: Knowledge | None = None
+) -> ModuleSymbols:
     """The modules of a dump and their symbols.
 
     ``directories`` are searched for files of modules, with all that is below them; where none are given,
     the places of distributions for this release, and that of the vmlinux.  ``scratch`` is a directory for
     files that gdb will read: symbols out of the dump, and modules that had to be decompressed where there
-    is no cache.  Raises IdentityError where the modules cannot be found, OutputError, UsageError.
+    is no cache.  ``known`` is what was asked already.  Raises IdentityError where the modules cannot be
+    found, OutputError, UsageError.
     """
-    loaded = list_modules(dump, kernel)
+    loaded = modules_by(known or knowledge(dump, kernel), dump, kernel)
     kind = ElfKind(8 * loaded.target.word, loaded.target.order)
-    release = safe_release(kernel.info.text("OSRELEASE"))
-    finder = ModuleFinder(
-        kind,
-        kernel.arch.e_machine,
-        release,
-        _Keeper(kernel.request.cache, scratch),
-        tuple(directories) or (*usual_directories(release), *_beside(kernel)),
-    )
+    finder = _finder(kernel, kind, directories, scratch)
     made = _Made(kernel.arch.e_machine, _flags(dump, kernel), kind, scratch, loaded)
     commands: list[str] = []
     files: list[tuple[str, str]] = []
@@ -116,6 +108,13 @@ def module_symbols(dump: Dump, kernel: Kernel, directories: Sequence[str], scrat
     refused += [Refused(path, why) for path, why in finder.refused]
     log.info("modules: %d, %d of them with a file", len(loaded.modules), len(files))
     return ModuleSymbols(tuple(commands), tuple(files), tuple(missing), tuple(refused), loaded.warnings)
+
+
+def _finder(kernel: Kernel, kind: ElfKind, directories: Sequence[str], scratch: str) -> ModuleFinder:
+    release = safe_release(kernel.info.text("OSRELEASE"))
+    places = tuple(directories) or (*usual_directories(release), *_beside(kernel))
+    keep = _Keeper(kernel.request.cache, scratch)
+    return ModuleFinder(kind, kernel.arch.e_machine, release, keep, places)
 
 
 def command(file: ModuleFile) -> str:
@@ -176,7 +175,7 @@ class _Made:
     kind: ElfKind
     scratch: str
     loaded: LoadedModules
-    _symbols: columns.SymbolColumns | None = None
+    _symbols: SymbolColumns | None = None
 
     def file(self, number: int) -> ModuleFile | None:
         """A file for this module, which needs no section addresses; None where it has no symbols."""
@@ -188,66 +187,3 @@ class _Made:
             return None
         name = f"{module.name}-symbols-{module.module.vaddr:x}.o"
         return ModuleFile(write(self.scratch, name, data), (), has_types=False)
-
-
-def symbols_as_file(
-    module: LoadedModule,
-    symbols: columns.SymbolColumns,
-    number: int,
-    kind: ElfKind,
-    e_machine: int,
-    e_flags: int,
-) -> bytes | None:
-    """An ELF file with the module's regions as sections and its symbols; None where there are none."""
-    regions = _with_code_apart(module.module.regions)
-    if not regions:
-        return None
-    rows = symbols.of(number)
-    address, base = symbols.address[rows], u64([region.base for region in regions])
-    order = np.argsort(base)
-    at = order[np.maximum(np.searchsorted(base[order], address, side="right") - 1, 0)]
-    end = base + u64([region.size for region in regions])
-    # a per-CPU variable has no address of its own
-    inside = (address >= base[at]) & (address < end[at])
-    rows, at = rows[inside], at[inside]
-    if not len(rows):
-        return None
-    info, letter = symbols.info[rows], symbols.letter[rows]
-    code = np.isin(letter, list(_NAMES_OF_CODE))
-    upper = (letter >= ord("A")) & (letter <= ord("Z"))
-    found = SymbolColumns(
-        address=symbols.address[rows],
-        size=symbols.size[rows],
-        kind=np.where(info != 0, info & 0xF, np.where(code, c.STT_FUNC, c.STT_OBJECT)).astype(np.uint8),
-        binding=np.where(info != 0, info >> 4 & 3, upper.astype(np.uint8)).astype(np.uint8),
-        section=at,
-        text=symbols.text,
-        begin=symbols.begin[rows],
-        end=symbols.end[rows],
-    )
-    return symbol_file(kind, e_machine, _sections(regions), found, e_flags=e_flags)
-
-
-def _with_code_apart(regions: Sequence[Region]) -> list[Region]:
-    """Regions that are all code or all data."""
-    found = []
-    for region in regions:
-        code = region.text
-        if code:
-            found.append(Region(region.kind, region.base, code, code))
-        if code < region.size:
-            found.append(Region(region.kind, region.base + code, region.size - code, 0))
-    return found
-
-
-def _sections(regions: Sequence[Region]) -> list[Section]:
-    """NOBITS sections at the regions' addresses: what they hold is in the core."""
-    names: dict[str, int] = {}
-    found = []
-    for region in regions:
-        name = ".text" if region.text else ".data"
-        name = f".{region.kind}{name}" if name in names else name
-        names[name] = 1
-        flags = c.SHF_ALLOC | (c.SHF_EXECINSTR if region.text else c.SHF_WRITE)
-        found.append(Section(name, flags, region.base, region.size))
-    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.jobs.plain_target import DumpTarget
+from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.modules import SymbolColumns, read_module_symbols
 from kdump_elftool.plain.module_sections import (
     Section,
@@ -16,7 +18,7 @@ from kdump_elftool.plain.module_sections import (
     read_sections,
     symbol_table,
 )
-from kdump_elftool.plain.modules import Module, read_modules
+from kdump_elftool.plain.modules import Module, ModuleList, read_modules
 from kdump_elftool.safe_text import printable
 
 _SHOWN = 5
@@ -55,12 +57,48 @@ class LoadedModules:
 
 def list_modules(dump: Dump, kernel: Kernel) -> LoadedModules:
     """Find all modules.  Raises IdentityError naming what is not known of the kernel."""
-    target = DumpTarget.of(dump, kernel)
+    return modules_by(knowledge(dump, kernel), dump, kernel)
+
+
+def modules_by(known: Knowledge, dump: Dump, kernel: Kernel) -> LoadedModules:
+    """As :func:`list_modules`, by what ``known`` tells."""
+    target = DumpTarget(dump.kind.order, kernel.arch.prstatus.word, known, kernel.virtual(dump))
     try:
         found = read_modules(target)
     except IdentityError as error:
         hint = target.known.hint("give the kernel's vmlinux with -m, or the lines in a file with -e")
         raise IdentityError(error.key, f"the modules cannot be found: {error.message}", hint=hint) from None
+    read = _Reader(target)
+    modules = tuple(read.module(module) for module in found.modules)
+    return LoadedModules(modules, target, (*target.known.advice, *_damage(found), *read.why_not))
+
+
+@dataclass
+class _Reader:
+    """Reads what belongs to a module; what is not known of the kernel is said once, in ``why_not``."""
+
+    target: DumpTarget
+    why_not: dict[str, None] = field(default_factory=dict)
+    left: int = _MOST_SECTIONS
+
+    def module(self, module: Module) -> LoadedModule:
+        """One module with what can be read of it."""
+        sections: tuple[Section, ...] = ()
+        table = None
+        try:
+            sections = read_sections(self.target, module) if self.left > 0 else ()
+        except IdentityError as error:
+            self.why_not[f"where the sections of modules are is not known: {error.message}"] = None
+        try:
+            table = symbol_table(self.target, module)
+        except IdentityError as error:
+            self.why_not[f"where the symbols of modules are is not known: {error.message}"] = None
+        self.left -= len(sections)
+        return LoadedModule(module, sections, read_build_id(self.target, module), table)
+
+
+def _damage(found: ModuleList) -> list[str]:
+    """What is wrong with the list."""
     warnings = []
     if found.broken:
         warnings.append(
@@ -71,20 +109,4 @@ def list_modules(dump: Dump, kernel: Kernel) -> LoadedModules:
     ]
     if len(found.unreadable) > _SHOWN:
         warnings.append(f"{len(found.unreadable)} modules in all make no sense")
-    modules: list[LoadedModule] = []
-    why_not: dict[str, None] = {}
-    left = _MOST_SECTIONS
-    for module in found.modules:
-        sections: tuple[Section, ...] = ()
-        table = None
-        try:
-            sections = read_sections(target, module) if left > 0 else ()
-        except IdentityError as error:
-            why_not[f"where the sections of modules are is not known: {error.message}"] = None
-        try:
-            table = symbol_table(target, module)
-        except IdentityError as error:
-            why_not[f"where the symbols of modules are is not known: {error.message}"] = None
-        left -= len(sections)
-        modules.append(LoadedModule(module, sections, read_build_id(target, module), table))
-    return LoadedModules(tuple(modules), target, (*target.known.advice, *warnings, *why_not))
+    return warnings

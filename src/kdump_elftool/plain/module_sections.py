@@ -27,7 +27,7 @@ _LONGEST_BUILD_ID = 64
 _GNU_BUILD_ID = 3
 _BUILD_ID_SIZE = 20
 
-NEEDS = (
+NEEDS: tuple[str, ...] = (
     "OFFSET(module.sect_attrs)",
     "SIZE(module_sect_attrs)",
     "OFFSET(module_sect_attrs.nsections)",

@@ -21,6 +21,7 @@ MOST_MODULES = 1 << 12
 _MOST_USERS = 1 << 10
 _MOST_CPUS = 1 << 13
 LARGEST_REGION = 1 << 30
+_LARGEST_MODULE = 1 << 14
 _MOST_KINDS = 16
 _KINDS = ("TEXT", "DATA", "RODATA", "RO_AFTER_INIT", "INIT_TEXT", "INIT_DATA", "INIT_RODATA")
 _LAYOUTS = (("core", "core_layout"), ("data", "data_layout"), ("init", "init_layout"))
@@ -33,7 +34,7 @@ STATES = ("Live", "Loading", "Unloading", "Unformed")
 _TAINTS = "PFSRMBUDAWCIOELKXTNJ"
 """Letters by bit (kernel/panic.c, taint_flags)."""
 
-NEEDS = (
+NEEDS: tuple[str, ...] = (
     "SYMBOL(modules)",
     "SIZE(module)",
     "OFFSET(module.list)",
@@ -202,9 +203,11 @@ def read_string(target: Target, vaddr: int, most: int) -> bytes | None:
 
 
 def _layout(target: Target) -> _Layout:
-    word = target.word
+    word, size = target.word, struct_size(target, "module")
+    if size > _LARGEST_MODULE:
+        raise IdentityError("SIZE(module)", f"struct module is said to have {size} bytes, which cannot be")
     return _Layout(
-        size=struct_size(target, "module"),
+        size=size,
         list=field(target, "module.list", 2 * word).offset,
         name=field(target, "module.name", 64 - word),  # MODULE_NAME_LEN
         state=field(target, "module.state", 4),
