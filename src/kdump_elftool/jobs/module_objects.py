@@ -1,4 +1,4 @@
-"""A module's symbols out of the dump as a small ELF file: sections where its memory is, names of functions."""
+"""A module's symbols out of the dump as a small ELF file: its memory as sections, names of functions."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from kdump_elftool.jobs.module_files import (
     usual_directories,
 )
 from kdump_elftool.jobs.module_objects import symbols_as_file
-from kdump_elftool.jobs.modules import LoadedModule, LoadedModules, modules_by
+from kdump_elftool.jobs.modules import LoadedModules, modules_by
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.modules import SymbolColumns
 from kdump_elftool.safe_text import printable
