@@ -1,6 +1,6 @@
 """Read a kdump-compressed dump without the package under test: ``struct`` and the codecs' own libraries.
 
-64-bit little-endian dumps of version 6 only, as makedumpfile's diskdump_mod.h describes them.
+Little-endian dumps of version 6 only, as makedumpfile's diskdump_mod.h describes them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tests.builders.diskdump import FLAGS, HEADER_WORDS, SUB_FIELDS
 
 _NAMES = ("sysname", "nodename", "release", "version", "machine", "domainname")
 _SIZES = {"long": ("Q", 8), "int": ("I", 4), "quad": ("Q", 8)}
+_SIZES32 = {**_SIZES, "long": ("I", 4)}
 _CODECS = {flags: name for name, flags in FLAGS.items()}
 
 
@@ -48,18 +49,22 @@ def decompress(flags: int, data: bytes, page: int) -> bytes:
     return data
 
 
-def read_kdump(image: bytes) -> ReadKdump:
-    """Parse a whole dump; every length is checked."""
+def read_kdump(image: bytes, bits: int = 64, align: int = 8) -> ReadKdump:
+    """Parse a whole dump; every length is checked.  ``align`` is that of u64 on the machine: 4 on i386."""
     assert image[:8] == b"KDUMP   "
     assert struct.unpack_from("<I", image, 8) == (6,)
     fields = [image[12 + 65 * number :][:65] for number in range(6)]
     assert all(field.endswith(b"\0") for field in fields)
-    seconds, _ = struct.unpack_from("<QQ", image, 408)
-    head = dict(zip(HEADER_WORDS, struct.unpack_from("<10I", image, 424), strict=True))
+    seconds, _ = (
+        struct.unpack_from("<QQ", image, 408) if bits == 64 else struct.unpack_from("<II", image, 404)
+    )
+    words = struct.unpack_from("<10I", image, 424 if bits == 64 else 412)
+    head = dict(zip(HEADER_WORDS, words, strict=True))
     block = head["block_size"]
     sub, at = {}, block
     for name, kind, _ in SUB_FIELDS:
-        code, size = _SIZES[kind]
+        code, size = (_SIZES if bits == 64 else _SIZES32)[kind]
+        at += -at % min(size, align)
         (sub[name],) = struct.unpack_from("<" + code, image, at)
         at += size
     notes = image[sub["offset_note"] :][: sub["size_note"]]

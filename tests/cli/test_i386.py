@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from kdump_elftool.cli.main import main
-from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core
+from tests.builders.check import read_core
+from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core, own_address_words
 from tests.builders.images import build_image
+from tests.builders.kdumpread import read_kdump
 from tests.builders.kernel import Ram
 from tests.builders.pagetables import NX, RW, P
 from tests.builders.pagetables32 import SIZE_4K, Tables32, walk_plain32
@@ -131,3 +133,36 @@ def test_an_image_that_does_not_say_its_machine(tovelf, capfd, tmp_path, pae):
     raw.write_bytes(bytes(IMAGE) + made.ram.read(IMAGE, SIZE))
     assert main(["info", "-I", "raw", "--json", str(raw)]) == 0
     assert json.loads(capfd.readouterr().out)["arch"] == "i386"
+
+
+BIOS = (0x1000, 0x9FC00)
+"""Memory below the EBDA, which begins where the firmware likes."""
+CUT = (0x2000C00, 0x2002F00)
+
+
+def test_kdump_of_pages_that_are_partly_memory(tmp_path, capfd):
+    """kexec's 32-bit file begins and ends segments at any byte; what is missing of a page reads as zeros."""
+    made = built(True)
+    for start, end in (BIOS, CUT):
+        made.ram.ranges.append((start, bytearray(own_address_words(start & ~3, end - start))))
+    (tmp_path / "vmcore").write_bytes(made.dump(32))
+    expected: dict[int, bytes] = {}
+    for start, data in made.ram.ranges:
+        if start < 1 << 32:
+            first = start & ~(SIZE_4K - 1)
+            whole = bytes(start - first) + bytes(data)
+            whole += bytes(-len(whole) % SIZE_4K)
+            expected |= {(first + at) >> 12: whole[at : at + SIZE_4K] for at in range(0, len(whole), SIZE_4K)}
+    out = str(tmp_path / "kdump")
+    command = ["topelf", "--format", "kdump", "-l", "all", "-i", str(tmp_path / "vmcore"), "-o", out]
+    assert main([*command, "--compress", "zlib"]) == 0
+    assert capfd.readouterr().err == ""
+    dump = read_kdump((tmp_path / "kdump").read_bytes(), 32, 4)
+    assert dump.pages == expected
+    assert dump.ram == set(expected)
+    assert dump.utsname["machine"] == b"i686"
+    assert dump.head["max_mapnr"] == dump.sub["max_mapnr_64"] == max(expected) + 1
+    cores = [tmp_path / "of-vmcore", tmp_path / "of-kdump"]
+    for source, core in zip(("vmcore", "kdump"), cores, strict=True):
+        assert main(["tovelf", "-l", "all", "-i", str(tmp_path / source), "-o", str(core)]) == 0
+    assert stored(read_core(cores[0])) == stored(read_core(cores[1])) == made.pages(1 << 32)
