@@ -12,6 +12,7 @@ from kdump_elftool.cli.main import main
 from tests.builders.check import read_core
 from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core, own_address_words
 from tests.builders.images import build_image
+from tests.builders.kallsyms import FORMS, build
 from tests.builders.kdumpread import read_kdump
 from tests.builders.kernel import Ram
 from tests.builders.pagetables import NX, RW, P
@@ -166,3 +167,38 @@ def test_kdump_of_pages_that_are_partly_memory(tmp_path, capfd):
     for source, core in zip(("vmcore", "kdump"), cores, strict=True):
         assert main(["tovelf", "-l", "all", "-i", str(tmp_path / source), "-o", str(core)]) == 0
     assert stored(read_core(cores[0])) == stored(read_core(cores[1])) == made.pages(1 << 32)
+
+
+CRASHK_RES, KALLSYMS = 0x1E0000, 0x140000
+LE32 = next(form for form in FORMS if form.name == "le32")
+
+
+@pytest.mark.parametrize("pae", [False, True], ids=["2-level", "PAE"])
+def test_the_crash_kernel_in_its_reserve(tmp_path, capfd, pae):
+    """crashk_res begins with two phys_addr_t: 4 bytes each without PAE, where the name's pointer is next."""
+    crashed, crash = built(pae), built(pae, moved=0x4000000)
+    base = 0xC0000000 + IMAGE
+    res = struct.pack(
+        "<QQII" if pae else "<IIII", IMAGE + 0x4000000, IMAGE + 0x43FFFFF, 0xC1234567, 0x80000200
+    )
+    crashed.ram.write(IMAGE + CRASHK_RES, res)
+    names = [
+        (base, "T", "_stext"),
+        (base + 0x120000, "D", "init_uts_ns"),
+        (base + CRASHK_RES, "D", "crashk_res"),
+    ]
+    names += [(base + 0x1000 + number, "t", f"padding_{number}") for number in range(1500)]
+    crashed.ram.write(IMAGE + KALLSYMS, build(sorted(names), LE32, base + KALLSYMS, base).data)
+    parts = [part for made in (crashed, crash) for part in made.ram.ranges if part[0] < 1 << 32]
+    segments = [SegmentSpec(start, bytes(data)) for start, data in parts]
+    notes = [NoteSpec("CORE", NT_PRSTATUS, bytes(144))]
+    image = build_core(CoreSpec(segments=segments, notes=notes, elf_class=32, machine=EM_386))
+    (tmp_path / "dump").write_bytes(image)
+    assert main(["info", "--json", str(tmp_path / "dump")]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [kernel["crash_kernel_of"] for kernel in found["kernels"]] == [None, 1]
+    assert [int(kernel["pgt_root"], 0) for kernel in found["kernels"]] == [
+        crashed.tables.root,
+        crash.tables.root,
+    ]
+    assert "taken is 1, as its crash kernel is 2" in found["warnings"][0]
