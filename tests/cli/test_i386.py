@@ -17,10 +17,14 @@ from tests.builders.kdumpread import read_kdump
 from tests.builders.kernel import Ram
 from tests.builders.pagetables import NX, RW, P
 from tests.builders.pagetables32 import SIZE_4K, Tables32, walk_plain32
+from tests.builders.tasks import OFFSETS, make_tasks
 
 EM_386, NT_PRSTATUS = 3, 1
 IMAGE = 0x1000000
 SIZE = 0x400000
+REGISTERS = "ebx ecx edx esi edi ebp eax ds es fs gs orig_eax eip cs eflags esp ss".split()
+"""struct user_regs_struct of arch/x86/include/asm/user_32.h."""
+PRSTATUS_SIZE = 144
 ABOVE = 0x140000000
 """Memory that only PAE, or a large page of PSE-36, reaches."""
 VMALLOC = 0xF8800000
@@ -202,3 +206,67 @@ def test_the_crash_kernel_in_its_reserve(tmp_path, capfd, pae):
         crash.tables.root,
     ]
     assert "taken is 1, as its crash kernel is 2" in found["warnings"][0]
+
+
+TASKS, PERCPU, AREA = 0x280000, 0x3C0000, 0x3C1000
+RUNQUEUES, THREAD_IP = 0x100, 0x20
+RQ = {"curr": 0x20, "idle": 0x28, "cpu": 0x30}
+FRAME = ("si", "di", "bx", "bp", "ret_addr")
+
+
+def with_tasks(made: Built, old: bool) -> tuple[str, dict[int, dict[str, int]]]:
+    """One CPU, which runs task 1; the lines for -e, and by tid the registers of those that sleep."""
+    base, area = 0xC0000000 + IMAGE, 0xC0000000 + IMAGE + AREA
+    tasks = make_tasks("both", [1, 2, 1], word=4, base=base + TASKS)
+    made.ram.write(IMAGE + TASKS, bytes(tasks.data))
+    made.ram.write(IMAGE + PERCPU, struct.pack("<IIIII", 1, 0, 1, 0, area))
+    curr = next(vaddr for vaddr, _, tid, _ in tasks.expected if tid == 1)
+    made.ram.write(IMAGE + AREA + RUNQUEUES + RQ["curr"], struct.pack("<IIIIi", curr, 0, tasks.base, 0, 0))
+    made.ram.write(curr - 0xC0000000 + OFFSETS["task_struct.on_cpu"], struct.pack("<i", 1))
+    asleep = {}
+    thread = OFFSETS["task_struct.thread"]
+    for vaddr, _, tid, _ in tasks.expected:
+        if tid == 1:
+            continue
+        sp = tasks.base + 0x10000 * (tid + 1) + 0x1000
+        values = [0xC1000000 + 0x1000 * tid + number for number in range(5)]
+        made.ram.write(vaddr - 0xC0000000 + thread + OFFSETS["thread_struct.sp"], struct.pack("<I", sp))
+        if old:  # the flags and ebp were pushed; where it goes on is in thread.ip
+            made.ram.write(vaddr - 0xC0000000 + thread + THREAD_IP, struct.pack("<I", values[4]))
+            made.ram.write(sp - 0xC0000000, struct.pack("<2I", values[3], 0x246))
+            asleep[tid] = {"ebp": values[3], "eip": values[4], "esp": sp + 8}
+        else:
+            made.ram.write(sp - 0xC0000000, struct.pack("<5I", *values))
+            asleep[tid] = dict(zip(("esi", "edi", "ebx", "ebp", "eip"), values, strict=True)) | {
+                "esp": sp + 20
+            }
+    symbols = {
+        "init_task": tasks.base, "nr_cpu_ids": base + PERCPU, "__cpu_present_mask": base + PERCPU + 8,
+        "__per_cpu_offset": base + PERCPU + 16, "runqueues": RUNQUEUES,
+    }  # fmt: skip
+    offsets = OFFSETS | {f"rq.{name}": at for name, at in RQ.items()}
+    frame = {f"inactive_task_frame.{name}": 4 * at for at, name in enumerate(FRAME)}
+    offsets |= {"thread_struct.ip": THREAD_IP} if old else frame
+    lines = [f"SYMBOL({name})={value:x}" for name, value in symbols.items()]
+    lines += [f"OFFSET({name})={value}" for name, value in offsets.items()]
+    return "\n".join(lines) + "\n", asleep
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["inactive_task_frame", "before 4.9"])
+@pytest.mark.parametrize("pae", [False, True], ids=["2-level", "PAE"])
+def test_every_task_with_its_registers(tovelf, tmp_path, pae, old):
+    made = built(pae)
+    extra, asleep = with_tasks(made, old)
+    (tmp_path / "extra").write_text(extra)
+    result = tovelf(made.dump(32), "-p", "-e", str(tmp_path / "extra"))
+    assert result.code == 0, result.err
+    found = {}
+    for name, kind, desc in result.core.notes():
+        if (name, kind) == ("CORE", NT_PRSTATUS):
+            assert len(desc) == PRSTATUS_SIZE
+            words = dict(zip(REGISTERS, struct.unpack_from("<17I", desc, 72), strict=True))
+            found[struct.unpack_from("<i", desc, 24)[0]] = words
+    assert set(found) >= {1, *asleep}
+    for tid, expected in asleep.items():
+        assert {name: found[tid][name] for name in expected} == expected
+        assert found[tid]["cs"] == 0x60
