@@ -112,3 +112,23 @@ def test_a_core_that_tells_nothing(core):
     shown = in_gdb(bare, "ps")
     assert "the address of init_task is not known" in shown
     assert "hint: make the core with 'tovelf -m vmlinux'" in shown
+
+
+HOSTILE = (b"\x1b[2J\nshell >x", b"\n!>pwned\n", b'"\r\x9b2J\x07', b"$(>pwned)`x`%s", b"\\n\x7f'{0}")
+
+
+def test_hostile_names_are_shown_and_do_nothing(tmp_path, monkeypatch):
+    """The lab's test of this name has modules and the log too."""
+    made = make_task_kernel([1, 3, 1, 2])
+    for tid, comm in enumerate(HOSTILE, 2):
+        made.put(tid, "comm", comm.ljust(16, b"\0"))
+    (tmp_path / "dump").write_bytes(made.kernel.dump())
+    (tmp_path / "extra").write_text(made.extra)
+    velf = tmp_path / "velf"
+    words = (str(tmp_path / "dump"), "-e", str(tmp_path / "extra"))
+    assert run_command("tovelf", *words, "-p", "-o", str(velf)).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    shown = in_gdb(velf, "ps", "ps -a", "ps -t -a", "ps -n *pwned*")
+    assert re.findall(r"[^ -~\n\t]", shown) == []
+    assert shown.count(r"\x1b[2J\x0ashell >x") == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"dump", "extra", "velf", "script"}
