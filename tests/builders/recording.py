@@ -6,7 +6,19 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from kdump_elftool.errors import KdumpError
-from kdump_elftool.plain import modules, printk, ps, tasks, vminfo
+from kdump_elftool.plain import (
+    files,
+    memmap,
+    modules,
+    pages,
+    printk,
+    ps,
+    rbtree,
+    tasks,
+    vmas,
+    vminfo,
+    xarray,
+)
 from kdump_elftool.plain.target import Target
 
 Ask = Callable[["RecordingTarget"], object]
@@ -65,12 +77,30 @@ def every_line(target: RecordingTarget) -> None:
     list(vminfo.known_lines(keys, lambda kind, name: getattr(target, kind.lower())(name)))
 
 
+def every_page(target: RecordingTarget) -> None:
+    """Some frames of each part of memory."""
+    array = memmap.find_memmap(target)
+    for part in array.parts:
+        for pfn in range(part.pfn, part.pfn + min(part.nr_pages, 32)):
+            pages.read_page(target, array, pfn)
+
+
+def of_process(read: Callable[[RecordingTarget, int], object]) -> Ask:
+    """What is read of a task."""
+    return lambda target: read(target, target.target.symbol("init_task") or 0)
+
+
 USES: Mapping[ModuleType, Ask] = {
     printk: printk.read_log,
     tasks: every_task,
     ps: lambda target: list(ps.seed_lines(target, tasks.all_tasks(target).tasks)),
     modules: modules.read_modules,
     vminfo: every_line,
+    rbtree: lambda target: list(rbtree.rbtree_nodes(target, target.target.symbol("root") or 0)),
+    xarray: lambda target: list(xarray.xarray_entries(target, target.target.symbol("root") or 0)),
+    files: of_process(lambda target, task: list(files.open_files(target, task))),
+    vmas: of_process(lambda target, task: list(vmas.process_vmas(target, task))),
+    pages: every_page,
 }
 """How each reader is used."""
 ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {ps: (tasks,)}

@@ -64,7 +64,7 @@ class Memory:
         self.keys.update({f"OFFSET({name}.{each})": at * self.word for at, each in enumerate(members)})
         self.keys[f"SIZE({name})"] = len(members) * self.word
 
-    def make(self, name: str, **members: int) -> int:
+    def make(self, name: str, /, **members: int) -> int:
         """One of those, with values."""
         at = self.take(self.keys[f"SIZE({name})"])
         for member, value in members.items():

@@ -13,8 +13,9 @@ from typing import Any
 import gdb
 
 from kdump_elftool.errors import IdentityError
+from kdump_elftool.gdbside.find_task import task_address
 from kdump_elftool.gdbside.target import GdbTarget
-from kdump_elftool.plain.tasks import read_task, read_tasks
+from kdump_elftool.plain.tasks import read_task
 from kdump_elftool.plain.walking import known_offset
 from kdump_elftool.safe_text import printable
 
@@ -58,22 +59,11 @@ class Chosen:
     """A task that the user named, by its number or by the address of its task_struct."""
 
     def __init__(self, target: GdbTarget, word: str) -> None:
-        found = number(word)
-        self.vaddr = found if found >= 1 << 24 else _task_of(target, found)
+        found = -number(word[1:]) if word.startswith("-") else number(word)
+        self.vaddr = found if found >= 1 << 24 else task_address(target, found)
         task = read_task(target, self.vaddr)
         self.comm = b"?" if task is None else task.comm
         self.tid = found if task is None else task.tid
-
-
-def _task_of(target: GdbTarget, tid: int) -> int:
-    """By the core's own table, else by the kernel's lists."""
-    for row in target.tasks():
-        if row.get("tid") == tid and isinstance(row.get("task"), str) and _NUMBER.fullmatch(row["task"]):
-            return int(row["task"], 16)
-    for task in read_tasks(target).tasks:
-        if task.tid == tid:
-            return task.vaddr
-    raise gdb.GdbError(f"there is no task {tid}")
 
 
 class Container:

@@ -146,21 +146,23 @@ def _type_of(target: Target, head: int) -> str:
 
 
 def _head(target: Target, array: Memmap, vaddr: int, flags: int) -> int:
-    """The first page of a compound one, which since v7.1 may be told as a mask."""
+    """The first page of a compound one: this one where it is none of its tails."""
     found = known_offset(target, "page.compound_head", "page.compound_info")
-    if found is None:
+    if found is None:  # until v4.3
         tail = target.number("PG_tail")
         is_tail = tail is not None and flags >> tail & 1
         head = _maybe(target, vaddr, "page.first_page") if is_tail else vaddr
     else:
         told = unsigned(target, vaddr + found, target.word)
-        everything = (1 << 8 * target.word) - 1
-        rest = everything & ~(told | 1)  # a mask has ones from some bit on
-        is_mask = not (rest + 2) & rest
-        head = vaddr if not told & 1 else vaddr & told & ~1 if is_mask else told - 1
-        if head == vaddr and not is_mask:
-            head = _behind_fake(target, vaddr, found, flags)
+        head = _told(target, vaddr, told) if told & 1 else _behind_fake(target, vaddr, found, flags)
     return head if array.pfn_of(head) is not None else vaddr
+
+
+def _told(target: Target, vaddr: int, told: int) -> int:
+    """By a pointer, or since v7.1 by a mask: ones from some bit on.  Bit 0 is no part of either."""
+    rest = (1 << 8 * target.word) - 1 & ~(told | 1)
+    is_mask = not (rest + 2) & rest
+    return vaddr & told if is_mask else told - 1
 
 
 def _behind_fake(target: Target, vaddr: int, offset_of_head: int, flags: int) -> int:

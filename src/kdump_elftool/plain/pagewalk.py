@@ -31,6 +31,8 @@ class Level(NamedTuple):
 class Form(NamedTuple):
     """``top``: how many bits an address has below those that only tell which half it is in.
 
+    ``more``: bits of an entry that are further bits of the address, and how far they move up
+    (``more_in_large``: in those of large pages only).
     ``leaf_if_clear``: a page is where ``Level.leaf`` is not set.  ``is_half``: there are two tables.
     """
 
@@ -39,6 +41,8 @@ class Form(NamedTuple):
     address: int
     top: int
     order: str
+    more: tuple[int, int] = (0, 0)
+    more_in_large: bool = False
     leaf_if_clear: bool = False
     is_half: bool = False
 
@@ -52,6 +56,7 @@ class Found(NamedTuple):
 
 _PRESENT = 1
 _LARGE = 1 << 7
+_TABLE = 1 << 1
 _X86_ADDRESS = 0x000FFFFFFFFFF000
 _ARM64 = re.compile(r"arm64 (4|16|64) KB pages, (\d\d)-bit")
 
@@ -64,12 +69,18 @@ def form_of(name: str, order: str, sme_mask: int = 0) -> Form | None:
     if name == "i386 PAE":
         return Form(_x86((2, 9, 9), 12), 8, _X86_ADDRESS, 32, order)
     if name == "i386 2-level":
-        return Form(_x86((10, 10), 12), 4, 0xFFFFF000, 32, order)
+        # bits 32 to 39 of large pages (PSE-36)
+        return Form(_x86((10, 10), 12), 4, 0xFFFFF000, 32, order, more=(0xFF << 13, 19), more_in_large=True)
     arm64 = _ARM64.match(name)
-    if arm64 is None or int(arm64[2]) > 48:
-        return None  # the bits above 48 are scattered over a descriptor
+    if arm64 is None:
+        return None
     shift, top = int(arm64[1]).bit_length() + 9, int(arm64[2])
-    return Form(_arm64(shift, top), 8, (1 << 48) - (1 << shift), top, order, leaf_if_clear=True, is_half=True)
+    if not shift < top <= 52:
+        return None
+    # where bits 48 to 51 of an address are: with 64 KB pages, with 52 address bits and smaller ones (LPA2)
+    width, more = (48, (0xF000, 36)) if shift == 16 else (50, (0x300, 42)) if top == 52 else (48, (0, 0))
+    levels, mask = _arm64(shift, top), (1 << width) - (1 << shift)
+    return Form(levels, 8, mask, top, order, more=more, leaf_if_clear=True, is_half=True)
 
 
 def _x86(bits: tuple[int, ...], page_shift: int) -> tuple[Level, ...]:
@@ -86,8 +97,9 @@ def _arm64(page_shift: int, top: int) -> tuple[Level, ...]:
     """The top table is as small as its addresses allow; blocks are where the table bit is clear."""
     each = page_shift - 3
     shifts = list(range(page_shift, top, each))[::-1]
+    largest = {12: 30, 14: 25, 16: 29}[page_shift] + (each if top == 52 else 0)
     return tuple(
-        Level(_name(depth, len(shifts)), shift, min(each, top - shift), 2 if shift > page_shift else None)
+        Level(_name(depth, len(shifts)), shift, min(each, top - shift), _TABLE if shift <= largest else None)
         for depth, shift in enumerate(shifts)
     )
 
@@ -95,6 +107,26 @@ def _arm64(page_shift: int, top: int) -> tuple[Level, ...]:
 def _name(depth: int, levels: int) -> str:
     """The kernel's word for a table, of which the middle ones are left out where there are few."""
     return "pgd" if depth == 0 else ("p4d", "pud", "pmd", "pte")[4 - levels + depth]
+
+
+def _kind(form: Form, level: Level, entry: int) -> str:
+    """``table``, ``page`` or ``none``."""
+    is_last = level is form.levels[-1]
+    if not entry & _PRESENT:
+        return "none"
+    if not form.leaf_if_clear:
+        return "page" if is_last or (level.leaf is not None and entry & level.leaf) else "table"
+    if entry & _TABLE:
+        return "page" if is_last else "table"
+    return "none" if is_last or level.leaf is None else "page"
+
+
+def _address(form: Form, level: Level | None, entry: int) -> int:
+    """Of the page that an entry of ``level`` maps, or of a table."""
+    mask, up = form.more
+    if form.more_in_large and (level is None or level.leaf is None):
+        mask = 0
+    return entry & form.address | (entry & mask) << up
 
 
 def walk(memory: Physical, form: Form, root: int, vaddr: int) -> Found:
@@ -107,11 +139,11 @@ def walk(memory: Physical, form: Form, root: int, vaddr: int) -> Found:
         index = vaddr >> level.shift & (1 << level.bits) - 1
         raw = memory.read_physical(table + index * form.entry, form.entry)
         entry = int.from_bytes(raw, order)  # type: ignore[arg-type]
-        if not entry & _PRESENT:
+        kind = _kind(form, level, entry)
+        if kind == "none":
             raise WalkError(f"not mapped: {level.name} entry is {entry:#x}")
-        is_last = level is form.levels[-1]
-        if is_last or (level.leaf is not None and bool(entry & level.leaf) != form.leaf_if_clear):
+        if kind == "page":
             inside = (1 << level.shift) - 1
-            return Found((entry & form.address & ~inside) | vaddr & inside, 1 << level.shift)
-        table = entry & form.address
+            return Found(_address(form, level, entry) & ~inside | vaddr & inside, 1 << level.shift)
+        table = _address(form, None, entry)
     raise AssertionError("the last level ends every walk")

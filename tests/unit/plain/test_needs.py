@@ -9,8 +9,11 @@ import pytest
 from kdump_elftool.kernel.facts import KINDS
 from kdump_elftool.plain.needs import READERS, needs
 from tests.builders import modules as module_memory
+from tests.builders import processes
+from tests.builders.page_array import MODELS, make_array
 from tests.builders.printk import RingWriter, Said, char_log, record_log
 from tests.builders.recording import USES, RecordingTarget, asked_beyond
+from tests.builders.structures import Memory, make_xarray
 from tests.builders.tasks import LAYOUTS, PlainTarget, make_tasks
 
 
@@ -41,6 +44,14 @@ def kernels():
     for layout in module_memory.LAYOUTS:
         made = module_memory.make_modules(layout, module_memory.Made(b"ext4"), module_memory.Made(b"nbd"))
         yield f"modules {layout}", made.target()
+    for form in processes.FORMS:
+        yield f"process {form}", processes.make_process(form)
+    for model in MODELS:
+        yield f"pages {model}", make_array(model, 8)[0]
+    for form in ("xarray", "shift", "path", "height"):
+        trees = Memory()
+        trees.keys["SYMBOL(root)"] = make_xarray(trees, form, {1: 0x1000, 5000: 0x2000})
+        yield f"tree {form}", trees
 
 
 KERNELS = dict(kernels())
@@ -63,3 +74,18 @@ def test_and_they_do_ask(layout):
     reader = next(reader for reader in READERS if reader.__name__.endswith(".tasks"))
     USES[reader](recording)
     assert len(recording.asked) > 20
+
+
+@pytest.mark.parametrize(
+    ("reader", "kernel", "least"),
+    [
+        ("files", "process maple", 25),
+        ("vmas", "process list", 35),
+        ("pages", "pages nodes", 50),
+        ("xarray", "tree path", 8),
+    ],
+)
+def test_those_of_structures_do(reader, kernel, least):
+    recording = RecordingTarget(KERNELS[kernel])
+    USES[next(each for each in READERS if each.__name__.endswith(f".{reader}"))](recording)
+    assert len(recording.asked) >= least

@@ -1,0 +1,192 @@
+"""The array of struct page in all its forms, and what its entries say."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdump_elftool.errors import IdentityError
+from kdump_elftool.plain.memmap import find_memmap
+from kdump_elftool.plain.pages import Page, read_page
+from tests.builders.page_array import MODELS, make_array
+from tests.builders.structures import Memory
+
+words = pytest.mark.parametrize("word", [8, 4])
+
+
+@words
+@pytest.mark.parametrize("model", MODELS)
+def test_every_frame_has_its_page_and_no_other(model, word):
+    memory, pages = make_array(model, word)
+    array = find_memmap(memory)
+    size = memory.keys["SIZE(page)"]
+    assert {pfn: array.page_of(pfn) for pfn in range(3000) if array.page_of(pfn)} == pages
+    for pfn, vaddr in pages.items():
+        assert array.pfn_of(vaddr) == array.pfn_of(vaddr + size - 1) == pfn
+    assert array.pfn_of(min(pages.values()) - 1) is None
+
+
+def test_sections_that_lead_nowhere_are_none():
+    memory, pages = make_array("extreme", 8)
+    gone = [vaddr for pfn, vaddr in pages.items() if pfn < 48]
+    for vaddr in gone:
+        for at in range(vaddr, vaddr + memory.keys["SIZE(page)"]):
+            memory.data.pop(at, None)
+    array = find_memmap(memory)
+    assert [part.pfn for part in array.parts] == [130 * 16]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SIZE(page)", 0),
+        ("SIZE(page)", None),
+        ("NUMBER(PAGE_SHIFT)", None),
+        ("NUMBER(PAGE_SHIFT)", 99),
+        ("NUMBER(SECTION_SIZE_BITS)", None),
+        ("NUMBER(SECTION_SIZE_BITS)", 70),
+        ("SIZE(mem_section)", 1 << 30),
+        ("OFFSET(mem_section.section_mem_map)", None),
+        ("SYMBOL(mem_section)", 0x123456789000),
+    ],
+)
+def test_an_array_described_as_impossible(key, value):
+    memory, _ = make_array("extreme", 8)
+    memory.keys[key] = value
+    with pytest.raises(IdentityError):
+        find_memmap(memory)
+
+
+def test_no_array():
+    with pytest.raises(IdentityError):
+        find_memmap(Memory(keys={"SIZE(page)": 64, "NUMBER(PAGE_SHIFT)": 12}))
+
+
+class Frame:
+    """One frame's page under construction."""
+
+    def __init__(self, word: int = 8, head: str = "compound_head") -> None:
+        self.memory, self.pages = make_array("extreme", word, head)
+        self.memory.keys |= {
+            "NUMBER(PG_locked)": 0,
+            "NUMBER(PG_lru)": 4,
+            "NUMBER(PG_head)": 6,
+            "NUMBER(PG_slab)": 7,
+            "NUMBER(__NR_PAGEFLAGS)": 10,
+            "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)": -129,
+        }
+        self.pfn = 20
+
+    def put(self, member: str, value: int, width: int = 0, pfn: int = 20) -> None:
+        self.memory.put(self.pages[pfn] + self.memory.keys[f"OFFSET(page.{member})"], value, width)
+
+    def read(self, pfn: int = 20) -> Page:
+        found = read_page(self.memory, find_memmap(self.memory), pfn)
+        assert found is not None
+        return found
+
+
+@words
+def test_fields(word):
+    frame = Frame(word)
+    for member, value in (("flags", 1 << 4 | 1 | 1 << 9 | 1 << 11), ("index", 55), ("private", 66)):
+        frame.put(member, value)
+    frame.put("_refcount", 3, 4)
+    frame.put("_mapcount", -1, 4)
+    page = frame.read()
+    assert (page.pfn, page.vaddr, page.head) == (20, frame.pages[20], frame.pages[20])
+    assert page.names == ("locked", "lru", "bit 9")  # 11 is beyond the flags: node or zone
+    assert (page.refcount, page.mapcount, page.offset, page.private) == (3, -1, 55, 66)
+    assert (page.kind, page.about) == ("", "")
+
+
+def test_a_free_block():
+    frame = Frame()
+    frame.put("_mapcount", -129, 4)
+    frame.put("private", 3)
+    page = frame.read()
+    assert (page.kind, page.about) == ("free", "block of 8 pages")
+
+
+def test_a_free_block_before_types():
+    frame = Frame()
+    del frame.memory.keys["NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)"]
+    frame.memory.keys["NUMBER(PG_buddy)"] = 8
+    frame.put("flags", 1 << 8)
+    assert frame.read().kind == "free"
+
+
+@pytest.mark.parametrize("by", ["flag", "type"])
+def test_a_page_of_a_cache(by):
+    frame = Frame()
+    memory = frame.memory
+    memory.struct("kmem_cache", "flags", "name")
+    cache = memory.make("kmem_cache", name=memory.text(b"kmalloc-64"))
+    frame.put("slab_cache", cache)
+    frame.put("compound_head", frame.pages[20] + 1, pfn=21)
+    if by == "flag":
+        frame.put("flags", 1 << 7 | 1 << 6)
+    else:
+        memory.keys["NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)"] = 0xF5FFFFFF
+        frame.put("_mapcount", 0xF5FFFFFF, 4)
+    for pfn in (20, 21):
+        page = frame.read(pfn)
+        assert (page.kind, page.about) == ("slab", f"kmem_cache {cache:#x} kmalloc-64")
+        assert page.head == frame.pages[20]
+
+
+def test_what_is_mapped():
+    frame = Frame()
+    memory = frame.memory
+    frame.put("mapping", 0x5001)
+    assert (frame.read().kind, frame.read().about) == ("anon", "anon_vma 0x5000")
+    memory.struct("address_space", "host")
+    memory.struct("inode", "i_ino")
+    inode = memory.make("inode", i_ino=4711)
+    space = memory.make("address_space", host=inode)
+    frame.put("mapping", space)
+    assert frame.read().about == f"address_space {space:#x} inode {inode:#x} number 4711"
+    frame.put("mapping", 0x6000)  # which is not there
+    assert (frame.read().kind, frame.read().about) == ("file", "")
+
+
+@words
+def test_tails_told_by_a_mask(word):
+    """Since v7.1, with descriptions of a power of two bytes."""
+    frame = Frame(word, "compound_info")
+    frame.memory.keys["SIZE(page)"] = 8 * word
+    size = 8 * word
+    everything = (1 << 8 * word) - 1
+    head = next(pfn for pfn, vaddr in frame.pages.items() if vaddr % (4 * size) == 0)
+    frame.put("compound_info", everything & ~(4 * size - 1) | 1, pfn=head + 3)
+    assert frame.read(head + 3).head == frame.pages[head]
+    frame.put("compound_info", frame.pages[head] | 1, pfn=head + 2)
+    assert frame.read(head + 2).head == frame.pages[head]
+    assert frame.read(head + 1).head == frame.pages[head + 1]
+
+
+def test_tails_before_there_was_a_pointer_for_all():
+    frame = Frame(8, "first_page")
+    frame.memory.keys["NUMBER(PG_tail)"] = 5
+    frame.put("first_page", frame.pages[20], pfn=22)
+    assert frame.read(22).head == frame.pages[22]
+    frame.put("flags", 1 << 5, pfn=22)
+    assert frame.read(22).head == frame.pages[20]
+
+
+def test_heads_that_are_tails_of_a_huge_page():
+    """Descriptions of a huge page share their memory: each first one in a page has PG_head (v5.18)."""
+    frame = Frame()
+    frame.put("flags", 1 << 6, pfn=24)
+    frame.put("compound_head", frame.pages[20] + 1, pfn=25)
+    assert frame.read(24).head == frame.pages[20]
+
+
+def test_a_head_beyond_the_array_is_not_believed():
+    frame = Frame()
+    frame.put("compound_head", 0xFFFF888000000001)
+    assert frame.read().head == frame.pages[20]
+
+
+def test_a_frame_without_a_page():
+    frame = Frame()
+    assert read_page(frame.memory, find_memmap(frame.memory), 0) is None
