@@ -157,7 +157,7 @@ _kdump_elftool() {
             esac
             ;;
         gdb)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --no-procthreads --velf --in-place --gdb --batch --print-script --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --no-procthreads --velf --in-place --modules --gdb --batch --print-script --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
@@ -169,6 +169,7 @@ _kdump_elftool() {
                 --kernel) return ;;
                 -l | --level) mapfile -t COMPREPLY < <(compgen -W "all inuse user cache kernel" -- "$word"); return ;;
                 --velf) return ;;
+                --modules) return ;;
                 --gdb) return ;;
             esac
             ;;

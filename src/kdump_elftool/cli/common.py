@@ -48,6 +48,17 @@ def add_level(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_modules(group: argparse._ArgumentGroup) -> None:
+    """``--modules``: where the files of modules are."""
+    group.add_argument(
+        "--modules",
+        metavar="DIR",
+        action="append",
+        help="search this directory for the files of the kernel's modules (repeatable; default: where "
+        "distributions put them, and beside the vmlinux)",
+    )
+
+
 def add_seed_machine(parser: argparse.ArgumentParser) -> None:
     """The original tool had to be told of what machine a migration stream is."""
     group = parser.add_argument_group("accepted from earlier versions")

@@ -9,7 +9,7 @@ import stat
 import sys
 from contextlib import ExitStack
 
-from kdump_elftool.cli.common import add_common, add_level
+from kdump_elftool.cli.common import add_common, add_level, add_modules
 from kdump_elftool.cli.dump_input import add_dump, user_cache
 from kdump_elftool.cli.gdb_core import SUFFIX, ready_session
 from kdump_elftool.elf.constants import ELFMAG, ET_DYN, ET_EXEC
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument(
         "--in-place", action="store_true", help="change the dump itself: new headers behind its data, no copy"
     )
+    add_modules(result)
     session = parser.add_argument_group("gdb (what follows a -- on the command line are arguments for it)")
     session.add_argument(
         "--gdb",
@@ -75,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
     if starts:
         gdb_program.check_named(args.gdb)
     with ExitStack() as stack:
-        session = ready_session(args, stack)
-        lines = script(session, Names(user_cache(stack)), backtrace=args.batch)
+        names = Names(user_cache(stack))
+        session = ready_session(args, stack, names)
+        lines = script(session, names, backtrace=args.batch)
     failed = args.strict and session.partial
     if args.json:
         print(json.dumps(_as_json(session, lines)))

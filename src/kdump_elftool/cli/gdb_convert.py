@@ -8,12 +8,13 @@ from contextlib import ExitStack
 
 from kdump_elftool.cli.common import warn
 from kdump_elftool.cli.dump_input import kernel_request, open_input, write_result
+from kdump_elftool.cli.gdb_core import Ready
 from kdump_elftool.cli.tovelf import file_to_change
 from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.files import InputFile
 from kdump_elftool.jobs.gdb_core import about, planned_session, with_vmlinux
-from kdump_elftool.jobs.gdb_session import MadeOf, Session, remember
+from kdump_elftool.jobs.gdb_session import MadeOf, remember
 from kdump_elftool.jobs.in_place import convert_in_place, open_for_change
 from kdump_elftool.jobs.kernel import open_kernel
 from kdump_elftool.jobs.velf import Velf, plan_velf
@@ -21,7 +22,7 @@ from kdump_elftool.jobs.velf import Velf, plan_velf
 
 def converted(
     args: argparse.Namespace, stack: ExitStack, files: tuple[InputFile, ...], made_of: MadeOf
-) -> Session:
+) -> Ready:
     """With a core that is a file of its own."""
     opened = open_input(args, stack, opened=files)
     dump, request = opened.dump, opened.request
@@ -37,10 +38,11 @@ def converted(
     )
     velf, _ = write_result(args, plan, opened)
     _report(args, velf)
-    return planned_session(args.outfile, velf, kernel.vmlinux)
+    session = planned_session(args.outfile, velf, kernel.vmlinux)
+    return Ready(session, kernel.vmlinux, lambda: (dump, kernel))
 
 
-def changed(args: argparse.Namespace, stack: ExitStack) -> Session:
+def changed(args: argparse.Namespace, stack: ExitStack) -> Ready:
     """With the dump itself changed into one."""
     target = stack.enter_context(file_to_change(args))
     request, _ = kernel_request(args, stack)
@@ -60,7 +62,8 @@ def changed(args: argparse.Namespace, stack: ExitStack) -> Session:
     for message in velf.warnings:
         warn(message, args)
     _report(args, velf)
-    return planned_session(args.dump[0], velf, kernel.vmlinux)
+    session = planned_session(args.dump[0], velf, kernel.vmlinux)
+    return Ready(session, kernel.vmlinux, lambda: (dump, kernel))
 
 
 def _report(args: argparse.Namespace, velf: Velf) -> None:

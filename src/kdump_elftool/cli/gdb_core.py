@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from kdump_elftool.cli.common import warn
 from kdump_elftool.cli.dump_input import kernel_request, open_files
@@ -13,8 +14,10 @@ from kdump_elftool.cli.raw_input import named_inputs
 from kdump_elftool.errors import KdumpError, UsageError
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.gdb_script import Names
 from kdump_elftool.jobs.gdb_session import (
     MadeOf,
+    Noted,
     Session,
     made_without,
     noted,
@@ -23,6 +26,8 @@ from kdump_elftool.jobs.gdb_session import (
     stale,
     vmlinux_of,
 )
+from kdump_elftool.jobs.gdb_symbols import OpenKernel, with_symbols
+from kdump_elftool.jobs.kernel import Kernel, open_kernel
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.safe_text import printable
 
@@ -30,9 +35,23 @@ SUFFIX = ".velf"
 _OPTIONS = ("level", "procthreads", "zero_excluded", "arch", "ram_base", "physpgd", "kernel")
 
 
-def ready_session(args: argparse.Namespace, stack: ExitStack) -> Session:
+@dataclass(frozen=True)
+class Ready:
+    """A core that is complete, its vmlinux, and its kernel for those who have to look into it."""
+
+    session: Session
+    vmlinux: Vmlinux | None
+    open_kernel: OpenKernel
+
+
+def ready_session(args: argparse.Namespace, stack: ExitStack, names: Names) -> Session:
     """The session that the command line asks for, its core complete."""
-    found = _of_core(args, stack) or (_changed(args, stack) if args.in_place else _copied(args, stack))
+    ready = _of_core(args, stack) or (_changed(args, stack) if args.in_place else _copied(args, stack))
+    found, warnings = with_symbols(
+        ready.session, ready.vmlinux, module_directories(args), names, ready.open_kernel
+    )
+    for message in warnings:
+        warn(message, args)
     if found.vmlinux is None:
         warn("no vmlinux of this kernel was found: there are no names (-m FILE says where it is)", args)
     elif found.kaslr_offset is None:
@@ -40,7 +59,13 @@ def ready_session(args: argparse.Namespace, stack: ExitStack) -> Session:
     return found
 
 
-def _of_core(args: argparse.Namespace, stack: ExitStack) -> Session | None:
+def module_directories(args: argparse.Namespace) -> list[str]:
+    """Where files of modules are looked for; nothing: in the usual places."""
+    given = list(args.modules or [])
+    return [*given, args.vmlinux] if args.vmlinux is not None and os.path.isdir(args.vmlinux) else given
+
+
+def _of_core(args: argparse.Namespace, stack: ExitStack) -> Ready | None:
     """With a dump that is a core of this tool already."""
     if len(args.dump) != 1 or not os.path.isfile(args.dump[0]):
         return None
@@ -51,20 +76,24 @@ def _of_core(args: argparse.Namespace, stack: ExitStack) -> Session | None:
     if args.outfile is not None:
         raise UsageError(f"{file.path} is a core already", hint="leave out --velf")
     dump, known = found
-    return opened_session(file, dump, _symbols(args, stack, dump), known)
+    return _opened(args, stack, file, dump, known)
 
 
-def _symbols(args: argparse.Namespace, stack: ExitStack, core: Dump) -> Vmlinux | None:
-    """The vmlinux that goes with a core."""
+def _opened(args: argparse.Namespace, stack: ExitStack, velf: InputFile, dump: Dump, known: Noted) -> Ready:
+    """A core that is there, with its vmlinux."""
     request, _ = kernel_request(args, stack)
-    vmlinux, warnings = vmlinux_of(core, request)
+    vmlinux, warnings = vmlinux_of(dump, request)
     for message in warnings:
         warn(message, args)
     remember(request.cache, vmlinux)
-    return vmlinux
+
+    def kernel() -> tuple[Dump, Kernel]:
+        return dump, replace(open_kernel(dump, request), vmlinux=vmlinux)
+
+    return Ready(opened_session(velf, dump, vmlinux, known), vmlinux, kernel)
 
 
-def _copied(args: argparse.Namespace, stack: ExitStack) -> Session:
+def _copied(args: argparse.Namespace, stack: ExitStack) -> Ready:
     """With a core of its own, made unless there is one that is as it would become."""
     files = open_files(args, stack)
     made_of = MadeOf.of(files, _options(args, stack))
@@ -73,7 +102,7 @@ def _copied(args: argparse.Namespace, stack: ExitStack) -> Session:
         args.outfile = named_inputs(args).paths[0] + SUFFIX
     if os.path.lexists(args.outfile):
         again = _again(args, stack, made_of, by_default=by_default)
-        if isinstance(again, Session):
+        if isinstance(again, Ready):
             return again
         _say(f"{printable(args.outfile)} is made again: {again}", args)
     # a core that is there already need not load it
@@ -82,13 +111,13 @@ def _copied(args: argparse.Namespace, stack: ExitStack) -> Session:
     return converted(args, stack, files, made_of)
 
 
-def _changed(args: argparse.Namespace, stack: ExitStack) -> Session:
+def _changed(args: argparse.Namespace, stack: ExitStack) -> Ready:
     from kdump_elftool.cli.gdb_convert import changed
 
     return changed(args, stack)
 
 
-def _again(args: argparse.Namespace, stack: ExitStack, made_of: MadeOf, *, by_default: bool) -> Session | str:
+def _again(args: argparse.Namespace, stack: ExitStack, made_of: MadeOf, *, by_default: bool) -> Ready | str:
     """The session with the core that is there, or why it has to be made again.
 
     Raises KdumpError for a file that nobody said may be replaced.
@@ -103,15 +132,15 @@ def _again(args: argparse.Namespace, stack: ExitStack, made_of: MadeOf, *, by_de
             )
         return "this command did not make it"
     dump, known = found
-    why = stale(known, made_of)
+    why = "it was asked for" if args.force else stale(known, made_of)
     if why is not None:
         return why
-    vmlinux = _symbols(args, stack, dump)
-    why = made_without(known, vmlinux)
+    ready = _opened(args, stack, file, dump, known)
+    why = made_without(known, ready.vmlinux)
     if why is not None:
         return why
     _say(f"{file.path} was made of this dump before: used again", args)
-    return opened_session(file, dump, vmlinux, known)
+    return ready
 
 
 def _options(args: argparse.Namespace, stack: ExitStack) -> dict[str, object]:

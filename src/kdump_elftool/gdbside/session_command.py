@@ -15,6 +15,7 @@ from kdump_elftool.gdbside.target import GdbTarget, target
 
 _WIDTH = 14
 _LONGEST = 200
+_FIRST = ("kd-info", "kd-bt", "kd-task", "dmesg", "ps", "lsmod")
 
 
 class Start(Command):
@@ -77,8 +78,15 @@ def _summary(kernel: GdbTarget, crash: dict[str, Any], rows: dict[int, Any], thr
         yield "tasks", f"{len(rows)}, {running} of them on a CPU; 'info threads', 'thread find NAME'"
     else:
         yield "cpus", f"{threads}; the tasks that none was running are no threads of this core"
-    names = sorted({each.NAME for each in Command.__subclasses__() if each.NAME != Start.NAME})
-    yield "commands", ", ".join(names) + "; 'help user-defined'"
+    yield "commands", _commands()
+
+
+def _commands() -> str:
+    """Those to begin with, and where the others are."""
+    from kdump_elftool.gdbside.loader import COMMANDS  # which has this module's, too
+
+    names = {command.NAME for command in COMMANDS}
+    return f"{', '.join(name for name in _FIRST if name in names)}; all {len(names)}: 'help user-defined'"
 
 
 def _number(value: Any) -> int | None:

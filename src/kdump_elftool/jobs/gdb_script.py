@@ -20,8 +20,20 @@ from kdump_elftool.errors import KdumpError
 from kdump_elftool.jobs.gdb_session import Session
 from kdump_elftool.safe_text import printable
 
-_PLAIN = re.compile(r"/[A-Za-z0-9_./+,:=@%~-]*")
-_WORDS = re.compile(r"[A-Za-z0-9_./+,:=@%~ -]+")
+PLAIN = r"/[A-Za-z0-9_./+,:=@%~-]*"
+"""A path that every command of every gdb takes as it is."""
+_PLAIN = re.compile(PLAIN)
+_WORDS = re.compile(r"[A-Za-z0-9_./+,:=@%~$ -]+")
+_ADD = "kdump_elftool_add"
+_ADDING = (
+    "python",
+    f"def {_ADD}(command):",
+    "    try:",
+    "        gdb.execute(command, to_string=True)",
+    "    except gdb.error as error:",
+    '        gdb.write("warning: %s: %s\\n" % (command.split()[1], error), gdb.STDERR)',
+    "end",
+)
 INDEX_DIRECTORY = "gdb-index"
 START = "kd-start"
 """gdbside/session_command.py."""
@@ -64,11 +76,15 @@ def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
         yield from _index(names)
     # gdb has something to say about each thread, and shows a frame before it has symbols
     yield _quietly(f"core-file {names.word(session.velf)}")
-    yield from map(_quietly, session.before)
+    if session.before or session.behind:
+        yield from _ADDING
+    yield from _added(session.before)
     if session.vmlinux is not None:
         offset = f"-o {session.kaslr_offset:#x} " if session.kaslr_offset else ""
         yield f"symbol-file {offset}{names.word(session.vmlinux)}"
-    yield from map(_quietly, session.behind)
+    yield from _added(session.behind)
+    if session.before or session.behind:
+        yield f"python del {_ADD}"
     yield f"source {names.word(gdbinit_path())}"
     yield START
     if backtrace:
@@ -76,12 +92,20 @@ def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
 
 
 def _quietly(command: str) -> str:
-    """A command of plain words that keeps what it would print to itself.  Raises KdumpError for others."""
+    return f'python gdb.execute("{_checked(command)}", to_string=True)'
+
+
+def _added(commands: tuple[str, ...]) -> Iterator[str]:
+    """Of each file gdb would list the sections, and one that it cannot read is no reason to end."""
+    for command in commands:
+        yield f'python {_ADD}("{_checked(command)}")'
+
+
+def _checked(command: str) -> str:
+    """A command of plain words.  Raises KdumpError for others."""
     if not _WORDS.fullmatch(command):
-        raise KdumpError(
-            f"gdb may misread the command {printable(command)}", hint="give plain names to files"
-        )
-    return f'python gdb.execute("{command}", to_string=True)'
+        raise KdumpError(f"gdb may misread {printable(command)}", hint="give plain names to files")
+    return command
 
 
 def _index(names: Names) -> Iterator[str]:
