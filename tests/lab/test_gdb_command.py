@@ -67,7 +67,9 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     velf = tmp_path_factory.mktemp("gdb") / "the core.velf"
     raw = ("-I", "raw", "--arch", ARCHITECTURES[dump.row]) if dump.file == "qemu.raw" else ()
     words = ("gdb", "--batch", *raw, "--velf", velf, "-m", dump.vmlinux, dump.path)
-    more = ("--", "-ex", "echo \\n--threads--\\n", "-ex", "info threads")
+    more = ["--", "-ex", "echo \\n--threads--\\n", "-ex", "info threads", "-ex", "echo --modules--\\n"]
+    for symbol in functions_of_modules(dump):
+        more += ["-ex", f"info symbol {symbol['addr']}"]
     with pytest.MonkeyPatch.context() as patch:
         # where nothing is in it: the first run makes the index
         patch.setenv("XDG_CACHE_HOME", str(velf.parent / "cache"))
@@ -119,7 +121,7 @@ def test_the_backtrace_has_files_and_lines(shown: Shown) -> None:
 
 
 def test_threads_have_the_guests_names(shown: Shown) -> None:
-    _, _, listed = shown.out.partition("--threads--")
+    listed = shown.out.partition("--threads--")[2].partition("--modules--")[0]
     found = dict(re.findall(r'^[* ] +\d+ +.*?LWP (-?\d+)\)? "(.*?)" ', listed, re.M))
     comms = {str(task["tid"]): task["comm"] for task in shown.dump.truth["tasks"]}
     common = found.keys() & comms.keys()
@@ -129,6 +131,25 @@ def test_threads_have_the_guests_names(shown: Shown) -> None:
     others = {tid: (found[tid], comms[tid]) for tid in common if found[tid] != comms[tid]}
     assert len(others) <= 2, others
     assert sum(name.startswith("swapper/") for name in found.values()) >= 1
+
+
+def functions_of_modules(dump: LabDump) -> list[dict[str, str]]:
+    """One of each module that the guest listed, the first that no other has the name of."""
+    chosen: dict[str, dict[str, str]] = {}
+    for symbol in dump.truth["module_symbols"]:
+        if symbol["type"] == "t" and re.fullmatch(r"[a-z]\w+", symbol["name"]):
+            chosen.setdefault(symbol["module"], symbol)
+    return list(chosen.values())
+
+
+def test_functions_of_modules_are_known(shown: Shown) -> None:
+    wanted = functions_of_modules(shown.dump)
+    answers = shown.out.partition("--modules--\n")[2].splitlines()
+    assert len(answers) == len(wanted) >= 3
+    names = [answer.partition(" ")[0] for answer in answers]
+    # symbols that share an address are told apart by nobody
+    assert sum(name == symbol["name"] for name, symbol in zip(names, wanted, strict=True)) > 0.8 * len(wanted)
+    assert not [answer for answer in answers if answer.startswith("No symbol")]
 
 
 def launch_commands(script: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         )
         velf, to_stdout = write_result(args, velf, opened)
         if kernel is not None:
-            _write_script(args, velf, kernel, stack, opened.files)
+            _write_script(args, velf, opened.dump, kernel, stack, opened.files)
     return _report(args, velf, to_stdout)
 
 
@@ -101,13 +102,24 @@ def _for_gdb(
 
 
 def _write_script(
-    args: argparse.Namespace, velf: Velf, kernel: Kernel, stack: ExitStack, inputs: list[InputFile]
+    args: argparse.Namespace,
+    velf: Velf,
+    dump: Dump,
+    kernel: Kernel,
+    stack: ExitStack,
+    inputs: list[InputFile],
 ) -> None:
     from kdump_elftool.jobs.gdb_core import planned_session
     from kdump_elftool.jobs.gdb_script import Names, script
+    from kdump_elftool.jobs.gdb_symbols import with_symbols
 
-    session = planned_session(str(_output(args)), velf, kernel.vmlinux)
-    text = "".join(f"{line}\n" for line in script(session, Names(user_cache(stack)))).encode()
+    names = Names(user_cache(stack))
+    planned = planned_session(str(_output(args)), velf, kernel.vmlinux)
+    directories = [args.vmlinux] if args.vmlinux is not None and os.path.isdir(args.vmlinux) else []
+    session, warnings = with_symbols(planned, kernel.vmlinux, directories, names, lambda: (dump, kernel))
+    for message in warnings:
+        warn(message, args)
+    text = "".join(f"{line}\n" for line in script(session, names)).encode()
     with open_output(args.gdb_script, inputs) as out:
         out.write_at(0, text)
         out.finish(len(text))
@@ -152,7 +164,7 @@ def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
     for message in velf.warnings:
         warn(message, args)
     if kernel is not None:
-        _write_script(args, velf, kernel, stack, [target.file])
+        _write_script(args, velf, dump, kernel, stack, [target.file])
     return _report(args, velf, to_stdout=False)
 
 
