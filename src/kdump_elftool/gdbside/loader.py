@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdump_elftool.gdbside import arm64_unwinder
+from kdump_elftool.gdbside import arm64_unwinder, frame_names
 from kdump_elftool.gdbside.backtrace_command import Backtraces
 from kdump_elftool.gdbside.blocked_command import BlockedTasks
 from kdump_elftool.gdbside.command import Command
@@ -50,6 +50,7 @@ FUNCTIONS = (
 def load() -> None:
     """Register it all; sourced again, the new takes the place of the old."""
     arm64_unwinder.register()
+    frame_names.register()
     for command in COMMANDS:
         command()
     for function in FUNCTIONS:

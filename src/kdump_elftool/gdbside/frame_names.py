@@ -1,0 +1,53 @@
+"""Names for the frames in which the kernel saved the registers of what it interrupted.
+
+gdb calls such a frame ``<signal handler called>``, which in a process it would be; in a kernel it is the
+entry of an exception, an interrupt or a system call, and has a name.  What is nameless stays ``??``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gdb
+from gdb.FrameDecorator import FrameDecorator
+
+from kdump_elftool.gdbside.target import target
+
+NAME = "kdump-elftool-entries"
+
+
+class _Named(FrameDecorator):  # type: ignore[misc]
+    """A frame whose function has the name of its code, whatever its kind."""
+
+    def function(self) -> Any:
+        """A name, and ``??`` without one."""
+        frame = self.inferior_frame()
+        found = None if frame.type() == gdb.SIGTRAMP_FRAME else super().function()
+        return found if isinstance(found, str) else frame.name() or "??"
+
+    def line(self) -> Any:
+        """Of the instruction before, where the one that is next has none."""
+        return super().line() or gdb.find_pc_line(self.inferior_frame().pc() - 1).line or None
+
+
+class EntryNames:
+    """A frame filter, for cores of kernels alone."""
+
+    def __init__(self) -> None:
+        self.name = NAME
+        self.priority = 100
+        self.enabled = True
+
+    def filter(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """Each frame with its name."""
+        try:
+            ours = bool(target().summary)
+        except gdb.GdbError:
+            ours = False
+        return map(_Named, frames) if ours else frames
+
+
+def register() -> None:
+    """Sourced again, the new takes the place of the old."""
+    gdb.frame_filters[NAME] = EntryNames()
