@@ -28,7 +28,7 @@ from kdump_elftool.safe_text import printable
 log = logging.getLogger(__name__)
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
-SAFE_SECTION = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.$-]{0,127}")
+SAFE_SECTION = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,127}")
 _FILE = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,60})\.ko(\.debug)?(\.xz|\.zst|\.gz)?(\.debug)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SYSTEM = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdump_elftool.cache import Cache
@@ -59,17 +59,29 @@ class Refused:
 class ModuleSymbols:
     """What makes gdb know the modules.
 
-    ``commands`` are whole gdb commands, one a module, of nothing but paths of this machine, names of
-    sections and numbers.  gdb lists the sections of each at length, unless it is run as
-    ``gdb.execute(command, to_string=True)``.  ``files`` are the modules' names with the files that were
-    found; ``missing`` those without one; ``refused`` what was left out.
+    ``loads`` is a file for each module that has one, its own or one made out of the dump; ``files`` are the
+    modules' names with the files that were found; ``missing`` those without one; ``refused`` what was left
+    out.
     """
 
-    commands: tuple[str, ...]
+    loads: tuple[ModuleFile, ...]
     files: tuple[tuple[str, str], ...]
     missing: tuple[Missing, ...]
     refused: tuple[Refused, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Whole gdb commands, one a file, of nothing but paths of this machine, section names and numbers.
+
+        gdb lists the sections of each at length, unless run by ``gdb.execute(command, to_string=True)``.
+        Raises UsageError for a path that no command can hold.
+        """
+        return self.commands_with(quoted)
+
+    def commands_with(self, word: Callable[[str], str]) -> tuple[str, ...]:
+        """As :attr:`commands`; ``word`` makes a path a word of a command, by quotes or by a link to it."""
+        return tuple(_command(file, word) for file in self.loads)
 
 
 def module_symbols(
@@ -81,13 +93,13 @@ def module_symbols(
     the places of distributions for this release, and that of the vmlinux.  ``scratch`` is a directory for
     files that gdb will read: symbols out of the dump, and modules that had to be decompressed where there
     is no cache.  ``known`` is what was asked already.  Raises IdentityError where the modules cannot be
-    found, OutputError, UsageError.
+    found, OutputError.
     """
     loaded = modules_by(known or knowledge(dump, kernel), dump, kernel)
     kind = ElfKind(8 * loaded.target.word, loaded.target.order)
     finder = _finder(kernel, kind, directories, scratch)
     made = _Made(kernel.arch.e_machine, _flags(dump, kernel), kind, scratch, loaded)
-    commands: list[str] = []
+    loads: list[ModuleFile] = []
     files: list[tuple[str, str]] = []
     missing: list[Missing] = []
     refused: list[Refused] = []
@@ -104,10 +116,10 @@ def module_symbols(
             found = made.file(number)
             missing.append(Missing(module.name, found is not None))
         if found is not None:
-            commands.append(command(found))
+            loads.append(found)
     refused += [Refused(path, why) for path, why in finder.refused]
     log.info("modules: %d, %d of them with a file", len(loaded.modules), len(files))
-    return ModuleSymbols(tuple(commands), tuple(files), tuple(missing), tuple(refused), loaded.warnings)
+    return ModuleSymbols(tuple(loads), tuple(files), tuple(missing), tuple(refused), loaded.warnings)
 
 
 def _finder(kernel: Kernel, kind: ElfKind, directories: Sequence[str], scratch: str) -> ModuleFinder:
@@ -117,10 +129,10 @@ def _finder(kernel: Kernel, kind: ElfKind, directories: Sequence[str], scratch: 
     return ModuleFinder(kind, kernel.arch.e_machine, release, keep, places)
 
 
-def command(file: ModuleFile) -> str:
-    """add-symbol-file for gdb 10 and later.  Raises UsageError for a path that no command can hold."""
+def _command(file: ModuleFile, word: Callable[[str], str]) -> str:
+    """add-symbol-file as gdb 10 and later know it."""
     sections = "".join(f" -s {name} {vaddr:#x}" for name, vaddr in file.sections)
-    return f"add-symbol-file {quoted(file.path)}{sections}"
+    return f"add-symbol-file {word(file.path)}{sections}"
 
 
 def quoted(path: str) -> str:

@@ -287,6 +287,16 @@ def test_quoting():
             quoted(name)
 
 
+def test_words_by_who_asks(asked, tmp_path):
+    """A script that takes plain words only gets links in the place of paths."""
+    put(tmp_path / "files" / "a b" / "lab.ko", module_file())
+    found, memory = asked(Made())
+    assert found.commands[0].startswith(f'add-symbol-file "{tmp_path}/files/a b/lab.ko" -s ')
+    (command,) = found.commands_with(lambda path: "/links/1" if path.endswith("/a b/lab.ko") else path)
+    assert sections(command)[".text"] == memory.texts[0]
+    assert command.split()[1] == "/links/1"
+
+
 def test_paths_that_are_no_text(asked, tmp_path):
     put(tmp_path / "files" / "a\nshell id" / "lab.ko", module_file())
     found, _ = asked(Made())
