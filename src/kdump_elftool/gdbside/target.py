@@ -15,6 +15,9 @@ import gdb
 from kdump_elftool.errors import FaultError
 from kdump_elftool.gdbside.core_file import LAYOUT, SUMMARY, TASKS, CoreFile, core_path
 
+_MIPS32 = (8, 4)
+_SIGN = 0xFFFFFFFF << 32
+"""Addresses of MIPS are signed in BFD, and so those of a core (sign_extend_vma in elfxx-target.h)."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _EM_MIPS = 8
 _TELLS_TYPES = "OFFSET(task_struct.comm)"
@@ -53,6 +56,8 @@ class GdbTarget:
             raise FaultError("vaddr", vaddr, "beyond the last address")
         if not size:
             return b""
+        if vaddr >> 31 == 1 and self.core is not None and (self.core.machine, self.word) == _MIPS32:
+            vaddr |= _SIGN
         try:
             return bytes(gdb.selected_inferior().read_memory(vaddr | self._upper_bits(vaddr), size))
         except (gdb.error, OverflowError):
