@@ -68,6 +68,12 @@ def machine_of(dump: LabDump) -> str:
 
 KNOWN_TO_DRGN = [dump for dump in DUMPS if machine_of(dump) not in ("i386", "mips")]
 """Of the others it does not know how far the kernel was moved."""
+SLOW = [
+    LabDump(row.name, row.scenario, FILES[row.scenario])
+    for row in selected_rows()
+    if "ci" not in row.sets and row.scenario in FILES and row.guest.arch.name == "x86_64"
+]
+"""gdb reads all types of a vmlinux: not in CI."""
 
 
 def words_for(dump: LabDump) -> tuple[str | Path, ...]:
@@ -206,6 +212,19 @@ def test_vminfo_is_complete_and_usable(seen: Seen, tmp_path: Path) -> None:
     extra = tmp_path / "vminfo"
     extra.write_text("\n".join(lines) + "\n")
     assert seen.command_line("ps", "-e", extra).stdout == seen.command_line("ps").stdout
+
+
+@pytest.mark.parametrize("dump", SLOW, ids=lambda dump: dump.id)
+def test_vminfo_of_a_vmlinux_alone(dump: LabDump) -> None:
+    """Before there is a core, by gdb's symbols and types: what the command line reads out of the file."""
+    gdbinit = kdump_elftool("gdbinit").stdout.strip()
+    machine = machine_of(dump)
+    commands = ("vminfo_qemu_all", f"thread_vminfo_{machine}")
+    shown = gdb(f"file {dump.vmlinux}", f"source {gdbinit}", *commands, program=GDB_MULTIARCH)
+    assert "no core is open: addresses are the vmlinux's" in shown.stderr
+    told = kdump_elftool("vminfo", dump.vmlinux).stdout.splitlines()
+    assert len(told) > 60
+    assert list(dict.fromkeys(line for line in shown.stdout.splitlines() if "=" in line)) == told
 
 
 def test_readers_ask_nothing_beyond_what_a_core_answers(seen: Seen) -> None:
