@@ -4,7 +4,8 @@ usage: oracle_kd_tasks.py CORE VMLINUX ANSWER
 
 ``release``; ``tasks`` by number (idle tasks as -(cpu + 1)) with everything that kd-task shows; ``stacks`` of
 those that no CPU runs: address and function of each frame that is not of an inlined function;
-``percpu``: by expression and CPU [address, value]; ``taints``.
+``percpu``: by expression and CPU [address, value]; ``taints``; ``locks``: offsets in locks and waiters, by
+``struct.member``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, idle_task, task_cpu, task_state_to_char
 
 PERCPU = ("runqueues.nr_running", "runqueues.cpu", "runqueues.clock", "runqueues", "kernel_cpustat")
+
+LOCKS = {
+    "mutex": ("wait_list", "first_waiter", "owner"),
+    "rw_semaphore": ("wait_list", "first_waiter", "owner", "count"),
+    "mutex_waiter": ("list", "task"),
+    "rwsem_waiter": ("list", "task", "type"),
+}
 
 
 def details(task: drgn.Object, running: set[int]) -> dict[str, object]:
@@ -61,6 +69,14 @@ def percpu(prog: drgn.Program, expression: str, cpu: int) -> list[object]:
     return [hex(value.address_), int(value)]
 
 
+def locks(prog: drgn.Program) -> dict[str, int]:
+    found = {}
+    for name, members in LOCKS.items():
+        kind = prog.type(f"struct {name}")
+        found |= {f"{name}.{each}": drgn.offsetof(kind, each) for each in members if kind.has_member(each)}
+    return found
+
+
 def main() -> None:
     core, vmlinux, answer = sys.argv[1:]
     prog = drgn.Program()
@@ -78,6 +94,7 @@ def main() -> None:
         "tasks": {lwp: details(task, running) for lwp, task in listed},
         "stacks": {lwp: frames(prog, task) for lwp, task in listed if int(task) not in running},
         "percpu": {name: {cpu: percpu(prog, name, cpu) for cpu in cpus} for name in PERCPU},
+        "locks": locks(prog),
         "current": {cpu: hex(task) for cpu, task in current.items()},
     }
     Path(answer).write_text(json.dumps(said))

@@ -14,6 +14,7 @@ from kdump_elftool.plain.backtraces import Backtrace, Step, lowest_kernel_addres
 LONGEST = 200
 """Frames of one backtrace: more than any kernel stack holds, fewer than a loop would make."""
 _MADE_UP = (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME)
+_EM_ARM = 40
 _GOOD_ENDS = (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
 
 
@@ -22,7 +23,9 @@ class Unwinder:
 
     def __init__(self, kernel: GdbTarget) -> None:
         self._steps: dict[tuple[int, int, bool, bool], Step] = {}
-        self._lowest = lowest_kernel_address(kernel)
+        has_modules_below = kernel.core is not None and kernel.core.machine == _EM_ARM
+        self._lowest = lowest_kernel_address(kernel, has_modules_below=has_modules_below)
+        self._mask = (1 << 8 * kernel.word) - 1
 
     def backtrace(self, thread: Any) -> Backtrace:
         """The frames of a thread, which is selected afterwards; those of user space are left out."""
@@ -39,7 +42,9 @@ class Unwinder:
     def _walk(self, frame: Any, steps: list[Step]) -> str | None:
         nth, before = 0, None
         while frame is not None:
-            pc = frame.pc()
+            pc = frame.pc() & self._mask  # of a 32-bit MIPS gdb has it signed
+            if pc == self._mask and steps:
+                return None
             if 0 < pc < self._lowest:  # behind the kernel's entry, where gdb may only guess
                 return None if steps else f"in user space at {pc:#x}"
             if len(steps) >= LONGEST:

@@ -27,7 +27,9 @@ class Info(Command):
         if words:
             raise usage(self)
         kernel = target()
-        for label, value in summary(kernel, lambda: _states(kernel)):
+        crash = kernel.summary.get("crash")
+        crashed = isinstance(crash, dict) and crash.get("message") is not None
+        for label, value in summary(kernel, lambda: _states(kernel), crashed=crashed):
             say(f"{label + ':':<{_WIDTH}} {value}")
 
 

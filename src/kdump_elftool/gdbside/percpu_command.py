@@ -46,8 +46,14 @@ def _shown(pointer: Any, *, whole: bool) -> str:
         return ""
     kind = pointer.type.target()
     if kind.strip_typedefs().code in _WHOLE and not whole:
-        return f" = {{{kind}}}"
+        return f" = {{{_name(kind)}}}"
     try:
         return f" = {pointer.dereference().format_string()}"
     except gdb.error as error:
         return f": {error}"
+
+
+def _name(kind: Any) -> str:
+    """As C has it, whatever language gdb takes the code for: that may leave out the word struct."""
+    words = {gdb.TYPE_CODE_STRUCT: "struct", gdb.TYPE_CODE_UNION: "union"}
+    return f"{words[kind.code]} {kind.tag}" if kind.code in words and kind.tag else str(kind)

@@ -53,12 +53,14 @@ class Group(NamedTuple):
     backtrace: Backtrace
 
 
-def lowest_kernel_address(target: Target) -> int:
+def lowest_kernel_address(target: Target, *, has_modules_below: bool) -> int:
     """Below it is user space; 0 where the two are not apart by address, or that is not known."""
     text = target.symbol("_stext") or 0
     if not text >> (8 * target.word - 1):
         return 0
-    return 1 << 63 if target.word == 8 else (text & 0xF0000000) - _MODULES_BELOW
+    if target.word == 8:
+        return 1 << 63
+    return (text & 0xF0000000) - (_MODULES_BELOW if has_modules_below else 0)
 
 
 def grouped(found: Iterable[tuple[Owner, Backtrace]]) -> list[Group]:

@@ -27,15 +27,20 @@ NSEC = 10**9
 _UTS_LENGTH = 65  # __NEW_UTS_LEN + 1
 
 
-def summary(target: Target, states: Callable[[], Iterable[str]]) -> Iterator[tuple[str, str]]:
-    """Labels and values; ``states`` has the state of each task, a letter as in ps.  Raises nothing."""
+def summary(
+    target: Target, states: Callable[[], Iterable[str]], *, crashed: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Labels and values; ``states`` has the state of each task, a letter as in ps.  Raises nothing.
+
+    ``crashed``: something else proves that it did (``read_crash``).
+    """
     yield "release", _or_why(lambda: _release(target))
     try:
         log = read_log(target)
     except KdumpError as error:
         yield "panic message", f"unknown: {error.message}"
     else:
-        yield from _crash(target, log)
+        yield from _crash(target, log, crashed)
     yield "tasks", _or_why(lambda: _tasks(states()))
     yield "tainted", _or_why(lambda: _tainted(target))
 
@@ -56,9 +61,9 @@ def crash_cpu(target: Target) -> int | None:
     return None
 
 
-def _crash(target: Target, log: Log) -> Iterator[tuple[str, str]]:
+def _crash(target: Target, log: Log, crashed: bool) -> Iterator[tuple[str, str]]:
     cpu = crash_cpu(target)
-    crash = read_crash(log, crashed=cpu is not None)
+    crash = read_crash(log, crashed=crashed or cpu is not None)
     yield "panic message", "none in the log" if crash.message is None else log_text(crash.message)
     if crash.oops is not None and crash.oops != crash.message:
         yield "last oops", log_text(crash.oops)
@@ -90,7 +95,7 @@ def _where(crash: CrashLog, cpu: int | None) -> str:
 def _release(target: Target) -> str:
     uts, name = target.symbol("init_uts_ns"), target.offset("uts_namespace.name")
     if uts is None or name is None:
-        return "unknown: where init_uts_ns has it is not known"
+        return "unknown: the address of init_uts_ns is not known"
     # OFFSET(new_utsname.release) is 130 in every kernel that has namespaces; the six texts are of one length
     texts = []
     for member, otherwise in (("release", 2 * _UTS_LENGTH), ("machine", 4 * _UTS_LENGTH)):
@@ -111,7 +116,7 @@ def _tasks(states: Iterable[str]) -> str:
 def _tainted(target: Target) -> str:
     taints = kernel_taints(target)
     if taints is None:
-        return "unknown: where tainted_mask is is not known"
+        return "unknown: the address of tainted_mask is not known"
     return f"{taint_letters(taints)} ({taints:#x})" if taints else "no"
 
 

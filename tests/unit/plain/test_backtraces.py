@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from kdump_elftool.plain.backtraces import Backtrace, Owner, Step, backtrace_lines, group_lines, grouped
+from kdump_elftool.plain.backtraces import (
+    Backtrace,
+    Owner,
+    Step,
+    backtrace_lines,
+    group_lines,
+    grouped,
+    lowest_kernel_address,
+)
+from tests.builders.locks import LockMemory
 
 SCHEDULE = Step(0xFFFFFFFF81000010, False, "schedule", "kernel/sched/core.c:6638")
 SWITCH = Step(0xFFFFFFFF81000010, True, "context_switch", "kernel/sched/core.c:5245")
@@ -63,3 +72,26 @@ def test_names_are_made_safe():
     hostile = Step(1 << 63, False, "a\x1b[31m", "b\nc:1")
     (line,) = backtrace_lines(Backtrace((hostile,)), 0)
     assert line == r"#0  0x8000000000000000 in a\x1b[31m () at b\x0ac:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "below", "lowest"),
+    [
+        (0xFFFFFFFF81000000, 8, False, 1 << 63),
+        (0xFFFF800008010000, 8, False, 1 << 63),
+        (0xC1000000, 4, False, 0xC0000000),
+        (0xC0008000, 4, True, 0xBF000000),
+        (0x80100000, 4, False, 0x80000000),
+        (0x100000, 8, False, 0),
+        (None, 8, False, 0),
+    ],
+)
+def test_where_user_space_ends(text, word, below, lowest):
+    """x86_64, arm64, i386, arm, mips; kernels that have the same addresses as processes; not known."""
+
+    class Kernel(LockMemory):
+        def symbol(self, name: str, /) -> int | None:
+            return text
+
+    kernel = Kernel("list", word=word)
+    assert lowest_kernel_address(kernel, has_modules_below=below) == lowest
