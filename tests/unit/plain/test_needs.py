@@ -80,9 +80,9 @@ def test_and_they_do_ask(layout):
     ("reader", "kernel", "least"),
     [
         ("files", "process maple", 25),
-        ("vmas", "process list", 35),
+        ("vmas", "process maple", 35),
         ("pages", "pages nodes", 50),
-        ("xarray", "tree path", 8),
+        ("xarray", "tree path", 6),
     ],
 )
 def test_those_of_structures_do(reader, kernel, least):
