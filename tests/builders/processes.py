@@ -81,7 +81,7 @@ class Process:
     def __init__(self, names: Names, root: tuple[int, int]) -> None:
         memory = self.memory = names.memory
         self.names = names
-        memory.struct("task_struct", "fs", "files", "mm")
+        memory.struct("task_struct", "fs", "files", "mm", "pid", "tgid", "comm", *(f"_{n}" for n in range(4)))
         memory.struct("fs_struct", "users", "root", "dentry")
         memory.struct("files_struct", "count", "fdt")
         memory.struct("fdtable", "max_fds", "fd")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from kdump_elftool.errors import FaultError
 
-BASE = 0x10000
+BASE = 0x1000000
+"""Above all numbers of tasks."""
 XA_SLOTS = 16
 RANGE_SLOTS, ARANGE_SLOTS = 16, 10
 """As on 64-bit kernels; 32-bit ones have 32 and 21, which fit into 256 bytes as well."""
