@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ MAGIC = 0xEB9F
 HEADER_SIZE = 24
 MAX_SIZE = 64 << 20
 _DEEPEST = 32
+_FEW = 50
 
 
 class Kind(IntEnum):
@@ -139,8 +141,8 @@ class Btf:
         offset = self._string(name)
         if offset is None:
             return []
-        rows = np.flatnonzero((self.name == np.uint32(offset)) & np.isin(self.kind, kinds))
-        return [row + 1 for row in rows.tolist()]
+        rows = np.flatnonzero(self.name == np.uint32(offset)).tolist()
+        return [row + 1 for row in rows if self.kind[row] in kinds]
 
     def resolve(self, type_id: int) -> int | None:
         """The type behind typedefs and qualifiers; None for void and for what leads nowhere."""
@@ -260,8 +262,24 @@ class Btf:
         return [int(word) for word in self.words[first : first + count]]
 
     def _string(self, name: str) -> int | None:
-        at = self.strings.find(b"\0" + name.encode() + b"\0")
-        return None if at < 0 else at + 1
+        wanted = name.encode()
+        if wanted not in self._found:
+            if len(self._found) >= _FEW:
+                return self._offsets.get(wanted)
+            at = self.strings.find(b"\0" + wanted + b"\0")
+            self._found[wanted] = None if at < 0 else at + 1
+        return self._found[wanted]
+
+    @cached_property
+    def _found(self) -> dict[bytes, int | None]:
+        """Where strings are that were asked for."""
+        return {}
+
+    @cached_property
+    def _offsets(self) -> dict[bytes, int]:
+        """Where all strings are: as long to make as fifty of them to look for, which a core has hundreds of."""
+        ends = np.flatnonzero(np.frombuffer(self.strings, dtype=np.uint8) == 0)
+        return dict(zip(self.strings.split(b"\0")[1:-1], (ends[:-1] + 1).tolist(), strict=True))
 
 
 def _sections(data: bytes, order: str) -> tuple[bytes, bytes] | None:

@@ -121,6 +121,23 @@ def test_what_is_not_known(order):
         assert found.find(kind, name) is None, (kind, name)
 
 
+@orders
+def test_names_are_found_however_many_were_asked_for(order):
+    """The first ones are searched for, all others are in a table."""
+    questions = [
+        ("OFFSET", "task.comm"),
+        ("OFFSET", "task.high"),
+        ("SIZE", "list_head"),
+        ("OFFSET", "task.x"),
+    ]
+    fresh, asked = opened(written(order), order), opened(written(order), order)
+    for number in range(100):
+        assert asked.find("SIZE", f"no_such_type_{number}") is None
+    found = [asked.find(*question) for question in questions]
+    assert found == [fresh.find(*question) for question in questions]
+    assert [fact and fact.value for fact in found] == [24, 44, 16, None]
+
+
 def test_cycles_end():
     w = b.BtfWriter()
     w.add(b.TYPEDEF, "a", 2)
