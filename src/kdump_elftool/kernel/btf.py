@@ -277,7 +277,7 @@ class Btf:
 
     @cached_property
     def _offsets(self) -> dict[bytes, int]:
-        """Where all strings are: as long to make as fifty of them to look for, which a core has hundreds of."""
+        """Where all strings are: made in the time that fifty of them take to look for."""
         ends = np.flatnonzero(np.frombuffer(self.strings, dtype=np.uint8) == 0)
         return dict(zip(self.strings.split(b"\0")[1:-1], (ends[:-1] + 1).tolist(), strict=True))
 
