@@ -363,6 +363,7 @@ def test_a_filled_page_among_both_shapes(dump_of):
 def test_pages_sent_many_times_take_no_memory(monkeypatch, tmp_path):
     """What is kept depends on the guest's memory, not on how often a page was sent."""
     monkeypatch.setattr(migration_pages, "_FULL", 500)
+    monkeypatch.setattr(migration_pages, "_BATCH", 50)
     monkeypatch.setattr(migration_structs, "_WINDOW", 900)
     rows = [(at, None) for at in range(0, MB, 2 * PAGE)] * 50
     (tmp_path / "dump").write_bytes(mig.Stream([mig.records("pc.ram", rows)]).build())

@@ -34,6 +34,8 @@ _LOW = PAGE - 1
 _FIRST_LOOK = 32
 _MOST_MIXED = 1 << 16
 """Records whose places are collected before they are looked at."""
+_BATCH = 1 << 13
+"""Pages that wait until they are put in their columns together."""
 _PATTERN_LOOK = 64
 _LONGEST_PATTERN = 8
 _DATA_STEP = 8 + PAGE
@@ -85,6 +87,8 @@ class Ram:
         self._wanted: frozenset[str] = frozenset()
         self._block: str | None = None
         self._full = _FULL
+        self._waiting: list[tuple[U64, U64]] = []
+        self._nr_waiting = 0
         self._kept: dict[str, tuple[array[int], array[int], array[int]]] = {}
 
     def columns(self, block: str) -> tuple[U64, U64, U64]:
@@ -98,6 +102,12 @@ class Ram:
 
         Raises StreamEnds, CorruptDumpError, UnsupportedError; what came before is kept.
         """
+        try:
+            self._read_records(cursor)
+        finally:
+            self._flush(cursor)
+
+    def _read_records(self, cursor: Cursor) -> None:
         while True:
             at = cursor.at
             head = cursor.number(8)
@@ -186,6 +196,7 @@ class Ram:
         self._wanted = self._choose(blocks)
 
     def _read_page(self, cursor: Cursor, at: int, head: int) -> None:
+        self._flush(cursor)
         if not head & _CONTINUE:
             name = cursor.name()
             if name not in self.blocks:
@@ -240,7 +251,18 @@ class Ram:
         return found == count
 
     def _keep(self, cursor: Cursor, offset: U64, position: U64) -> None:
-        """Add pages; zeros that follow each other in memory are one piece."""
+        """Add pages of this block, of several windows at once."""
+        self._waiting.append((offset, position))
+        self._nr_waiting += len(offset)
+        if self._nr_waiting >= _BATCH:
+            self._flush(cursor)
+
+    def _flush(self, cursor: Cursor) -> None:
+        """Zeros that follow each other in memory are one piece."""
+        if not self._waiting:
+            return
+        offset, position = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._nr_waiting = [], 0
         size = np.full(len(offset), PAGE, dtype=np.uint64)
         zero = position == np.uint64(ZERO_FILL)
         joined = zero[1:] & zero[:-1] & (offset[1:] == offset[:-1] + np.uint64(PAGE))

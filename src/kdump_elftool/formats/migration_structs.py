@@ -17,7 +17,7 @@ from kdump_elftool.safe_text import printable
 MAGIC = b"QEVM"
 VERSION = 3
 PAGE = 4096
-_WINDOW = 16 << 20
+_WINDOW = 4 << 20
 _FIRST_WINDOW = 1 << 16
 _NEAR = 2 * PAGE
 """The next record begins so near to the end of a window, before or behind it."""
@@ -52,8 +52,8 @@ class StreamEnds(Exception):  # noqa: N818  # no error: the caller says what is 
 class Cursor:
     """Reads a stream front to back through a window, a buffer that is filled anew each time.
 
-    It grows to 16 MB while it goes on where it ended: what a window costs by itself is then spread over
-    thousands of pages.
+    It grows to 4 MB while it goes on where it ended: what a window costs by itself is then spread over a
+    thousand pages at least, and the processor's caches still hold much of it.
 
     What lies beyond ``limit`` (the end of the file, or its first lost byte) raises StreamEnds.
     """
