@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.frames import write_frame_file
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.kernel.vmlinux import read_vmlinux
+from tests.lab.cfa import FrameTable
 from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -30,6 +32,8 @@ DUMPS = [
     for dump in selected_dumps()
     if dump.scenario in SCENARIOS and dump.file != "qemu-paging.elf" and dump.row.startswith("x64")
 ]
+COMPILED = [dump for dump in DUMPS if dump.scenario == "kdump" and len(SCENARIOS) > 1]
+"""Reading all of a kernel's frames twice takes a while."""
 CRASHES = {
     "oops.elf": ("asm_exc_page_fault", "sysrq_handle_crash", "write_sysrq_trigger", "do_syscall_64"),
     "irq.elf": ("sysrq_handle_crash", "common_interrupt", "asm_common_interrupt"),
@@ -167,3 +171,30 @@ def test_gdb_alone_does_not_get_there(converted, tmp_path: Path) -> None:
     )
     stacks = Stacks({int(lwp): found for lwp, found in json.loads(answer.read_text()).items()})
     assert stacks.whose([pc for pc, _ in panic_of(dump)]) == []
+
+
+SAME = {("r10+0", "rsp+8"), ("r13+0", "rsp+16")}
+"""Behind the instruction that puts the one into the other."""
+EPILOGUE = 4
+"""Addresses of __crash_kexec, of which only the prologue is known."""
+DEAD = 0.003
+"""The share of code that is never reached (overridden weak functions), for which the kernel has no tables."""
+
+
+@pytest.mark.parametrize("converted", COMPILED, ids=lambda dump: dump.id, indirect=True)
+def test_frames_are_where_the_compiler_says(converted, tmp_path: Path) -> None:
+    """For all of the kernel: the file of the dump alone against the vmlinux's call-frame information."""
+    dump, _, offset = converted
+    ours = FrameTable(frame_file(dump, tmp_path / "frames"))
+    theirs = FrameTable(dump.vmlinux, int(offset, 16))
+    different = Counter[tuple[str, str | None]]()
+    for function in theirs.functions:
+        for pc, cfa in function.rows:
+            if pc < function.end:
+                different[cfa, ours.cfa(pc)] += 1
+    total = different.total()
+    wrong = {pair: count for pair, count in different.items() if pair[0] != pair[1] and pair not in SAME}
+    unknown = sum(count for (_, cfa), count in wrong.items() if cfa is None)
+    assert total > 200_000
+    assert unknown < DEAD * total, wrong
+    assert sum(wrong.values()) - unknown <= EPILOGUE, wrong
