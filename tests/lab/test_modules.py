@@ -258,7 +258,10 @@ def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
         # room for patches has no lines, nor have all parts that were split off
         if symbol["type"] in "tT" and not re.match(r"__pfx_|.*\.cold$", symbol["name"])
     ]
-    lines = [f"info line *{symbol['addr']}" for symbol in functions]
+    # arm64's functions begin with room for patches, which only lines of a function before it cover
+    inside = 8 if named.kernel.arch.name == "arm64" else 0
+    places = [int(symbol["addr"], 16) + inside for symbol in functions]
+    lines = [f"info line *{place:#x}" for place in places]
     # gdb finds the units of 32-bit addresses of MIPS only once they are read
     expand = ["maint expand-symtabs"] if named.kernel.arch.name.startswith("mips") else []
     questions = [*expand, *addresses(named), *lines, "info symbol 0", "info symbol 8"]
@@ -266,10 +269,10 @@ def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
     count = len(named.names)
     check_names(named, answers[:count])
     assert answers[-2:] == ["No symbol matches 0.", "No symbol matches 8."]
-    for symbol, answer in zip(functions, answers[count:-2], strict=True):
+    for place, answer in zip(places, answers[count:-2], strict=True):
         said = re.match(r'Line \d+ of "[^"]+\.[chS]" starts at address (\w+) .*ends at (\w+)', answer)
-        assert said is not None, (symbol, answer)
-        assert int(said[1], 16) <= int(symbol["addr"], 16) < int(said[2], 16), (symbol, answer)
+        assert said is not None, answer
+        assert int(said[1], 16) <= place < int(said[2], 16), (hex(place), answer)
 
 
 def test_names_by_the_dump_alone(named: Opened, tmp_path: Path) -> None:
