@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.tasks import TaskReader, Tasks
+from kdump_elftool.plain.task_states import state_letter
 from kdump_elftool.plain.tasks import all_tasks, read_tasks
 from tests.builders.tasks import BASE, LAYOUTS, OFFSETS, PlainTarget, TaskMemory, damage, make_tasks
 
@@ -71,6 +72,25 @@ def test_whole_lists(layout, counts, machine, seed):
     assert tasks.lwp.tolist()[0] == -1
     assert tasks.task.tolist()[0] == memory.base
     assert len(set(tasks.lwp.tolist())) == len(tasks) == 1 + sum(counts)
+
+
+@given(letters=st.sampled_from(["RSDTTZX", "RSDTtZXxKWP", "RSDTtXZPI"]), seed=st.integers(0, 999))
+def test_states_of_all_kernels(letters, seed):
+    """Whatever letters a kernel has, the column has those that are worked out one by one."""
+    memory = make_tasks("both", [3, 4], seed=seed)
+    scatter(memory, Random(seed))
+    reader = TaskReader(memory.virtual(), Knowledge((memory.info,)), memory.order, memory.word)
+    tasks, _ = reader.tasks(reader.listed()[0], None, letters)
+
+    def member(vaddr: int, name: str) -> int:
+        at = vaddr - memory.base + OFFSETS[f"task_struct.{name}"]
+        return int.from_bytes(memory.data[at : at + 4], "little")
+
+    expected = [
+        state_letter(member(vaddr, "__state"), member(vaddr, "exit_state"), letters)
+        for vaddr in tasks.task.tolist()
+    ]
+    assert list(map(chr, tasks.state)) == expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
