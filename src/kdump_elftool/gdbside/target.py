@@ -15,9 +15,6 @@ import gdb
 from kdump_elftool.errors import FaultError
 from kdump_elftool.gdbside.core_file import LAYOUT, SUMMARY, TASKS, CoreFile, core_path
 
-_MIPS32 = (8, 4)
-_SIGN = 0xFFFFFFFF << 32
-"""Addresses of MIPS are signed in BFD, and so those of a core (sign_extend_vma in elfxx-target.h)."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _EM_MIPS = 8
 _TELLS_TYPES = "OFFSET(task_struct.comm)"
@@ -56,15 +53,13 @@ class GdbTarget:
             raise FaultError("vaddr", vaddr, "beyond the last address")
         if not size:
             return b""
-        if vaddr >> 31 == 1 and self.core is not None and (self.core.machine, self.word) == _MIPS32:
-            vaddr |= _SIGN
         try:
             return bytes(gdb.selected_inferior().read_memory(vaddr | self._upper_bits(vaddr), size))
         except (gdb.error, OverflowError):
             raise FaultError("vaddr", vaddr, "not in the core") from None
 
     def _upper_bits(self, vaddr: int) -> int:
-        """gdb takes the addresses of a 32-bit MIPS for signed ones, as the CPU does."""
+        """gdb takes the addresses of a 32-bit MIPS for signed ones, as the CPU does (BFD: sign_extend_vma)."""
         signed = self.core is not None and self.core.machine == _EM_MIPS and self.core.word == 4
         return -1 << 32 & (1 << 64) - 1 if signed and vaddr >> 31 else 0
 
