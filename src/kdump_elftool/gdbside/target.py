@@ -59,7 +59,7 @@ class GdbTarget:
             raise FaultError("vaddr", vaddr, "not in the core") from None
 
     def _upper_bits(self, vaddr: int) -> int:
-        """gdb takes the addresses of a 32-bit MIPS for signed ones, as the CPU does (BFD: sign_extend_vma)."""
+        """gdb takes addresses of a 32-bit MIPS for signed ones, as the CPU does (BFD: sign_extend_vma)."""
         signed = self.core is not None and self.core.machine == _EM_MIPS and self.core.word == 4
         return -1 << 32 & (1 << 64) - 1 if signed and vaddr >> 31 else 0
 

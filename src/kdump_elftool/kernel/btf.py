@@ -277,7 +277,7 @@ class Btf:
 
     @cached_property
     def _offsets(self) -> dict[bytes, int]:
-        """Where all strings are: made in the time that fifty of them take to look for."""
+        """Where all strings are: takes as long as looking for fifty of them, and a core asks for hundreds."""
         ends = np.flatnonzero(np.frombuffer(self.strings, dtype=np.uint8) == 0)
         return dict(zip(self.strings.split(b"\0")[1:-1], (ends[:-1] + 1).tolist(), strict=True))
 

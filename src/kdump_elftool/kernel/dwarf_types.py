@@ -59,22 +59,18 @@ _BETTER = {
         ("mod_sysfs_setup", "module_put"),
     ),
     "uts_namespace": ("free_uts_ns",),
-    # what the gdb side asks for
+    # what the gdb side asks for: kernel/fork.c has nearly all of it, in old kernels not
+    **dict.fromkeys(("mm_struct", "vm_area_struct", "vm_operations_struct", "fs_struct"), ("mm_alloc",)),
+    **dict.fromkeys(("files_struct", "fdtable", "file", "path"), ("mm_alloc", "put_files_struct")),
+    **dict.fromkeys(("dentry", "qstr", "dentry_operations", "hlist_bl_node"), ("mm_alloc", "d_path")),
+    **dict.fromkeys(("super_block", "file_system_type"), ("mm_alloc", "deactivate_super")),  # fs/super.c
+    **dict.fromkeys(("inode", "address_space"), ("mm_alloc", "inode_init_once")),  # fs/inode.c
+    **dict.fromkeys(("mount", "vfsmount"), ("d_path",)),  # fs/d_path.c, fs/dcache.c
     **dict.fromkeys(("xarray", "xa_node"), ("xa_load",)),  # lib/xarray.c
     **dict.fromkeys(("radix_tree_root", "radix_tree_node"), ("radix_tree_lookup",)),  # lib/radix-tree.c
-    **dict.fromkeys(("maple_tree", "maple_range_64", "maple_arange_64"), ("mas_find",)),  # lib/maple_tree.c
-    **dict.fromkeys(
-        ("files_struct", "fdtable", "file", "path"), ("put_files_struct",)
-    ),  # fs/file.c, kernel/exit.c
-    **dict.fromkeys(("fs_struct", "mount", "vfsmount"), ("d_path",)),  # fs/d_path.c, fs/dcache.c
-    **dict.fromkeys(("dentry", "qstr", "dentry_operations", "hlist_bl_node"), ("d_path",)),
-    **dict.fromkeys(("super_block", "file_system_type"), ("deactivate_super",)),  # fs/super.c
-    **dict.fromkeys(("inode", "address_space"), ("inode_init_once",)),  # fs/inode.c
+    **dict.fromkeys(("maple_range_64", "maple_arange_64"), ("mas_find",)),  # lib/maple_tree.c
     **dict.fromkeys(("kmem_cache", "slab"), ("kmem_cache_alloc",)),  # mm/slub.c, mm/slab.c
-    # mm/mmap.c
-    **dict.fromkeys(("vm_special_mapping", "vm_operations_struct"), ("_install_special_mapping",)),
-    "mm_struct": ("mm_alloc",),
-    "vm_area_struct": ("mm_alloc",),
+    "vm_special_mapping": ("_install_special_mapping",),  # mm/mmap.c
     "resource": ("request_resource",),  # kernel/resource.c
     # arch/*/mm/numa.c; mm/numa.c from v6.12 on
     "node_data": ("alloc_node_data", "numa_set_node"),
@@ -96,11 +92,12 @@ class NoReaderError(KdumpError):
 
 @dataclass
 class DwarfTypes:
-    """The types of one vmlinux.  Units stay indexed once they were asked."""
+    """The types of one vmlinux.  Units stay indexed once they were asked, and functions found."""
 
     vmlinux: Vmlinux
     file: DwarfFile
     units: dict[int, DwarfUnit] = field(default_factory=dict)
+    places: dict[str, int | None] = field(default_factory=dict)
 
     def find(self, kind: str, name: str, /) -> Fact | None:
         """As :class:`kernel.facts.Source`."""
@@ -132,7 +129,9 @@ class DwarfTypes:
     def _unit(self, function: str) -> DwarfUnit | None:
         from kdump_elftool.kernel.dwarf_unit import DwarfUnit
 
-        vaddr = self.vmlinux.table.find(function)
+        if function not in self.places:
+            self.places[function] = self.vmlinux.table.find(function)
+        vaddr = self.places[function]
         cu = None if vaddr is None else self.file.unit_at(vaddr)
         if cu is None:
             return None

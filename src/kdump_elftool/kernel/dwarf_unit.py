@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
@@ -206,11 +207,18 @@ class DwarfUnit:
         return None
 
     def _number(self, name: str) -> Answer | None:
+        return Answer(self._enumerators[name]) if name in self._enumerators else None
+
+    @cached_property
+    def _enumerators(self) -> dict[str, int | None]:
+        """Of all enumerations, the first of each name."""
+        found: dict[str, int | None] = {}
         for offset in self.enums:
             for die in children(self.cu.get_DIE_from_refaddr(offset), self.file.budget):
-                if die.tag == "DW_TAG_enumerator" and _name(die) == name:
-                    return Answer(_constant(die, "DW_AT_const_value"))
-        return None
+                name = _name(die) if die.tag == "DW_TAG_enumerator" else None
+                if name is not None:
+                    found.setdefault(name, _constant(die, "DW_AT_const_value"))
+        return found
 
 
 def resolve(die: DIE) -> DIE | None:
