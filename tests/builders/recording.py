@@ -7,13 +7,19 @@ from types import ModuleType
 
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.plain import (
+    backtraces,
+    blocked,
+    crash_summary,
     files,
+    locks,
     memmap,
     modules,
     pages,
+    percpu,
     printk,
     ps,
     rbtree,
+    task_details,
     tasks,
     vmas,
     vminfo,
@@ -70,6 +76,27 @@ def every_task(target: RecordingTarget) -> None:
         tasks.read_task(target, task.vaddr)
 
 
+def every_detail(target: RecordingTarget) -> None:
+    """What there is to say of single tasks."""
+    for task in tasks.all_tasks(target).tasks[:5]:
+        list(task_details.detail_lines(target, task_details.read_details(target, task)))
+
+
+def every_lock(target: RecordingTarget) -> None:
+    """What some tasks wait for, and where the scheduler is."""
+    found = tasks.all_tasks(target).tasks
+    finder = locks.LockFinder(target, found)
+    for task in found[:50]:
+        finder.wait(task)
+    blocked.scheduler_text(target)
+
+
+def every_label(target: RecordingTarget) -> None:
+    """The summary of a crash, and its CPU."""
+    list(crash_summary.summary(target, lambda: "RS"))
+    crash_summary.crash_cpu(target)
+
+
 def every_line(target: RecordingTarget) -> None:
     """All that the vminfo commands print."""
     keys = (*vminfo.BASE, *vminfo.PAGES, *vminfo.THREADS)
@@ -96,6 +123,11 @@ USES: Mapping[ModuleType, Ask] = {
     ps: lambda target: list(ps.seed_lines(target, tasks.all_tasks(target).tasks)),
     modules: modules.read_modules,
     vminfo: every_line,
+    backtraces: lambda target: backtraces.lowest_kernel_address(target, has_modules_below=False),
+    percpu: percpu.find_percpu,
+    crash_summary: every_label,
+    task_details: every_detail,
+    blocked: every_lock,
     rbtree: lambda target: list(rbtree.rbtree_nodes(target, target.target.symbol("root") or 0)),
     xarray: lambda target: list(xarray.xarray_entries(target, target.target.symbol("root") or 0)),
     files: of_process(lambda target, task: list(files.open_files(target, task))),
@@ -103,7 +135,12 @@ USES: Mapping[ModuleType, Ask] = {
     pages: every_page,
 }
 """How each reader is used."""
-ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {ps: (tasks,)}
+ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {
+    ps: (tasks,),
+    crash_summary: (printk,),
+    task_details: (tasks,),
+    blocked: (tasks,),
+}
 """Readers that the use of another one takes."""
 
 
