@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import gdb
 
 from kdump_elftool.errors import IdentityError
-from kdump_elftool.gdbside.target import GdbTarget
-from kdump_elftool.gdbside.values import MASK64, word
+from kdump_elftool.gdbside.target import GdbTarget, within
+from kdump_elftool.gdbside.values import word
 from kdump_elftool.plain.percpu import find_percpu
 
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]", re.ASCII)
 _EXPRESSION = re.compile(r"([A-Za-z_]\w*)((?:\.[A-Za-z_]\w*|\[\d{1,9}\])*)", re.ASCII)
 
 
@@ -52,17 +53,38 @@ def percpu_variable(kernel: GdbTarget, expression: str) -> PerCpuVariable:
 
 
 def _typed(name: str, members: str) -> tuple[Any, int]:
-    """The type of a pointer, None without debugging information, and how far behind the symbol it points."""
+    """The type of a pointer, None without debugging information, and how far behind the symbol it points.
+
+    In an expression gdb would look for a symbol of each member's name, through the whole vmlinux.
+    """
     try:
-        # a pointer is not followed: nothing is read where no variable is
-        whole, part = gdb.parse_and_eval(f"&{name}"), gdb.parse_and_eval(f"&{name}{members}")
-    except gdb.error as error:
+        kind = gdb.parse_and_eval(f"&{name}").type.target()
+    except gdb.error:
+        kind = None
+    if kind is None or kind.code in (gdb.TYPE_CODE_ERROR, gdb.TYPE_CODE_FUNC):
         if members:
-            raise gdb.GdbError(f"{name}{members}: {error}") from None
+            raise gdb.GdbError(f"the type of {name} is not known to gdb")
         return None, 0
-    if part.type.code != gdb.TYPE_CODE_PTR or part.type.target().code in (
-        gdb.TYPE_CODE_ERROR,
-        gdb.TYPE_CODE_FUNC,
-    ):
-        return None, 0
-    return part.type, (int(part) - int(whole)) & MASK64
+    distance = 0
+    for member, index in _STEP.findall(members):
+        step = _element(kind, int(index)) if index else _member(kind, member)
+        if step is None:
+            raise gdb.GdbError(f"{name} has no {member or f'[{index}]'}")
+        kind, further = step
+        distance += further
+    return kind.pointer(), distance
+
+
+def _member(kind: Any, name: str) -> tuple[Any, int] | None:
+    found = within(kind.strip_typedefs(), name)
+    if found is None or found[1].bitsize:  # nothing points at a bit
+        return None
+    return found[1].type, found[0] // 8
+
+
+def _element(kind: Any, index: int) -> tuple[Any, int] | None:
+    """Of an array, whatever it says of its length: that may be none."""
+    whole = kind.strip_typedefs()
+    if whole.code != gdb.TYPE_CODE_ARRAY:
+        return None
+    return whole.target(), index * int(whole.target().sizeof)

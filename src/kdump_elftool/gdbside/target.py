@@ -171,7 +171,7 @@ def _member(name: str) -> tuple[int, Any] | None:
     struct, *path = name.split(".")
     kind, bits, found = lookup_type(struct), 0, None
     for member in path:
-        step = None if kind is None else _within(kind, member)
+        step = None if kind is None else within(kind, member)
         if step is None:
             return None
         bits += step[0]
@@ -180,15 +180,15 @@ def _member(name: str) -> tuple[int, Any] | None:
     return None if found is None else (bits, found)
 
 
-def _within(kind: Any, member: str) -> tuple[int, Any] | None:
-    """A member of a struct, or of an anonymous one in it."""
+def within(kind: Any, member: str) -> tuple[int, Any] | None:
+    """A member of a struct, or of an anonymous one in it: bits behind its beginning, and the field."""
     if kind.code not in (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION):
         return None
     for each in kind.fields():
         if each.name == member:
             return each.bitpos, each
         if not each.name:
-            inner = _within(each.type.strip_typedefs(), member)
+            inner = within(each.type.strip_typedefs(), member)
             if inner is not None:
                 return each.bitpos + inner[0], inner[1]
     return None
