@@ -57,7 +57,7 @@ ALL_DUMPS = selected_dumps() + [
 DUMPS = ALL_DUMPS if EVERY_DUMP else one_of_each_guest(ALL_DUMPS)
 READS_TABLES = ("x86_64", "aarch64")
 """Architectures whose page tables drgn reads; of the others it is given what we made."""
-WALKED = ("x86_64", "i386", "aarch64")
+WALKED = ("x86_64", "i386", "aarch64", "arm")
 """Those whose page tables can be walked in gdb."""
 
 

@@ -23,8 +23,8 @@ class KdVtop(Command):
     kd-vtop -p PID ADDRESS...
 
     Addresses of the kernel are looked up in the core itself, and in the kernel's page table where the core
-    does not have them.  With -p they are those of a process, by its own table.  Tables can be read for x86
-    and arm64."""
+    does not have them.  With -p they are those of a process, by its own table.  Tables can be read for x86,
+    arm64 and arm."""
 
     NAME = "kd-vtop"
     COMPLETES = gdb.COMPLETE_EXPRESSION

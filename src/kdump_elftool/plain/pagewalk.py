@@ -1,7 +1,7 @@
 """Page tables walked for one address, entry by entry, by the names that the project gives to their forms.
 
-References: Intel SDM vol. 3 chapter 4 (x86), Arm ARM section D8.3 (arm64).  Other forms are known to ``arch``
-alone, which cannot be had in gdb: :func:`form_of` has None for them.
+References: Intel SDM vol. 3 chapter 4 (x86), Arm ARM section D8.3 (arm64), ARMv7-A ARM sections B3.5 and B3.6
+(arm).  Other forms are known to ``arch`` alone, which gdb cannot have: :func:`form_of` has None for them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Form(NamedTuple):
     ``more``: bits of an entry that are further bits of the address, and how far they move up
     (``more_in_large``: in those of large pages only).
     ``leaf_if_clear``: a page is where ``Level.leaf`` is not set.  ``is_half``: there are two tables.
+    ``is_short``: Arm's short descriptors, whose sizes are told by the entries.
     """
 
     levels: tuple[Level, ...]
@@ -45,6 +46,7 @@ class Form(NamedTuple):
     more_in_large: bool = False
     leaf_if_clear: bool = False
     is_half: bool = False
+    is_short: bool = False
 
 
 class Found(NamedTuple):
@@ -58,6 +60,9 @@ _PRESENT = 1
 _LARGE = 1 << 7
 _TABLE = 1 << 1
 _X86_ADDRESS = 0x000FFFFFFFFFF000
+_ARM_SHORT = (Level("pgd", 20, 12, None), Level("pte", 12, 8, None))
+_ARM_LPAE = (Level("pgd", 30, 2, _TABLE), Level("pmd", 21, 9, _TABLE), Level("pte", 12, 9, _TABLE))
+_SUPERSECTION = 1 << 18
 _ARM64 = re.compile(r"arm64 (4|16|64) KB pages, (\d\d)-bit")
 
 
@@ -71,6 +76,10 @@ def form_of(name: str, order: str, sme_mask: int = 0) -> Form | None:
     if name == "i386 2-level":
         # bits 32 to 39 of large pages (PSE-36)
         return Form(_x86((10, 10), 12), 4, 0xFFFFF000, 32, order, more=(0xFF << 13, 19), more_in_large=True)
+    if name == "arm short":
+        return Form(_ARM_SHORT, 4, 0xFFFFFC00, 32, order, is_short=True)
+    if name == "arm LPAE":
+        return Form(_ARM_LPAE, 8, (1 << 40) - (1 << 12), 32, order, leaf_if_clear=True)
     arm64 = _ARM64.match(name)
     if arm64 is None:
         return None
@@ -129,6 +138,26 @@ def _address(form: Form, level: Level | None, entry: int) -> int:
     return entry & form.address | (entry & mask) << up
 
 
+def _short_kind(level: Level, entry: int) -> str:
+    """Bit 1 of the first level set is a section, whatever bit 0 is."""
+    if not entry & 3:
+        return "none"
+    return "table" if level.name == "pgd" and entry & 3 == 1 else "page"
+
+
+def _short_page(level: Level, entry: int, vaddr: int) -> Found:
+    """A section or supersection, which has address bits 32 to 39; a large or a small page."""
+    above = 0
+    if level.name == "pgd" and entry & _SUPERSECTION:
+        size = 1 << 24
+        above = (entry >> 20 & 15) << 32 | (entry >> 5 & 15) << 36
+    elif level.name == "pgd":
+        size = 1 << 20
+    else:
+        size = 1 << 16 if entry & 3 == 1 else 1 << 12
+    return Found(above | entry & (1 << 32) - size | vaddr & size - 1, size)
+
+
 def walk(memory: Physical, form: Form, root: int, vaddr: int) -> Found:
     """Where ``vaddr`` lies by the table at ``root``.  Raises WalkError, FaultError for a table not there."""
     order = "little" if form.order == "<" else "big"
@@ -139,9 +168,11 @@ def walk(memory: Physical, form: Form, root: int, vaddr: int) -> Found:
         index = vaddr >> level.shift & (1 << level.bits) - 1
         raw = memory.read_physical(table + index * form.entry, form.entry)
         entry = int.from_bytes(raw, order)  # type: ignore[arg-type]
-        kind = _kind(form, level, entry)
+        kind = _short_kind(level, entry) if form.is_short else _kind(form, level, entry)
         if kind == "none":
             raise WalkError(f"not mapped: {level.name} entry is {entry:#x}")
+        if kind == "page" and form.is_short:
+            return _short_page(level, entry, vaddr)
         if kind == "page":
             inside = (1 << level.shift) - 1
             return Found(_address(form, level, entry) & ~inside | vaddr & inside, 1 << level.shift)
