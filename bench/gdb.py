@@ -91,7 +91,13 @@ def _others(path: Path, vmlinux: Path) -> Iterator[tuple[str, Callable[[], Cost]
     if not (root / "usr/bin/crash").exists():
         return
     binds = {vmlinux.parent: "/mnt/kernel", path.parent.resolve(): "/mnt/core"}
-    argv = ["sh", "-c", "printf 'bt\\nquit\\n' | crash -s /mnt/kernel/$0 /mnt/core/$1", vmlinux.name, path.name]
+    argv = [
+        "sh",
+        "-c",
+        "printf 'bt\\nquit\\n' | crash -s /mnt/kernel/$0 /mnt/core/$1",
+        vmlinux.name,
+        path.name,
+    ]
     crash = chroot_argv(root, argv, binds)
     try:
         _check(crash)

@@ -30,7 +30,6 @@ SCHEMA = "kdump-elftool/symbols/1"
 _COMMAND = re.compile(
     rf"add-symbol-file (?P<path>{PLAIN})(?: -s [A-Za-z0-9_.][A-Za-z0-9_.$-]{{0,127}} 0x[0-9a-f]{{1,16}})*"
 )
-_QUOTED = re.compile(r'add-symbol-file "(?P<path>(?:[^"\\]|\\.)*)"(?P<rest>.*)')
 _MOST, _LONGEST, _LARGEST = 4096, 1 << 16, 16 << 20
 
 OpenKernel = Callable[[], tuple[Dump, Kernel]]
@@ -73,16 +72,18 @@ def with_symbols(
 
 def _make(dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], names: Names) -> MoreSymbols:
     # a core whose symbols are there already need not load these
-    from kdump_elftool.jobs.frames import write_frame_file
+    from kdump_elftool.jobs.frames import frame_file
+    from kdump_elftool.jobs.knowledge import knowledge
     from kdump_elftool.jobs.module_symbols import module_symbols
 
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    known = knowledge(dump, kernel)
     warnings: list[str] = []
     behind: tuple[str, ...] = ()
     with_files: set[str] = set()
     try:
-        modules = module_symbols(dump, kernel, directories, folder)
-        behind = tuple(_plain(command, names) for command in modules.commands)
+        modules = module_symbols(dump, kernel, directories, folder, known)
+        behind = modules.commands_with(names.word)
         with_files = {name for name, _ in modules.files}
         nameless = [missing.name for missing in modules.missing if not missing.named]
         warnings += [f"module {each.what}: {each.why}" for each in modules.refused]
@@ -90,30 +91,24 @@ def _make(dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], n
             warnings.append(f"no symbols of {len(nameless)} modules: {', '.join(nameless[:5])}")
     except KdumpError as error:
         warnings.append(f"the modules are not known to gdb: {error.message}")
+    frames = frame_file(dump, kernel, known, skip_modules=with_files)
+    if frames is None:
+        return MoreSymbols((), behind, tuple(warnings))
     path = os.path.join(folder, "frames.o")
-    frames = write_frame_file(dump, kernel, path, skip_modules=with_files)
-    before = () if frames is None else (f"add-symbol-file {names.word(path)}",)
-    return MoreSymbols(before, behind, tuple(warnings))
+    _write(path, frames.data)
+    return MoreSymbols((f"add-symbol-file {names.word(path)}",), behind, tuple(warnings))
 
 
-def _plain(command: str, names: Names) -> str:
-    """The command with a name that needs no quotes."""
-    quoted = _QUOTED.fullmatch(command)
-    if quoted is not None:
-        path = re.sub(r"\\(.)", r"\1", quoted["path"])
-        command = f"add-symbol-file {names.word(path)}{quoted['rest']}"
-    if not _COMMAND.fullmatch(command):
-        raise AssertionError(f"no such command is given to gdb: {command!r}")
-    return command
+def _write(path: str, data: bytes) -> None:
+    with open_output(path) as out:
+        out.write_at(0, data)
+        out.finish(len(data))
+        out.commit()
 
 
 def _record(path: str, made_of: list[object], found: MoreSymbols) -> None:
     document = {"schema": SCHEMA, "made_of": made_of, "before": found.before, "behind": found.behind}
-    text = json.dumps(document).encode()
-    with open_output(path) as out:
-        out.write_at(0, text)
-        out.finish(len(text))
-        out.commit()
+    _write(path, json.dumps(document).encode())
 
 
 def _recorded(path: str, made_of: list[object]) -> MoreSymbols | None:
