@@ -10,14 +10,15 @@ References: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of v7.0 (kind
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdump_elftool.addr import Index
+from kdump_elftool.elf.btf_kinds import HEAD, WORDS, WORDS_EACH, Kind
 from kdump_elftool.errors import FaultError
 from kdump_elftool.kernel.facts import Fact, Source
 from kdump_elftool.memory.virtual import VirtualMemory
@@ -32,42 +33,6 @@ MAX_SIZE = 64 << 20
 _DEEPEST = 32
 _FEW = 50
 
-
-class Kind(IntEnum):
-    """BTF_KIND_*."""
-
-    INT = 1
-    PTR = 2
-    ARRAY = 3
-    STRUCT = 4
-    UNION = 5
-    ENUM = 6
-    FWD = 7
-    TYPEDEF = 8
-    VOLATILE = 9
-    CONST = 10
-    RESTRICT = 11
-    FUNC = 12
-    FUNC_PROTO = 13
-    VAR = 14
-    DATASEC = 15
-    FLOAT = 16
-    DECL_TAG = 17
-    TYPE_TAG = 18
-    ENUM64 = 19
-
-
-_WORDS = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
-"""Words behind a record's first three."""
-_WORDS_EACH = {
-    Kind.STRUCT: 3,
-    Kind.UNION: 3,
-    Kind.ENUM: 2,
-    Kind.FUNC_PROTO: 2,
-    Kind.DATASEC: 3,
-    Kind.ENUM64: 3,
-}
-"""The same for each of the record's elements."""
 _ALIASES = (Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG)
 _STRUCTS = (Kind.STRUCT, Kind.UNION)
 _SIZED = (Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.INT, Kind.FLOAT)
@@ -87,7 +52,9 @@ class Btf:
     """One BTF object.  Row i of the columns is type i + 1 (0 is void).
 
     ``words`` are the type section, in which record i begins at ``start[i]``; ``size`` is the
-    record's third word, a size in bytes or a type, as its kind has it.
+    record's third word, a size in bytes or a type, as its kind has it.  A module's BTF goes on where
+    that of the kernel ends, with numbers and with strings: it comes with the kernel's in front, and its
+    own rows begin at ``first``, its own strings at ``first_string``.
     """
 
     words: U32
@@ -100,11 +67,16 @@ class Btf:
     size: U32
     word: int
     label: str
+    first: int = 0
+    first_string: int = 0
 
     @classmethod
-    def parse(cls, data: bytes, order: str, word: int, label: str) -> Btf | None:
-        """Read a BTF object; None, with the reason in the log, when it is none or damaged."""
-        sections = _sections(data, order)
+    def parse(cls, data: bytes, order: str, word: int, label: str, base: Btf | None = None) -> Btf | None:
+        """Read a BTF object; None, with the reason in the log, when it is none or damaged.
+
+        ``base`` is the kernel's when the object is a module's.
+        """
+        sections = _sections(data, order, split=base is not None)
         if sections is None:
             return None
         types, strings = sections
@@ -114,7 +86,7 @@ class Btf:
             log.info("BTF: a type record runs over the end")
             return None
         info = words[start + 1]
-        return cls(
+        own = cls(
             words=words,
             strings=strings,
             start=start,
@@ -126,6 +98,7 @@ class Btf:
             word=word,
             label=label,
         )
+        return own if base is None else _behind(base, own)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -248,7 +221,7 @@ class Btf:
         for at in np.flatnonzero(self.words == np.uint32(offset)).tolist():
             row = int(np.searchsorted(self.start, at, side="right")) - 1
             kind, inside = self.kind[row], at - int(self.start[row]) - 3
-            each = _WORDS_EACH[Kind.ENUM64] if kind == Kind.ENUM64 else _WORDS_EACH[Kind.ENUM]
+            each = WORDS_EACH[Kind.ENUM64] if kind == Kind.ENUM64 else WORDS_EACH[Kind.ENUM]
             if kind not in (Kind.ENUM, Kind.ENUM64) or inside < 0 or inside % each:
                 continue
             value, bits = int(self.words[at + 1]), 32
@@ -282,8 +255,26 @@ class Btf:
         return dict(zip(self.strings.split(b"\0")[1:-1], (ends[:-1] + 1).tolist(), strict=True))
 
 
-def _sections(data: bytes, order: str) -> tuple[bytes, bytes] | None:
-    """Type records and strings; None when the header makes no sense."""
+def _behind(base: Btf, own: Btf) -> Btf:
+    """A module's columns behind those of its kernel."""
+
+    def both(column: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(base, column), getattr(own, column)])
+
+    columns = {name: both(name) for name in ("words", "name", "kind", "vlen", "kind_flag", "size")}
+    start = np.concatenate([base.start, own.start + len(base.words)])
+    strings = base.strings + own.strings
+    return replace(
+        own, strings=strings, start=start, first=len(base), first_string=len(base.strings), **columns
+    )
+
+
+def _sections(data: bytes, order: str, *, split: bool = False) -> tuple[bytes, bytes] | None:
+    """Type records and strings; None when the header makes no sense.
+
+    Strings begin with an empty one and end with a NUL; those of a module have only to end, if any
+    (btf_parse_str_sec() in kernel/bpf/btf.c).
+    """
     if len(data) < HEADER_SIZE:
         return None
     byte_order = "little" if order == "<" else "big"
@@ -296,7 +287,9 @@ def _sections(data: bytes, order: str) -> tuple[bytes, bytes] | None:
         log.info("BTF: the header describes more than there is")
         return None
     text = data[strings : strings + str_len]
-    if not text.startswith(b"\0") or not text.endswith(b"\0"):
+    if split and not text:
+        return data[types : types + type_len], text
+    if not text.endswith(b"\0") or not (split or text.startswith(b"\0")):
         return None
     return data[types : types + type_len], text
 
@@ -309,10 +302,10 @@ def _records(words: U32) -> Index | None:
     """
     if not len(words):
         return np.zeros(0, dtype=np.intp)
-    fixed, each = np.full(32, 3, dtype=np.intp), np.zeros(32, dtype=np.intp)
-    for kind, count in _WORDS.items():
+    fixed, each = np.full(32, HEAD, dtype=np.intp), np.zeros(32, dtype=np.intp)
+    for kind, count in WORDS.items():
         fixed[kind] += count
-    for kind, count in _WORDS_EACH.items():
+    for kind, count in WORDS_EACH.items():
         each[kind] = count
     known = np.zeros(32, dtype=np.bool_)
     known[list(Kind)] = True

@@ -1,0 +1,214 @@
+"""The entries of C's types, as columns made of BTF's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kdump_elftool.addr import Bools, Index
+from kdump_elftool.dwarf.btf_columns import ENUMS, STRUCTS, TYPES, Elements, elements, extra, rows_of
+from kdump_elftool.dwarf.btf_types import (
+    INT_BOOL,
+    INT_SIGNED,
+    Types,
+    parameter_types,
+    read_enumerators,
+)
+from kdump_elftool.dwarf.constants import At, Encoding, Form, Tag
+from kdump_elftool.dwarf.entries import Column, Unit
+from kdump_elftool.elf.btf_kinds import Kind
+
+_TAGS = {
+    Kind.PTR: Tag.pointer_type,
+    Kind.CONST: Tag.const_type,
+    Kind.VOLATILE: Tag.volatile_type,
+    Kind.RESTRICT: Tag.restrict_type,
+    Kind.TYPEDEF: Tag.typedef,
+    Kind.ARRAY: Tag.array_type,
+    Kind.STRUCT: Tag.structure_type,
+    Kind.UNION: Tag.union_type,
+}
+_MAX_VALUE = {Form.data1: 0x7F, Form.data2: 0x7FFF, Form.data4: 0x7FFFFFFF}
+"""Up to here a reader that takes such a form for signed reads the same."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """From BTF's string offsets to those in .debug_str: strings before ``border`` are the kernel's,
+    which begin at ``base`` there; the rest, up to ``end``, at ``own``."""
+
+    border: int
+    end: int
+    base: int
+    own: int
+
+    def place(self, offset: npt.NDArray[np.integer]) -> Index:
+        """Offsets in .debug_str; 0 for no name, and for what lies beyond the strings."""
+        where = offset.astype(np.intp)
+        place = np.where(where < self.border, where + self.base, where - self.border + self.own)
+        return np.where((where > 0) & (where < self.end), place, 0)
+
+
+@dataclass(frozen=True)
+class TypeEntries:
+    """Adds the types of ``rows`` to a unit; an entry's number is its type's."""
+
+    unit: Unit
+    types: Types
+    texts: Texts
+    word: int
+
+    def add(self, wanted: Bools) -> int:
+        """Those types of the object that are ``wanted`` (by row); returns how many they are."""
+        rows = rows_of(self.types.btf, TYPES)
+        rows = rows[wanted[rows]]
+        kinds = self.types.btf.kind[rows]
+        of = {kind: rows[kinds == kind] for kind in TYPES}
+        self._base_types(of[Kind.INT], of[Kind.FLOAT])
+        for kind in (Kind.CONST, Kind.VOLATILE, Kind.RESTRICT, Kind.TYPEDEF):
+            self._add(_TAGS[kind], of[kind], [self._name(of[kind]), self._type(of[kind])])
+        width = np.full(len(of[Kind.PTR]), self.word)
+        size = Column(At.byte_size, Form.data1, width)
+        self._add(Tag.pointer_type, of[Kind.PTR], [size, self._type(of[Kind.PTR])])
+        self._arrays(of[Kind.ARRAY])
+        for kind in STRUCTS:
+            self._structs(_TAGS[kind], of[kind])
+        self._members(wanted)
+        self._declarations(of[Kind.FWD])
+        self._enums(np.concatenate([of[kind] for kind in ENUMS]), wanted)
+        self._prototypes(of[Kind.FUNC_PROTO])
+        return len(rows)
+
+    def parameters(self, owner: Index, protos: Index) -> None:
+        """Parameters of the prototypes (rows), below the entries with the numbers ``owner``."""
+        found = elements(self.types.btf, protos, Kind.FUNC_PROTO)
+        type_id = parameter_types(self.types.btf, self.types.leads, found)
+        name = self.texts.place(found.words[:, 0])
+        dots = self._dots(protos, found)
+        columns = [
+            Column(At.name, Form.strp, name[~dots], name[~dots] > 0),
+            Column(At.type, Form.ref_addr, type_id[~dots], type_id[~dots] > 0),
+        ]
+        self.unit.add_children(Tag.formal_parameter, owner[found.of[~dots]], found.nth[~dots], columns)
+        self.unit.add_children(Tag.unspecified_parameters, owner[found.of[dots]], found.nth[dots], [])
+
+    def _dots(self, protos: Index, found: Elements) -> Bools:
+        """Which parameters are an ellipsis: the last, without name and type."""
+        last: Bools = found.nth + 1 == self.types.btf.vlen[protos][found.of]
+        return last & (found.words[:, 0] == 0) & (found.words[:, 1] == 0)
+
+    def _add(self, tag: Tag, rows: Index, columns: list[Column], parents: Bools | None = None) -> None:
+        self.unit.add(tag, rows + 1, columns, parents=parents)
+
+    def _name(self, rows: Index) -> Column:
+        place = self.texts.place(self.types.btf.name[rows])
+        return Column(At.name, Form.strp, place, place > 0)
+
+    def _type(self, rows: Index) -> Column:
+        target = self.types.target[rows]
+        return Column(At.type, Form.ref_addr, target, target > 0)
+
+    def _size(self, rows: Index) -> Column:
+        return Column(At.byte_size, Form.data4, self.types.btf.size[rows])
+
+    def _base_types(self, ints: Index, floats: Index) -> None:
+        word = extra(self.types.btf, ints, 1)[:, 0]
+        encoding = word >> np.uint32(24)
+        signed, boolean = encoding & INT_SIGNED > 0, encoding & INT_BOOL > 0
+        # C has no other integer of one byte than a char
+        char = self.types.btf.size[ints] == 1
+        kind = np.where(signed, Encoding.signed, Encoding.unsigned)
+        kind = np.where(char, np.where(signed, Encoding.signed_char, Encoding.unsigned_char), kind)
+        kind = np.where(boolean, Encoding.boolean, kind)
+        for rows, values in ((ints, kind), (floats, np.full(len(floats), Encoding.float))):
+            columns = [self._name(rows), self._size(rows), Column(At.encoding, Form.data1, values)]
+            self._add(Tag.base_type, rows, columns)
+
+    def _arrays(self, rows: Index) -> None:
+        """BTF cannot tell [0] from []: both are [] here."""
+        parents = np.ones(len(rows), dtype=np.bool_)
+        self._add(Tag.array_type, rows, [self._type(rows)], parents)
+        words = extra(self.types.btf, rows, 3)
+        index, count = self.types.refer(words[:, 1]), words[:, 2]
+        is_int = (index > 0) & (self.types.btf.kind[np.maximum(index - 1, 0)] == Kind.INT)
+        columns = [
+            Column(At.type, Form.ref_addr, index, is_int),
+            Column(At.count, Form.data4, count, count > 0),
+        ]
+        self.unit.add_children(Tag.subrange_type, rows + 1, np.zeros(len(rows), dtype=np.intp), columns)
+
+    def _structs(self, tag: Tag, rows: Index) -> None:
+        self._add(tag, rows, [self._name(rows), self._size(rows)], self.types.btf.vlen[rows] > 0)
+
+    def _members(self, wanted: Bools) -> None:
+        members = self.types.members
+        rows = np.flatnonzero(wanted[members.row])
+        row, bits, offset = members.row[rows], members.bits[rows], members.offset[rows]
+        name = self.texts.place(members.name[rows])
+        type_id = members.type[rows]
+        field = bits > 0
+        columns = [
+            Column(At.name, Form.strp, name, name > 0),
+            Column(At.type, Form.ref_addr, type_id, type_id > 0),
+            Column(At.bit_size, Form.data1, bits, field),
+            Column(At.data_bit_offset, Form.data4, offset, field),
+            Column(At.data_member_location, Form.data4, offset // 8, ~field),
+        ]
+        self.unit.add_children(Tag.member, row + 1, members.nth[rows], columns)
+
+    def _declarations(self, rows: Index) -> None:
+        of_union = self.types.btf.kind_flag[rows]
+        for tag, some in ((Tag.structure_type, rows[~of_union]), (Tag.union_type, rows[of_union])):
+            self._add(tag, some, [self._name(some), Column(At.declaration, Form.flag_present)])
+
+    def _enums(self, rows: Index, wanted: Bools) -> None:
+        found = read_enumerators(self.types.btf)
+        signed = np.zeros(len(self.types.btf.kind), dtype=np.bool_)
+        signed[found.row[found.negative]] = True
+        empty = self.types.btf.vlen[rows] == 0
+        integer = self._integers(rows, signed[rows])
+        columns = [
+            self._name(rows),
+            self._size(rows),
+            Column(At.type, Form.ref_addr, integer, integer > 0),
+            Column(At.declaration, Form.flag_present, None, empty),
+        ]
+        self._add(Tag.enumeration_type, rows, columns, ~empty)
+        some = np.flatnonzero(wanted[found.row])
+        value, negative = found.value[some], found.negative[some]
+        name = self.texts.place(found.name[some])
+        columns = [Column(At.name, Form.strp, name, name > 0), *_constant(value, negative)]
+        self.unit.add_children(Tag.enumerator, found.row[some] + 1, found.nth[some], columns)
+
+    def _integers(self, rows: Index, signed: Bools) -> Index:
+        """The integer types that enumerations of that size and sign are made of; 0 where there is none."""
+        btf = self.types.btf
+        ints = rows_of(btf, (Kind.INT,))
+        word = extra(btf, ints, 1)[:, 0]
+        plain = word >> np.uint32(24) & ~np.uint32(INT_SIGNED) == 0
+        whole = word & np.uint32(0xFFFF) == 8 * btf.size[ints]
+        ints, word = ints[plain & whole], word[plain & whole]
+        result = np.zeros(len(rows), dtype=np.intp)
+        for row, encoding in zip(ints[::-1].tolist(), (word >> np.uint32(24))[::-1].tolist(), strict=True):
+            fits = (btf.size[rows] == btf.size[row]) & (signed == bool(encoding & INT_SIGNED))
+            result[fits] = row + 1
+        return result
+
+    def _prototypes(self, rows: Index) -> None:
+        columns = [Column(At.prototyped, Form.flag_present), self._type(rows)]
+        self._add(Tag.subroutine_type, rows, columns, self.types.btf.vlen[rows] > 0)
+        self.parameters(rows + 1, rows)
+
+
+def _constant(value: npt.NDArray[np.int64], negative: Bools) -> list[Column]:
+    """DW_AT_const_value in the smallest form that all readers understand alike."""
+    rest = ~negative
+    columns = [Column(At.const_value, Form.sdata, value, negative)]
+    for form, most in _MAX_VALUE.items():
+        fits = rest & (value >= 0) & (value <= most)
+        columns.append(Column(At.const_value, form, value, fits))
+        rest &= ~fits
+    columns.append(Column(At.const_value, Form.data8, value.view(np.uint64), rest))
+    return columns

@@ -1,0 +1,212 @@
+"""Types, functions and variables of BTF objects as DWARF: one unit for each object.
+
+The kernel's unit comes first; those of modules refer into it.  Names stay where BTF has them, since
+.debug_str takes its string sections over.  A function gets its prototype, its parameters' names and
+its address; where a parameter is at run time BTF does not say, so they have no location.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64, U64, Bools, Index, merge_ranges
+from kdump_elftool.dwarf.btf_columns import Columns, rows_of
+from kdump_elftool.dwarf.btf_entries import Texts, TypeEntries
+from kdump_elftool.dwarf.btf_types import Types, read_types
+from kdump_elftool.dwarf.btf_variables import Symbols, add_globals, add_variables, find_variables
+from kdump_elftool.dwarf.c_types import Spelling
+from kdump_elftool.dwarf.constants import LANG_C11, At, Form, Tag
+from kdump_elftool.dwarf.entries import Abbreviations, Column, Unit, range_list
+from kdump_elftool.dwarf.strings import Lookup, Names, StringSection
+from kdump_elftool.elf.btf_kinds import Kind
+
+PRODUCER = b"kdump-elftool (from BTF)"
+_NEAR = 1 << 16
+"""Code that lies no further apart than this is one range of its unit."""
+_TEXT = b"tTwW"
+
+
+@dataclass(frozen=True)
+class Functions:
+    """Symbols (rows) that BTF has a prototype for (row)."""
+
+    symbol: Index
+    proto: Index
+    name: Index
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a unit holds; ``cut`` references would have closed circles, ``unplaced`` functions have no
+    symbol."""
+
+    name: str
+    types: int
+    functions: int
+    variables: int
+    cut: int
+    unplaced: int
+
+
+@dataclass(frozen=True)
+class DebugSections:
+    """The sections, and what is in them by unit."""
+
+    info: bytes
+    abbrev: bytes
+    str: bytes
+    rnglists: bytes
+    units: tuple[Written, ...]
+
+
+class BtfToDwarf:
+    """Collects units; the kernel's must be the first if modules follow.
+
+    ``order`` is numpy's byte order, ``word`` the bytes of an address.
+    """
+
+    def __init__(self, order: str, word: int) -> None:
+        self._order, self._word = order, word
+        self._abbreviations = Abbreviations()
+        self._strings = StringSection()
+        self._info: list[bytes] = []
+        self._ranges: list[bytes] = []
+        self._base_places: U64 = np.zeros(1, dtype=np.uint64)
+        self._base_strings = 0
+        self._units: list[Written] = []
+
+    def add(self, name: str, btf: Columns, symbols: Symbols, wanted: tuple[tuple[str, str], ...] = ()) -> None:
+        """An object with the symbols of its code and data.
+
+        ``wanted`` are variables with their types in C, for those that BTF has no type for.
+        """
+        types = read_types(btf)
+        is_base = not btf.first
+        unit = Unit(self._abbreviations, self._order, self._word, None if is_base else self._base_places)
+        texts = self._take_strings(btf)
+        entries = TypeEntries(unit, types, texts, self._word)
+        count = entries.add(self._wanted(types))
+        functions, unplaced = find_functions(btf, symbols)
+        number = self._add_functions(entries, functions, symbols, len(btf.kind) + 1)
+        placed = self._add_variables(entries, symbols, wanted, number)
+        body, places = unit.finish(sum(map(len, self._info)), self._top(name, functions, symbols))
+        self._info.append(body)
+        if is_base:
+            self._base_places = places[: len(btf.kind) + 1]
+        self._units.append(Written(name, count, len(functions.symbol), placed, types.cut, unplaced))
+
+    def finish(self) -> DebugSections:
+        """All sections."""
+        return DebugSections(
+            b"".join(self._info),
+            self._abbreviations.finish(),
+            self._strings.finish(),
+            b"".join(self._ranges),
+            tuple(self._units),
+        )
+
+    def _take_strings(self, btf: Columns) -> Texts:
+        own = self._strings.append(btf.strings[btf.first_string :])
+        if not btf.first:
+            self._base_strings = own
+        return Texts(btf.first_string, len(btf.strings), self._base_strings, own)
+
+    def _wanted(self, types: Types) -> Bools:
+        """Types to write: the object's own, prototypes only if something refers to them.
+
+        A module may be the first to refer to one of the kernel's: it gets a copy.
+        """
+        btf = types.btf
+        proto = btf.kind == Kind.FUNC_PROTO
+        used = np.zeros(len(btf.kind) + 1, dtype=np.bool_)
+        own = np.flatnonzero(types.own & ~proto)
+        used[types.target[own]] = True
+        used[types.members.type] = True
+        missing = np.ones(len(btf.kind), dtype=np.bool_)
+        missing[: btf.first] = self._base_places[1:] == 0
+        return np.where(proto, used[1:] & (missing | types.own), types.own)
+
+    def _add_functions(
+        self, entries: TypeEntries, functions: Functions, symbols: Symbols, number: int
+    ) -> int:
+        """Functions with their parameters; returns the next free number."""
+        numbers = number + np.arange(len(functions.symbol))
+        name = entries.texts.place(functions.name)
+        target = entries.types.target[functions.proto]
+        size = np.minimum(symbols.size[functions.symbol], np.uint64(0xFFFFFFFF))
+        is_global = symbols.kind[functions.symbol] == ord("T")
+        columns = [
+            Column(At.name, Form.strp, name),
+            Column(At.external, Form.flag_present, None, is_global),
+            Column(At.prototyped, Form.flag_present),
+            Column(At.type, Form.ref_addr, target, target > 0),
+            Column(At.low_pc, Form.addr, symbols.address[functions.symbol]),
+            Column(At.high_pc, Form.data4, size),
+        ]
+        parents = entries.types.btf.vlen[functions.proto] > 0
+        entries.unit.add(Tag.subprogram, numbers, columns, parents=parents)
+        entries.parameters(numbers, functions.proto)
+        return number + len(numbers)
+
+    def _add_variables(
+        self, entries: TypeEntries, symbols: Symbols, wanted: tuple[tuple[str, str], ...], number: int
+    ) -> int:
+        """Variables; returns how many."""
+        btf = entries.types.btf
+        found = find_variables(entries.types, symbols)
+        number = add_variables(entries.unit, number, entries.texts.place(found.name), found)
+        known = Names.terminated(btf.strings, found.name)
+        spelling = Spelling(entries.unit, btf, self._word, number)
+        more = add_globals(spelling, entries.unit, self._strings, symbols, wanted, known)
+        return len(found.name) + more
+
+    def _top(self, name: str, functions: Functions, symbols: Symbols) -> list[Column]:
+        """The unit's own entry, and its ranges."""
+        columns = [
+            Column(At.producer, Form.strp, np.array([self._strings.put(PRODUCER)])),
+            Column(At.language, Form.data1, np.array([LANG_C11])),
+            Column(At.name, Form.strp, np.array([self._strings.put(name.encode())])),
+        ]
+        if len(functions.symbol):
+            start, end = _extent(symbols.address[functions.symbol], symbols.size[functions.symbol])
+            body, at = range_list(start, end, self._order, self._word)
+            at += sum(map(len, self._ranges))
+            self._ranges.append(body)
+            columns.append(Column(At.low_pc, Form.addr, np.zeros(1, dtype=np.uint64)))
+            columns.append(Column(At.ranges, Form.sec_offset, np.array([at])))
+        return columns
+
+
+def _extent(address: U64, size: U64) -> tuple[U64, U64]:
+    """Sorted ranges, those that lie near each other as one."""
+    near = np.uint64(_NEAR)
+    room = np.minimum(size, np.uint64(MASK64) - address)
+    end = address + room
+    wide = np.where(end < np.uint64(MASK64) - near, end + near, end)
+    merged = merge_ranges(address, wide)
+    last = np.searchsorted(merged.start, address, side="right") - 1
+    reach = np.zeros(len(merged), dtype=np.uint64)
+    np.maximum.at(reach, last, end)
+    return merged.start, reach
+
+
+def find_functions(btf: Columns, symbols: Symbols) -> tuple[Functions, int]:
+    """Symbols of code that have a prototype, one at each address; and how many functions have no symbol."""
+    funcs = rows_of(btf, (Kind.FUNC,))
+    funcs = funcs[funcs >= btf.first]
+    proto = btf.size[funcs].astype(np.intp) - 1
+    inside = (proto >= 0) & (proto < len(btf.kind))
+    good = inside & (btf.kind[np.where(inside, proto, 0)] == Kind.FUNC_PROTO)
+    good &= (btf.name[funcs] > 0) & (btf.name[funcs] < len(btf.strings))
+    funcs, proto = funcs[good], proto[good]
+    names = Names.terminated(btf.strings, btf.name[funcs].astype(np.intp))
+    rows = symbols.of_kinds(_TEXT)
+    rows = rows[symbols.size[rows] > 0]
+    found, _ = Lookup.of(names).first(symbols.names.take(rows).hashes())
+    rows, found = rows[found >= 0], found[found >= 0]
+    _, first = np.unique(symbols.address[rows], return_index=True)
+    rows, found = rows[first], found[first]
+    unplaced = len(funcs) - len(np.unique(found))
+    return Functions(rows, proto[found], btf.name[funcs[found]].astype(np.intp)), unplaced

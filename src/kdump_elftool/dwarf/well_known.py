@@ -1,0 +1,116 @@
+"""Variables of the kernel that one asks for, with their types in C: BTF has only per-CPU ones.
+
+Each is what its definition says in every kernel from v4.14 to v7.0 that has the variable; what
+depends on the configuration (mem_section) is not here.  A type that a kernel's BTF lacks leaves its
+variables out.  References: the files named, of those kernels.
+"""
+
+from __future__ import annotations
+
+WELL_KNOWN: tuple[tuple[str, str], ...] = (
+    # init/, kernel/: tasks and namespaces
+    ("init_task", "struct task_struct"),
+    ("init_mm", "struct mm_struct"),
+    ("init_cred", "struct cred"),
+    ("init_fs", "struct fs_struct"),
+    ("init_files", "struct files_struct"),
+    ("init_nsproxy", "struct nsproxy"),
+    ("init_uts_ns", "struct uts_namespace"),
+    ("init_pid_ns", "struct pid_namespace"),
+    ("init_user_ns", "struct user_namespace"),
+    ("init_ipc_ns", "struct ipc_namespace"),
+    ("init_cgroup_ns", "struct cgroup_namespace"),
+    ("init_net", "struct net"),
+    ("root_task_group", "struct task_group"),
+    ("task_groups", "struct list_head"),
+    ("cgrp_dfl_root", "struct cgroup_root"),
+    ("nr_threads", "int"),
+    ("total_forks", "unsigned long"),
+    ("system_state", "enum system_states"),
+    ("saved_command_line", "char *"),
+    ("boot_command_line", "char []"),
+    ("linux_banner", "const char []"),
+    ("linux_proc_banner", "const char []"),
+    # kernel/printk/
+    ("prb", "struct printk_ringbuffer *"),
+    ("log_buf", "char *"),
+    ("log_buf_len", "u32"),
+    ("console_drivers", "struct console *"),
+    ("console_list", "struct hlist_head"),
+    # kernel/panic.c, kernel/kexec_core.c, kernel/vmcore_info.c
+    ("panic_cpu", "atomic_t"),
+    ("panic_on_oops", "int"),
+    ("panic_timeout", "int"),
+    ("panic_notifier_list", "struct atomic_notifier_head"),
+    ("oops_in_progress", "int"),
+    ("tainted_mask", "unsigned long"),
+    ("kexec_image", "struct kimage *"),
+    ("kexec_crash_image", "struct kimage *"),
+    ("crashk_res", "struct resource"),
+    ("crashk_low_res", "struct resource"),
+    ("vmcoreinfo_data", "unsigned char *"),
+    ("vmcoreinfo_size", "size_t"),
+    ("vmcoreinfo_note", "u32 *"),
+    # kernel/module/, kernel/bpf/
+    ("modules", "struct list_head"),
+    ("btf_modules", "struct list_head"),
+    # kernel/cpu.c, include/asm-generic/percpu.h
+    ("__cpu_possible_mask", "struct cpumask"),
+    ("__cpu_online_mask", "struct cpumask"),
+    ("__cpu_present_mask", "struct cpumask"),
+    ("__cpu_active_mask", "struct cpumask"),
+    ("__per_cpu_offset", "unsigned long []"),
+    ("nr_cpu_ids", "unsigned int"),
+    # kernel/sched/, of kernels whose BTF has no per-CPU variables
+    ("runqueues", "struct rq"),
+    ("current_task", "struct task_struct *"),
+    ("cpu_number", "int"),
+    # kernel/time/, kernel/resource.c, kernel/workqueue.c
+    ("jiffies", "volatile unsigned long"),
+    ("jiffies_64", "u64"),
+    ("curr_clocksource", "struct clocksource *"),
+    ("clocksource_list", "struct list_head"),
+    ("iomem_resource", "struct resource"),
+    ("ioport_resource", "struct resource"),
+    ("workqueues", "struct list_head"),
+    ("system_wq", "struct workqueue_struct *"),
+    # mm/
+    ("node_data", "struct pglist_data *[]"),
+    ("contig_page_data", "struct pglist_data"),
+    ("mem_map", "struct page *"),
+    ("node_states", "nodemask_t []"),
+    ("vm_node_stat", "atomic_long_t []"),
+    ("vm_zone_stat", "atomic_long_t []"),
+    ("_totalram_pages", "atomic_long_t"),
+    ("max_pfn", "unsigned long"),
+    ("max_low_pfn", "unsigned long"),
+    ("min_low_pfn", "unsigned long"),
+    ("high_memory", "void *"),
+    ("vmap_area_list", "struct list_head"),
+    ("slab_caches", "struct list_head"),
+    ("memblock", "struct memblock"),
+    ("swap_info", "struct swap_info_struct *[]"),
+    ("hstates", "struct hstate []"),
+    # fs/
+    ("super_blocks", "struct list_head"),
+    ("file_systems", "struct file_system_type *"),
+    ("dentry_hashtable", "struct hlist_bl_head *"),
+    ("inode_hashtable", "struct hlist_head *"),
+    # net/
+    ("net_namespace_list", "struct list_head"),
+    # arch/
+    ("swapper_pg_dir", "pgd_t []"),
+    ("init_top_pgt", "pgd_t []"),
+    ("init_stack", "unsigned long []"),
+    ("init_thread_union", "union thread_union"),
+    ("phys_base", "unsigned long"),
+    ("page_offset_base", "unsigned long"),
+    ("vmalloc_base", "unsigned long"),
+    ("vmemmap_base", "unsigned long"),
+    ("kimage_voffset", "u64"),
+    ("memstart_addr", "s64"),
+    ("idt_table", "gate_desc []"),
+    ("boot_cpu_data", "struct cpuinfo_x86"),
+    ("tboot", "struct tboot *"),
+    ("efi", "struct efi"),
+)
