@@ -10,17 +10,21 @@ VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE
 
 
 class BtfWriter:
-    """Types are added one by one; each call returns the type's number."""
+    """Types are added one by one; each call returns the type's number.
 
-    def __init__(self, order: str = "<") -> None:
+    With ``base`` it is a module's: numbers and strings go on where that one has ended.
+    """
+
+    def __init__(self, order: str = "<", base: BtfWriter | None = None) -> None:
         self.order = order
-        self.strings = bytearray(b"\0")
-        self.known = {"": 0}
+        self.before = (base.before[0] + len(base.records), base.before[1] + len(base.strings)) if base else (0, 0)
+        self.strings = bytearray() if base else bytearray(b"\0")
+        self.known = {"": 0} | (base.known if base else {})
         self.records: list[bytes] = []
 
     def string(self, name: str) -> int:
         if name not in self.known:
-            self.known[name] = len(self.strings)
+            self.known[name] = self.before[1] + len(self.strings)
             self.strings += name.encode() + b"\0"
         return self.known[name]
 
@@ -30,10 +34,11 @@ class BtfWriter:
         info = kind << 24 | vlen | int(flag) << 31
         numbers = [self.string(name), info, size & 0xFFFFFFFF, *(word & 0xFFFFFFFF for word in words)]
         self.records.append(struct.pack(f"{self.order}{len(numbers)}I", *numbers))
-        return len(self.records)
+        return self.before[0] + len(self.records)
 
-    def integer(self, name: str, size: int) -> int:
-        return self.add(INT, name, size, [size * 8])
+    def integer(self, name: str, size: int, encoding: int = 0) -> int:
+        """``encoding``: 1 signed, 2 char, 4 bool."""
+        return self.add(INT, name, size, [encoding << 24 | size * 8])
 
     def pointer(self, to: int) -> int:
         return self.add(PTR, "", to)
@@ -56,6 +61,16 @@ class BtfWriter:
             for word in (self.string(member), type_id, bits << 24 | at)
         ]
         return self.add(STRUCT, name, size, words, vlen=len(members), flag=True)
+
+    def proto(self, returns: int, params: Sequence[tuple[str, int]]) -> int:
+        """Parameters as (name, type); ("", 0) at the end is an ellipsis."""
+        words = [word for name, type_id in params for word in (self.string(name), type_id)]
+        return self.add(FUNC_PROTO, "", returns, words, vlen=len(params))
+
+    def section(self, name: str, variables: Sequence[tuple[int, int, int]]) -> int:
+        """Variables as (number of a VAR, offset, size)."""
+        words = [word for variable in variables for word in variable]
+        return self.add(DATASEC, name, 0, words, vlen=len(variables))
 
     def enum(self, name: str, values: Sequence[tuple[str, int]], *, signed: bool = False) -> int:
         words = [word for label, value in values for word in (self.string(label), value)]
