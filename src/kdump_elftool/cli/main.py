@@ -30,6 +30,7 @@ COMMANDS = (
     "dmesg",
     "ps",
     "gdb",
+    "mkvmlinux",
     "gdbinit",
 )
 """Each is a module of this package; only the one that is asked for is imported."""

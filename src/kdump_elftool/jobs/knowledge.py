@@ -11,10 +11,11 @@ from collections.abc import Callable
 from kdump_elftool.arch.base import page_size_of
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
-from kdump_elftool.kernel.btf import open_btf
+from kdump_elftool.kernel.btf import Btf, open_btf
 from kdump_elftool.kernel.content import ContentSource
 from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
+from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
@@ -47,6 +48,13 @@ def _of_form(kernel: Kernel) -> Source:
         "MAX_PHYSMEM_BITS": form.physmem_bits,
     }
     return VmcoreInfo({f"NUMBER({name})": str(value) for name, value in numbers.items()})
+
+
+def in_dump(known: Knowledge) -> tuple[Kallsyms | None, Btf | None]:
+    """The symbol table and the types that are in the dump itself, whole, of :func:`knowledge`'s sources."""
+    found = [source.source for source in known.sources if isinstance(source, Later)]
+    symbols = next((source for source in found if isinstance(source, Kallsyms)), None)
+    return symbols, next((source for source in found if isinstance(source, Btf)), None)
 
 
 def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:

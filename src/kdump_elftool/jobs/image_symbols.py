@@ -1,0 +1,183 @@
+"""The symbol table of a vmlinux: kallsyms has neither sizes nor types nor sections; they are worked out.
+
+A symbol ends where the next one begins; what it is follows from the letter that nm would print and
+from the section that it lies in; sections lie between the symbols that the linker script puts there
+(include/asm-generic/vmlinux.lds.h, include/asm-generic/sections.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kdump_elftool.addr import MASK64, U64, Bools, Index, u64
+from kdump_elftool.dwarf.btf_variables import Symbols
+from kdump_elftool.dwarf.strings import Lookup, Names
+from kdump_elftool.elf import constants as c
+from kdump_elftool.elf.symfile import ABSOLUTE, Section, SymbolColumns
+from kdump_elftool.kernel.kallsyms import Kallsyms
+
+_AX, _WA, _A = c.SHF_ALLOC | c.SHF_EXECINSTR, c.SHF_ALLOC | c.SHF_WRITE, c.SHF_ALLOC
+_SECTIONS = (
+    (".text", _AX, ("_stext", "_text"), ("_etext",)),
+    (".init.text", _AX, ("_sinittext",), ("_einittext",)),
+    (".rodata", _A, ("__start_rodata",), ("__end_rodata",)),
+    (".data", _WA, ("_sdata",), ("_edata",)),
+    (".data..percpu", _WA, ("__per_cpu_start",), ("__per_cpu_end",)),
+    (".bss", _WA, ("__bss_start",), ("__bss_stop",)),
+)
+"""Name, flags, symbols where it begins and ends (the first of them that exists)."""
+_LARGEST = 16 << 20
+"""A symbol that is larger than this is the last one before a gap."""
+_CODE, _OBJECTS, _WEAK = b"tT", b"aAbBdDgGrRsSvV", b"wWvV"
+_LABELS = (
+    "_text _stext _etext _sinittext _einittext _sdata _edata _end __bss_start __bss_stop __brk_base __init_begin "
+    "__init_end __start_rodata __end_rodata __per_cpu_start __per_cpu_end __sched_text_start __sched_text_end "
+    "__cpuidle_text_start __cpuidle_text_end __lock_text_start __lock_text_end __kprobes_text_start "
+    "__kprobes_text_end __entry_text_start __entry_text_end __irqentry_text_start __irqentry_text_end "
+    "__softirqentry_text_start __softirqentry_text_end __noinstr_text_start __noinstr_text_end "
+    "__indirect_thunk_start __indirect_thunk_end __static_call_text_start __static_call_text_end"
+)
+"""Of the linker script: they mark places and have no size of their own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Symbols with the sections that they lie in; ``section`` counts from the part's first, -1 is none."""
+
+    name: str
+    symbols: Symbols
+    sections: tuple[Section, ...]
+    section: Index
+
+
+def kernel_part(found: Kallsyms) -> Part:
+    """The kernel's own symbols."""
+    names = Names(found.text, found.begin, found.end)
+    rows = np.flatnonzero(found.end > found.begin)
+    names = names.take(rows)
+    address, kind = found.address[rows], found.kind[rows]
+    size = sizes(address)
+    labels = Lookup.of(Names.of([label.encode() for label in _LABELS.split()]))
+    size[labels.first(names.hashes())[0] >= 0] = 0
+    symbols = Symbols(names, address, size, kind)
+    sections = _image_sections(found.symbol, symbols)
+    return Part("vmlinux", symbols, sections, place(address, sections))
+
+
+def sizes(address: U64) -> U64:
+    """Up to the next symbol's address; 0 for the last one and for what cannot be that large."""
+    borders = np.unique(address)
+    following = np.append(borders[1:], borders[-1:])
+    size: U64 = following[np.searchsorted(borders, address)] - address
+    size[size > np.uint64(_LARGEST)] = 0
+    return size
+
+
+def _image_sections(symbol: Callable[[str], int | None], symbols: Symbols) -> tuple[Section, ...]:
+    """Those whose borders are known, and what lies between them, in the order of their addresses."""
+
+    def first(names: tuple[str, ...]) -> int | None:
+        return next((value for name in names if (value := symbol(name)) is not None), None)
+
+    named = []
+    for name, flags, starts, ends in _SECTIONS:
+        start, end = first(starts), first(ends)
+        if start is not None and end is not None and start < end:
+            named.append(Section(name, flags, start, end - start))
+    named.sort(key=lambda section: section.addr)
+    low, high = first(("_text", "_stext")), symbol("_end")
+    result: list[Section] = []
+    reach = 0
+    for section in named:
+        # borders come out of a dump: what overlaps is none
+        if section.addr >= reach:
+            result += _between(reach, section.addr, low, high, symbols)
+            result.append(section)
+            reach = section.addr + section.size
+    return (*result, *_between(reach, MASK64, low, high, symbols))
+
+
+def _between(start: int, end: int, low: int | None, high: int | None, symbols: Symbols) -> list[Section]:
+    """The stretch of the image that has no name of its own, if a symbol lies in it."""
+    if low is None or high is None:
+        return []
+    start, end = max(start, low), min(end, high + 1)
+    if start >= end:
+        return []
+    inside = (symbols.address >= np.uint64(start)) & (symbols.address < np.uint64(end))
+    if not inside.any():
+        return []
+    is_code = bool(np.any(inside & _is(symbols, _CODE) & (symbols.size > 0)))
+    return [Section(f".image.{start - low:x}", _AX if is_code else _WA, start, end - start)]
+
+
+def place(address: U64, sections: Sequence[Section]) -> Index:
+    """The section that each address lies in, or -1.  Sections are sorted."""
+    if not sections:
+        return np.full(len(address), ABSOLUTE, dtype=np.intp)
+    start = u64([section.addr for section in sections])
+    end = start + u64([section.size for section in sections])
+    at = np.searchsorted(start, address, side="right") - 1
+    inside = (at >= 0) & (address < end[np.maximum(at, 0)])
+    return np.where(inside, at, ABSOLUTE)
+
+
+def moved(part: Part, offset: int, low: int, high: int) -> Part:
+    """What lies from ``low`` to ``high`` lower by ``offset``."""
+
+    def move(address: U64) -> U64:
+        inside = (address >= np.uint64(low)) & (address <= np.uint64(high))
+        return np.where(inside, address - np.uint64(offset & MASK64), address)
+
+    sections = [
+        replace(section, addr=section.addr - offset if low <= section.addr <= high else section.addr)
+        for section in part.sections
+    ]
+    symbols = replace(part.symbols, address=move(part.symbols.address))
+    return replace(part, symbols=symbols, sections=tuple(sections))
+
+
+def elf_symbols(parts: Sequence[Part]) -> SymbolColumns:
+    """All parts' symbols, each part's behind a file symbol of its name."""
+    made = []
+    first_section = 0
+    for part in parts:
+        made.append(SymbolColumns.of([(part.name, 0, 0, c.STT_FILE, c.STB_LOCAL, ABSOLUTE)]))
+        made.append(_columns(part, first_section))
+        first_section += len(part.sections)
+    before = np.cumsum([0, *(len(columns.text) for columns in made)])[:-1]
+    return SymbolColumns(
+        *(np.concatenate([getattr(columns, name) for columns in made]) for name in _PLAIN),
+        text=b"".join(columns.text for columns in made),
+        begin=np.concatenate([columns.begin + at for columns, at in zip(made, before, strict=True)]),
+        end=np.concatenate([columns.end + at for columns, at in zip(made, before, strict=True)]),
+    )
+
+
+_PLAIN = ("address", "size", "kind", "binding", "section")
+
+
+def _columns(part: Part, first_section: int) -> SymbolColumns:
+    symbols, section = part.symbols, part.section
+    code = np.array([bool(known.flags & c.SHF_EXECINSTR) for known in part.sections] + [True])
+    function = _is(symbols, _CODE) | _is(symbols, b"wW") & code[section]
+    kind = np.where(_is(symbols, _OBJECTS) & (section != ABSOLUTE), c.STT_OBJECT, c.STT_NOTYPE)
+    upper = (symbols.kind >= ord("A")) & (symbols.kind <= ord("Z"))
+    binding = np.where(_is(symbols, _WEAK), c.STB_WEAK, np.where(upper, c.STB_GLOBAL, c.STB_LOCAL))
+    return SymbolColumns(
+        address=symbols.address,
+        size=symbols.size,
+        kind=np.where(function, c.STT_FUNC, kind).astype(np.uint8),
+        binding=binding.astype(np.uint8),
+        section=np.where(section == ABSOLUTE, ABSOLUTE, section + first_section),
+        text=symbols.names.text,
+        begin=symbols.names.begin,
+        end=symbols.names.end,
+    )
+
+
+def _is(symbols: Symbols, letters: bytes) -> Bools:
+    return np.isin(symbols.kind, np.frombuffer(letters, dtype=np.uint8))

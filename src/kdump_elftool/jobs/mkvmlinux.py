@@ -1,0 +1,113 @@
+"""A vmlinux out of the dump alone: symbols by kallsyms, types by BTF, at the addresses where the kernel ran.
+
+Everything in the file is for debuggers; what the kernel's memory holds is in the dump, so sections of
+code and data are NOBITS: nothing absent from a dump can be filled from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections, Written
+from kdump_elftool.dwarf.well_known import WELL_KNOWN
+from kdump_elftool.elf import constants as c
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.elf.symfile import Section, symbol_file
+from kdump_elftool.errors import IdentityError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.image_symbols import Part, elf_symbols, kernel_part, moved
+from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.jobs.knowledge import in_dump, knowledge
+from kdump_elftool.kernel.btf import Btf
+from kdump_elftool.kernel.facts import Knowledge
+
+log = logging.getLogger(__name__)
+
+NO_LINES = "line numbers are not in a dump: gdb shows symbol+offset"
+
+
+@dataclass(frozen=True)
+class MadeVmlinux:
+    """The file, what is in it, and what it lacks, in sentences."""
+
+    data: bytes
+    release: str | None
+    symbols: int
+    units: tuple[Written, ...]
+    missing: tuple[str, ...]
+
+
+def make_vmlinux(
+    dump: Dump, kernel: Kernel, *, btf: bytes | None = None, link_addresses: bool = False
+) -> MadeVmlinux:
+    """Build it.
+
+    ``btf`` is the kernel's BTF object where the dump has none; with ``link_addresses`` the kernel lies
+    where it was linked, for readers that add the KASLR offset themselves (drgn).
+    Raises IdentityError where the dump's symbol table cannot be found.
+    """
+    known = knowledge(dump, kernel)
+    symbols, types = in_dump(known)
+    if symbols is None:
+        raise IdentityError(
+            "kallsyms",
+            "the kernel's symbol table is not in the dump, or cannot be found in it",
+            hint="--verbose says what was tried; a kernel without CONFIG_KALLSYMS has none",
+        )
+    missing: list[str] = []
+    parts = [_placed(kernel_part(symbols), kernel, link_addresses)]
+    if btf is not None:
+        types = Btf.parse(btf, dump.kind.order, kernel.arch.prstatus.word, "--btf")
+        if types is None:
+            missing.append("the file of --btf is none that can be read: there are no types")
+    elif types is None:
+        missing.append("there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types")
+    debug = None if types is None else _debug(types, parts, dump.kind.order, kernel.arch.prstatus.word)
+    data = _file(dump, kernel, parts, debug)
+    units = () if debug is None else debug.units
+    count = sum(len(part.symbols.names) for part in parts)
+    return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
+
+
+def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
+    offset = kernel.identity.kaslr_offset or 0
+    if not link_addresses or not offset:
+        return part
+    low, high = kernel.identity.image_window
+    return moved(part, offset, low, high)
+
+
+def _debug(types: Btf, parts: Sequence[Part], order: str, word: int) -> DebugSections:
+    debug = BtfToDwarf(order, word)
+    debug.add(parts[0].name, types, parts[0].symbols, WELL_KNOWN)
+    return debug.finish()
+
+
+def _file(dump: Dump, kernel: Kernel, parts: Sequence[Part], debug: DebugSections | None) -> bytes:
+    kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
+    sections = [section for part in parts for section in part.sections]
+    if kernel.identity.build_id:
+        note = _build_id_note(kernel.identity.build_id, dump.kind.order)
+        sections.append(Section(".note.gnu.build-id", data=note, sh_type=c.SHT_NOTE, align=4))
+    if debug is not None:
+        contents = (("info", debug.info), ("abbrev", debug.abbrev), ("str", debug.str), ("rnglists", debug.rnglists))
+        sections += [Section(f".debug_{name}", data=data) for name, data in contents]
+    return symbol_file(kind, kernel.arch.e_machine, sections, elf_symbols(parts), e_flags=dump.e_flags)
+
+
+def _build_id_note(build_id: bytes, order: str) -> bytes:
+    """gABI, "Note Section"."""
+    byte_order = "little" if order == "<" else "big"
+    numbers = (4, len(build_id), c.NT_GNU_BUILD_ID)
+    head = b"".join(number.to_bytes(4, byte_order) for number in numbers)  # type: ignore[arg-type]
+    return head + b"GNU\0" + build_id.ljust(-(-len(build_id) // 4) * 4, b"\0")
+
+
+def _cut(units: Sequence[Written]) -> list[str]:
+    return [
+        f"BTF of {unit.name}: {unit.cut} references would go in circles and are left out"
+        for unit in units
+        if unit.cut
+    ]
