@@ -20,8 +20,10 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
+from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
 from kdump_elftool.kernel.btf import Btf
 from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.words import Words
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +59,17 @@ def make_vmlinux(
             hint="--verbose says what was tried; a kernel without CONFIG_KALLSYMS has none",
         )
     missing: list[str] = []
-    parts = [_placed(kernel_part(symbols), kernel, link_addresses)]
+    modules = module_parts(dump, kernel, known)
+    parts = [_placed(kernel_part(symbols), kernel, link_addresses), *modules.parts]
+    missing += modules.warnings
     if btf is not None:
         types = Btf.parse(btf, dump.kind.order, kernel.arch.prstatus.word, "--btf")
         if types is None:
             missing.append("the file of --btf is none that can be read: there are no types")
     elif types is None:
         missing.append("there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types")
-    debug = None if types is None else _debug(types, parts, dump.kind.order, kernel.arch.prstatus.word)
+    words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
+    debug = None if types is None else _debug(words, known, types, parts[0], modules)
     data = _file(dump, kernel, parts, debug)
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
@@ -79,9 +84,12 @@ def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
     return moved(part, offset, low, high)
 
 
-def _debug(types: Btf, parts: Sequence[Part], order: str, word: int) -> DebugSections:
-    debug = BtfToDwarf(order, word)
-    debug.add(parts[0].name, types, parts[0].symbols, WELL_KNOWN)
+def _debug(words: Words, known: Knowledge, types: Btf, part: Part, modules: ModuleParts) -> DebugSections:
+    """The kernel's unit, and one for each module that has BTF."""
+    debug = BtfToDwarf(words.order, words.word)
+    debug.add(part.name, types, part.symbols, WELL_KNOWN)
+    for module, of_module in module_types(words, known, types, modules):
+        debug.add(module.name, of_module, module.symbols)
     return debug.finish()
 
 
