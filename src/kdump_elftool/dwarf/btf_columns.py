@@ -72,11 +72,16 @@ class Elements:
     words: U32
 
 
-def rows_of(btf: Columns, kinds: tuple[Kind, ...]) -> Index:
-    """All rows of these kinds."""
+def rows_of(btf: Columns, kinds: tuple[Kind, ...], first: int = 0) -> Index:
+    """All rows of these kinds, from ``first`` on."""
     wanted = np.zeros(256, dtype=np.bool_)
     wanted[list(kinds)] = True
-    return np.flatnonzero(wanted[btf.kind])
+    return np.flatnonzero(wanted[btf.kind[first:]]) + first
+
+
+def own_rows(btf: Columns, kinds: tuple[Kind, ...]) -> Index:
+    """The object's own rows of these kinds, without those of the kernel below it."""
+    return rows_of(btf, kinds, btf.first)
 
 
 def elements(btf: Columns, rows: Index, kind: Kind) -> Elements:

@@ -61,9 +61,8 @@ class TypeEntries:
     word: int
 
     def add(self, wanted: Bools) -> int:
-        """Those types of the object that are ``wanted`` (by row); returns how many they are."""
-        rows = rows_of(self.types.btf, TYPES)
-        rows = rows[wanted[rows]]
+        """The types that are ``wanted`` (by row); returns how many they are."""
+        rows = np.flatnonzero(wanted)
         kinds = self.types.btf.kind[rows]
         of = {kind: rows[kinds == kind] for kind in TYPES}
         self._base_types(of[Kind.INT], of[Kind.FLOAT])

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import MASK64, U64, Bools, Index, merge_ranges
-from kdump_elftool.dwarf.btf_columns import Columns, rows_of
+from kdump_elftool.dwarf.btf_columns import TYPES, Columns, own_rows
 from kdump_elftool.dwarf.btf_entries import Texts, TypeEntries
-from kdump_elftool.dwarf.btf_types import Types, read_types
+from kdump_elftool.dwarf.btf_types import REFERRING, Types, read_types
 from kdump_elftool.dwarf.btf_variables import Symbols, add_globals, add_variables, find_variables
 from kdump_elftool.dwarf.c_types import Spelling
 from kdump_elftool.dwarf.constants import LANG_C11, At, Form, Tag
 from kdump_elftool.dwarf.entries import Abbreviations, Column, Unit, range_list
-from kdump_elftool.dwarf.strings import Lookup, Names, StringSection
+from kdump_elftool.dwarf.strings import Lookup, Names, StringSection, ends
 from kdump_elftool.elf.btf_kinds import Kind
 
 PRODUCER = b"kdump-elftool (from BTF)"
@@ -74,6 +74,8 @@ class BtfToDwarf:
         self._info: list[bytes] = []
         self._ranges: list[bytes] = []
         self._base_places: U64 = np.zeros(1, dtype=np.uint64)
+        self._base_types: Types | None = None
+        self._base_ends: Index = np.zeros(0, dtype=np.intp)
         self._base_strings = 0
         self._units: list[Written] = []
 
@@ -82,19 +84,20 @@ class BtfToDwarf:
 
         ``wanted`` are variables with their types in C, for those that BTF has no type for.
         """
-        types = read_types(btf)
         is_base = not btf.first
+        types = read_types(btf, None if is_base else self._base_types)
+        nul = ends(btf.strings) if is_base else self._ends(btf)
         unit = Unit(self._abbreviations, self._order, self._word, None if is_base else self._base_places)
         texts = self._take_strings(btf)
         entries = TypeEntries(unit, types, texts, self._word)
         count = entries.add(self._wanted(types))
-        functions, unplaced = find_functions(btf, symbols)
+        functions, unplaced = find_functions(btf, nul, symbols)
         number = self._add_functions(entries, functions, symbols, len(btf.kind) + 1)
-        placed = self._add_variables(entries, symbols, wanted, number)
+        placed = self._add_variables(entries, nul, symbols, wanted, number)
         body, places = unit.finish(sum(map(len, self._info)), self._top(name, functions, symbols))
         self._info.append(body)
         if is_base:
-            self._base_places = places[: len(btf.kind) + 1]
+            self._base_places, self._base_types, self._base_ends = places[: len(btf.kind) + 1], types, nul
         self._units.append(Written(name, count, len(functions.symbol), placed, types.cut, unplaced))
 
     def finish(self) -> DebugSections:
@@ -106,6 +109,11 @@ class BtfToDwarf:
             b"".join(self._ranges),
             tuple(self._units),
         )
+
+    def _ends(self, btf: Columns) -> Index:
+        """Where a module's strings end, the kernel's included."""
+        own = ends(btf.strings[btf.first_string :]) + btf.first_string
+        return np.concatenate([self._base_ends[:-1], own])
 
     def _take_strings(self, btf: Columns) -> Texts:
         own = self._strings.append(btf.strings[btf.first_string :])
@@ -119,14 +127,18 @@ class BtfToDwarf:
         A module may be the first to refer to one of the kernel's: it gets a copy.
         """
         btf = types.btf
-        proto = btf.kind == Kind.FUNC_PROTO
         used = np.zeros(len(btf.kind) + 1, dtype=np.bool_)
-        own = np.flatnonzero(types.own & ~proto)
-        used[types.target[own]] = True
+        used[types.target[own_rows(btf, REFERRING)]] = True
         used[types.members.type] = True
-        missing = np.ones(len(btf.kind), dtype=np.bool_)
-        missing[: btf.first] = self._base_places[1:] == 0
-        return np.where(proto, used[1:] & (missing | types.own), types.own)
+        wanted = np.zeros(len(btf.kind), dtype=np.bool_)
+        wanted[own_rows(btf, TYPES)] = True
+        used = np.flatnonzero(used[1:])
+        protos = used[btf.kind[used] == Kind.FUNC_PROTO]
+        wanted[own_rows(btf, (Kind.FUNC_PROTO,))] = False
+        wanted[protos] = True
+        placed = self._base_places[1 : btf.first + 1] > 0
+        wanted[: btf.first] &= ~placed
+        return wanted
 
     def _add_functions(
         self, entries: TypeEntries, functions: Functions, symbols: Symbols, number: int
@@ -151,13 +163,13 @@ class BtfToDwarf:
         return number + len(numbers)
 
     def _add_variables(
-        self, entries: TypeEntries, symbols: Symbols, wanted: tuple[tuple[str, str], ...], number: int
+        self, entries: TypeEntries, nul: Index, symbols: Symbols, wanted: tuple[tuple[str, str], ...], number: int
     ) -> int:
         """Variables; returns how many."""
         btf = entries.types.btf
-        found = find_variables(entries.types, symbols)
+        found = find_variables(entries.types, nul, symbols)
         number = add_variables(entries.unit, number, entries.texts.place(found.name), found)
-        known = Names.terminated(btf.strings, found.name)
+        known = Names.terminated(btf.strings, nul, found.name)
         spelling = Spelling(entries.unit, btf, self._word, number)
         more = add_globals(spelling, entries.unit, self._strings, symbols, wanted, known)
         return len(found.name) + more
@@ -192,16 +204,18 @@ def _extent(address: U64, size: U64) -> tuple[U64, U64]:
     return merged.start, reach
 
 
-def find_functions(btf: Columns, symbols: Symbols) -> tuple[Functions, int]:
-    """Symbols of code that have a prototype, one at each address; and how many functions have no symbol."""
-    funcs = rows_of(btf, (Kind.FUNC,))
-    funcs = funcs[funcs >= btf.first]
+def find_functions(btf: Columns, nul: Index, symbols: Symbols) -> tuple[Functions, int]:
+    """Symbols of code that have a prototype, one at each address; and how many functions have no symbol.
+
+    ``nul`` is where BTF's strings end.
+    """
+    funcs = own_rows(btf, (Kind.FUNC,))
     proto = btf.size[funcs].astype(np.intp) - 1
     inside = (proto >= 0) & (proto < len(btf.kind))
     good = inside & (btf.kind[np.where(inside, proto, 0)] == Kind.FUNC_PROTO)
     good &= (btf.name[funcs] > 0) & (btf.name[funcs] < len(btf.strings))
     funcs, proto = funcs[good], proto[good]
-    names = Names.terminated(btf.strings, btf.name[funcs].astype(np.intp))
+    names = Names.terminated(btf.strings, nul, btf.name[funcs].astype(np.intp))
     rows = symbols.of_kinds(_TEXT)
     rows = rows[symbols.size[rows] > 0]
     found, _ = Lookup.of(names).first(symbols.names.take(rows).hashes())

@@ -18,6 +18,7 @@ from kdump_elftool.dwarf.btf_columns import (
     destinations,
     elements,
     extra,
+    own_rows,
     rows_of,
 )
 from kdump_elftool.elf.btf_kinds import Kind
@@ -81,15 +82,17 @@ def refer(leads: Index, numbers: npt.NDArray[np.integer]) -> Index:
     return leads[np.where(inside, numbers, 0)]
 
 
-def read_types(btf: Columns) -> Types:
-    """References and members of an object's own types, circles cut."""
+def read_types(btf: Columns, base: Types | None = None) -> Types:
+    """References and members of an object's own types, circles cut; ``base`` are the kernel's."""
     leads = destinations(btf)
     target = np.zeros(len(btf.kind), dtype=np.intp)
-    rows = rows_of(btf, REFERRING)
+    if base is not None:
+        target[: btf.first] = base.target
+    rows = own_rows(btf, REFERRING)
     target[rows] = refer(leads, btf.size[rows])
-    rows = rows_of(btf, (Kind.FUNC_PROTO,))
+    rows = own_rows(btf, (Kind.FUNC_PROTO,))
     target[rows] = passable(btf, refer(leads, btf.size[rows]))
-    arrays = rows_of(btf, (Kind.ARRAY,))
+    arrays = own_rows(btf, (Kind.ARRAY,))
     target[arrays] = refer(leads, extra(btf, arrays, 3)[:, 0])
     members = _members(btf, leads)
     cut_targets, cut_members = _circles(btf, leads, target, members)
@@ -104,7 +107,7 @@ def read_types(btf: Columns) -> Types:
 
 
 def _members(btf: Columns, leads: Index) -> Members:
-    rows = _own_rows(btf, STRUCTS)
+    rows = own_rows(btf, STRUCTS)
     found = elements(btf, rows, Kind.STRUCT)
     row = rows[found.of]
     offset, bits = found.words[:, 2].astype(np.int64), np.zeros(len(row), dtype=np.int64)
@@ -142,7 +145,7 @@ def _circles(btf: Columns, leads: Index, target: Index, members: Members) -> tup
     """
     count = len(btf.kind) + 1
     number = np.arange(1, count)
-    by_value = _own_rows(btf, (*QUALIFIERS, Kind.TYPEDEF, Kind.ARRAY))
+    by_value = own_rows(btf, (*QUALIFIERS, Kind.TYPEDEF, Kind.ARRAY))
     contained = circular(
         np.concatenate([number[by_value], members.row + 1]),
         np.concatenate([target[by_value], members.type]),
@@ -150,9 +153,9 @@ def _circles(btf: Columns, leads: Index, target: Index, members: Members) -> tup
     )
     cut = np.zeros(len(btf.kind), dtype=np.bool_)
     cut[by_value] = contained[: len(by_value)]
-    protos = _own_rows(btf, (Kind.FUNC_PROTO,))
+    protos = own_rows(btf, (Kind.FUNC_PROTO,))
     params = elements(btf, protos, Kind.FUNC_PROTO)
-    named = _own_rows(btf, (*REFERRING, Kind.ARRAY, Kind.FUNC_PROTO))
+    named = own_rows(btf, (*REFERRING, Kind.ARRAY, Kind.FUNC_PROTO))
     spelled = circular(
         np.concatenate([number[named], number[protos][params.of]]),
         np.concatenate([target[named], parameter_types(btf, leads, params)]),
@@ -163,11 +166,6 @@ def _circles(btf: Columns, leads: Index, target: Index, members: Members) -> tup
     return cut, contained[len(by_value) :]
 
 
-def _own_rows(btf: Columns, kinds: tuple[Kind, ...]) -> Index:
-    rows = rows_of(btf, kinds)
-    return rows[rows >= btf.first]
-
-
 def parameter_types(btf: Columns, leads: Index, params: Elements) -> Index:
     """Entries of parameters' types."""
     return passable(btf, refer(leads, params.words[:, 1]))
@@ -175,8 +173,9 @@ def parameter_types(btf: Columns, leads: Index, params: Elements) -> Index:
 
 def passable(btf: Columns, number: Index) -> Index:
     """What can be passed to a function and returned: not a function, only a pointer to one."""
-    kind = np.concatenate([[0], btf.kind])
-    return np.where(kind[number] == Kind.FUNC_PROTO, 0, number)
+    if not len(btf.kind):
+        return number
+    return np.where(btf.kind[np.maximum(number - 1, 0)] == Kind.FUNC_PROTO, 0, number)
 
 
 def read_enumerators(btf: Columns) -> Enumerators:
@@ -184,11 +183,10 @@ def read_enumerators(btf: Columns) -> Enumerators:
 
     Before v6.0 none was marked as signed, whatever its values.
     """
-    all_rows = rows_of(btf, ENUMS)
-    marked = bool(np.any(btf.kind_flag[all_rows]))
+    marked = bool(np.any(btf.kind_flag[rows_of(btf, ENUMS)]))
     parts = []
     for kind in ENUMS:
-        rows = all_rows[(all_rows >= btf.first) & (btf.kind[all_rows] == kind)]
+        rows = own_rows(btf, (kind,))
         found = elements(btf, rows, kind)
         row = rows[found.of]
         value = _values(found)

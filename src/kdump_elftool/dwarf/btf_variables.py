@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import U64, Bools, Index
-from kdump_elftool.dwarf.btf_columns import U8, elements, rows_of
+from kdump_elftool.dwarf.btf_columns import U8, elements, own_rows
 from kdump_elftool.dwarf.btf_types import Types
 from kdump_elftool.dwarf.c_types import Spelling
 from kdump_elftool.dwarf.constants import At, Form, Tag
@@ -45,14 +45,14 @@ class Variables:
     address: U64
 
 
-def find_variables(types: Types, symbols: Symbols) -> Variables:
-    """An object's own variables whose address is known."""
+def find_variables(types: Types, nul: Index, symbols: Symbols) -> Variables:
+    """An object's own variables whose address is known; ``nul`` is where its strings end."""
     btf = types.btf
-    rows = rows_of(btf, (Kind.VAR,))
-    rows = rows[(rows >= btf.first) & (btf.name[rows] > 0) & (btf.name[rows] < len(btf.strings))]
-    names = Names.terminated(btf.strings, btf.name[rows].astype(np.intp))
+    rows = own_rows(btf, (Kind.VAR,))
+    rows = rows[(btf.name[rows] > 0) & (btf.name[rows] < len(btf.strings))]
+    names = Names.terminated(btf.strings, nul, btf.name[rows].astype(np.intp))
     address, known = _by_name(names, symbols)
-    for section in rows_of(btf, (Kind.DATASEC,)):
+    for section in own_rows(btf, (Kind.DATASEC,)):
         found = elements(btf, np.array([section]), Kind.DATASEC).words
         at = np.searchsorted(rows, found[:, 0].astype(np.intp) - 1)
         inside = at < len(rows)
@@ -107,6 +107,8 @@ def add_globals(
 
     Returns how many there are.
     """
+    if not wanted:
+        return 0
     names = Names.of([name.encode() for name, _ in wanted])
     address, single = _by_name(names, symbols)
     _, seen = Lookup.of(known).first(names.hashes())

@@ -23,6 +23,11 @@ def harmless(text: bytes) -> bytes:
     return text.translate(_PRINTABLE)
 
 
+def ends(text: bytes) -> Index:
+    """Where the strings of a text end: its NULs, and its end."""
+    return np.append(np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == 0), len(text))
+
+
 class StringSection:
     """.debug_str as it grows."""
 
@@ -59,11 +64,9 @@ class Names:
     end: Index
 
     @classmethod
-    def terminated(cls, text: bytes, begin: Index) -> Names:
-        """Names that end with the first NUL behind their beginning, or with the text."""
-        letters = np.frombuffer(text, dtype=np.uint8)
-        nul = np.append(np.flatnonzero(letters == 0), len(letters))
-        begin = np.minimum(begin, len(letters))
+    def terminated(cls, text: bytes, nul: Index, begin: Index) -> Names:
+        """Names that end with the first NUL behind their beginning (``nul``: :func:`ends`), or with the text."""
+        begin = np.minimum(begin, len(text))
         return cls(text, begin, nul[np.searchsorted(nul, begin)])
 
     @classmethod

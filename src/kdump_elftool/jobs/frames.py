@@ -100,6 +100,23 @@ def frame_file(
     skip_modules: Collection[str] = (),
 ) -> FrameFile | None:
     """As :func:`write_frame_file`, without a file; ``known`` is what :func:`knowledge` gave, if anything."""
+    rows = frame_rows(dump, kernel, known, described=described, skip_modules=skip_modules)
+    if rows is None:
+        return None
+    sections = [Section(".debug_frame", data=rows.data, align=8)]
+    file = symbol_file(ElfKind(64, "<"), EM_X86_64, sections, _NAME)
+    return FrameFile(file, rows.rows, rows.warnings)
+
+
+def frame_rows(
+    dump: Dump,
+    kernel: Kernel,
+    known: Knowledge | None = None,
+    *,
+    described: Ranges | None = None,
+    skip_modules: Collection[str] = (),
+) -> FrameFile | None:
+    """As :func:`frame_file`, but ``data`` is the section .debug_frame alone."""
     if kernel.arch.e_machine != EM_X86_64 or kernel.arch.bits != 64:
         return None
     known = known or knowledge(dump, kernel)
@@ -119,9 +136,7 @@ def frame_file(
     except ValueError as error:
         log.warning("ORC: %s", error)
         return None
-    sections = [Section(".debug_frame", data=data, align=8)]
-    file = symbol_file(ElfKind(64, "<"), EM_X86_64, sections, _NAME)
-    return FrameFile(file, len(rows), rows.damage)
+    return FrameFile(data, len(rows), rows.damage)
 
 
 def _functions(known: Knowledge) -> U64:

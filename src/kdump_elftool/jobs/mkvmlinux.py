@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdump_elftool.addr import NO_RANGES
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections, Written
 from kdump_elftool.dwarf.well_known import WELL_KNOWN
 from kdump_elftool.elf import constants as c
@@ -17,6 +18,7 @@ from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.symfile import Section, symbol_file
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.frames import FrameFile, frame_rows
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
@@ -70,7 +72,9 @@ def make_vmlinux(
         missing.append("there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types")
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
     debug = None if types is None else _debug(words, known, types, parts[0], modules)
-    data = _file(dump, kernel, parts, debug)
+    frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
+    missing += _frames_missing(frames, link_addresses)
+    data = _file(dump, kernel, parts, debug, frames)
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
     return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
@@ -93,7 +97,17 @@ def _debug(words: Words, known: Knowledge, types: Btf, part: Part, modules: Modu
     return debug.finish()
 
 
-def _file(dump: Dump, kernel: Kernel, parts: Sequence[Part], debug: DebugSections | None) -> bytes:
+def _frames_missing(frames: FrameFile | None, link_addresses: bool) -> tuple[str, ...]:
+    if frames is not None:
+        return frames.warnings
+    if link_addresses:
+        return ()
+    return ("there are no unwind tables (ORC) in the dump: backtraces are what a debugger makes of the code",)
+
+
+def _file(
+    dump: Dump, kernel: Kernel, parts: Sequence[Part], debug: DebugSections | None, frames: FrameFile | None
+) -> bytes:
     kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
     sections = [section for part in parts for section in part.sections]
     if kernel.identity.build_id:
@@ -102,6 +116,8 @@ def _file(dump: Dump, kernel: Kernel, parts: Sequence[Part], debug: DebugSection
     if debug is not None:
         contents = (("info", debug.info), ("abbrev", debug.abbrev), ("str", debug.str), ("rnglists", debug.rnglists))
         sections += [Section(f".debug_{name}", data=data) for name, data in contents]
+    if frames is not None:
+        sections.append(Section(".debug_frame", data=frames.data, align=8))
     return symbol_file(kind, kernel.arch.e_machine, sections, elf_symbols(parts), e_flags=dump.e_flags)
 
 
