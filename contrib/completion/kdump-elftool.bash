@@ -10,7 +10,7 @@ _kdump_elftool() {
     done
     case $command in
         "")
-            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps gdb gdbinit -h --help -v --version" -- "$word")
+            mapfile -t COMPREPLY < <(compgen -W "topelf tovelf addrandoff makedyn dumpmem virttophys vminfo info dmesg ps gdb mkvmlinux gdbinit -h --help -v --version" -- "$word")
             return ;;
         topelf)
             known="-h --help -i --oldmem --infile -v --vmcore -I --intype --zero-excluded --arch --ram-base --cpu-regs -m --vmlinux -e --extravminfo -P --physpgd --kernel -l --level --format --compress -o --outfile -8 --m64 -4 --m32 --verbose -q --quiet -d --debug --json --strict --force --no-progress"
@@ -171,6 +171,20 @@ _kdump_elftool() {
                 --velf) return ;;
                 --modules) return ;;
                 --gdb) return ;;
+            esac
+            ;;
+        mkvmlinux)
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel -o --outfile --link-addresses --btf --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            case $before in
+                -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
+                --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
+                --ram-base) return ;;
+                --cpu-regs) return ;;
+                -e | --extravminfo) return ;;
+                -P | --physpgd) return ;;
+                --kernel) return ;;
+                -o | --outfile) return ;;
+                --btf) return ;;
             esac
             ;;
         gdbinit)

@@ -17,7 +17,9 @@ class BtfWriter:
 
     def __init__(self, order: str = "<", base: BtfWriter | None = None) -> None:
         self.order = order
-        self.before = (base.before[0] + len(base.records), base.before[1] + len(base.strings)) if base else (0, 0)
+        self.before = (
+            (base.before[0] + len(base.records), base.before[1] + len(base.strings)) if base else (0, 0)
+        )
         self.strings = bytearray() if base else bytearray(b"\0")
         self.known = {"": 0} | (base.known if base else {})
         self.records: list[bytes] = []

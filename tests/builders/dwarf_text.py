@@ -97,7 +97,11 @@ def _with_elements(die: Any) -> str:
     if value(die, "declaration"):
         return f"{_WORDS[die.tag]};"
     inside = "; ".join(_element(child) for child in die.iter_children())
-    kind = f" of {referred(die)}" if die.tag == "DW_TAG_enumeration_type" and "DW_AT_type" in die.attributes else ""
+    kind = (
+        f" of {referred(die)}"
+        if die.tag == "DW_TAG_enumeration_type" and "DW_AT_type" in die.attributes
+        else ""
+    )
     return f"{_WORDS[die.tag]}{kind} {value(die, 'byte_size')} {{{inside}}}"
 
 

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--link-addresses",
         action="store_true",
-        help="the addresses the kernel was linked for, not those where it ran: for drgn, which adds the KASLR "
-        "offset itself",
+        help="the addresses the kernel was linked for, not those where it ran: for drgn, which adds the "
+        "KASLR offset itself",
     )
     output.add_argument(
         "--btf",

@@ -96,7 +96,8 @@ def elements(btf: Columns, rows: Index, kind: Kind) -> Elements:
 
 def extra(btf: Columns, rows: Index, count: int) -> U32:
     """The words behind the first three of these rows: an array of (rows, count)."""
-    return btf.words[btf.start[rows][:, None] + HEAD + np.arange(count)]
+    words: U32 = btf.words[btf.start[rows][:, None] + HEAD + np.arange(count)]
+    return words
 
 
 def destinations(btf: Columns) -> Index:

@@ -21,16 +21,16 @@ from kdump_elftool.dwarf.entries import Column, Unit
 from kdump_elftool.elf.btf_kinds import Kind
 
 _TAGS = {
-    Kind.PTR: Tag.pointer_type,
-    Kind.CONST: Tag.const_type,
-    Kind.VOLATILE: Tag.volatile_type,
-    Kind.RESTRICT: Tag.restrict_type,
-    Kind.TYPEDEF: Tag.typedef,
-    Kind.ARRAY: Tag.array_type,
-    Kind.STRUCT: Tag.structure_type,
-    Kind.UNION: Tag.union_type,
+    Kind.PTR: Tag.POINTER_TYPE,
+    Kind.CONST: Tag.CONST_TYPE,
+    Kind.VOLATILE: Tag.VOLATILE_TYPE,
+    Kind.RESTRICT: Tag.RESTRICT_TYPE,
+    Kind.TYPEDEF: Tag.TYPEDEF,
+    Kind.ARRAY: Tag.ARRAY_TYPE,
+    Kind.STRUCT: Tag.STRUCTURE_TYPE,
+    Kind.UNION: Tag.UNION_TYPE,
 }
-_MAX_VALUE = {Form.data1: 0x7F, Form.data2: 0x7FFF, Form.data4: 0x7FFFFFFF}
+_MAX_VALUE = {Form.DATA1: 0x7F, Form.DATA2: 0x7FFF, Form.DATA4: 0x7FFFFFFF}
 """Up to here a reader that takes such a form for signed reads the same."""
 
 
@@ -69,8 +69,8 @@ class TypeEntries:
         for kind in (Kind.CONST, Kind.VOLATILE, Kind.RESTRICT, Kind.TYPEDEF):
             self._add(_TAGS[kind], of[kind], [self._name(of[kind]), self._type(of[kind])])
         width = np.full(len(of[Kind.PTR]), self.word)
-        size = Column(At.byte_size, Form.data1, width)
-        self._add(Tag.pointer_type, of[Kind.PTR], [size, self._type(of[Kind.PTR])])
+        size = Column(At.BYTE_SIZE, Form.DATA1, width)
+        self._add(Tag.POINTER_TYPE, of[Kind.PTR], [size, self._type(of[Kind.PTR])])
         self._arrays(of[Kind.ARRAY])
         for kind in STRUCTS:
             self._structs(_TAGS[kind], of[kind])
@@ -87,30 +87,31 @@ class TypeEntries:
         name = self.texts.place(found.words[:, 0])
         dots = self._dots(protos, found)
         columns = [
-            Column(At.name, Form.strp, name[~dots], name[~dots] > 0),
-            Column(At.type, Form.ref_addr, type_id[~dots], type_id[~dots] > 0),
+            Column(At.NAME, Form.STRP, name[~dots], name[~dots] > 0),
+            Column(At.TYPE, Form.REF_ADDR, type_id[~dots], type_id[~dots] > 0),
         ]
-        self.unit.add_children(Tag.formal_parameter, owner[found.of[~dots]], found.nth[~dots], columns)
-        self.unit.add_children(Tag.unspecified_parameters, owner[found.of[dots]], found.nth[dots], [])
+        self.unit.add_children(Tag.FORMAL_PARAMETER, owner[found.of[~dots]], found.nth[~dots], columns)
+        self.unit.add_children(Tag.UNSPECIFIED_PARAMETERS, owner[found.of[dots]], found.nth[dots], [])
 
     def _dots(self, protos: Index, found: Elements) -> Bools:
         """Which parameters are an ellipsis: the last, without name and type."""
         last: Bools = found.nth + 1 == self.types.btf.vlen[protos][found.of]
-        return last & (found.words[:, 0] == 0) & (found.words[:, 1] == 0)
+        dots: Bools = last & (found.words[:, 0] == 0) & (found.words[:, 1] == 0)
+        return dots
 
     def _add(self, tag: Tag, rows: Index, columns: list[Column], parents: Bools | None = None) -> None:
         self.unit.add(tag, rows + 1, columns, parents=parents)
 
     def _name(self, rows: Index) -> Column:
         place = self.texts.place(self.types.btf.name[rows])
-        return Column(At.name, Form.strp, place, place > 0)
+        return Column(At.NAME, Form.STRP, place, place > 0)
 
     def _type(self, rows: Index) -> Column:
         target = self.types.target[rows]
-        return Column(At.type, Form.ref_addr, target, target > 0)
+        return Column(At.TYPE, Form.REF_ADDR, target, target > 0)
 
     def _size(self, rows: Index) -> Column:
-        return Column(At.byte_size, Form.data4, self.types.btf.size[rows])
+        return Column(At.BYTE_SIZE, Form.DATA4, self.types.btf.size[rows])
 
     def _base_types(self, ints: Index, floats: Index) -> None:
         word = extra(self.types.btf, ints, 1)[:, 0]
@@ -118,25 +119,25 @@ class TypeEntries:
         signed, boolean = encoding & INT_SIGNED > 0, encoding & INT_BOOL > 0
         # C has no other integer of one byte than a char
         char = self.types.btf.size[ints] == 1
-        kind = np.where(signed, Encoding.signed, Encoding.unsigned)
-        kind = np.where(char, np.where(signed, Encoding.signed_char, Encoding.unsigned_char), kind)
-        kind = np.where(boolean, Encoding.boolean, kind)
-        for rows, values in ((ints, kind), (floats, np.full(len(floats), Encoding.float))):
-            columns = [self._name(rows), self._size(rows), Column(At.encoding, Form.data1, values)]
-            self._add(Tag.base_type, rows, columns)
+        kind = np.where(signed, Encoding.SIGNED, Encoding.UNSIGNED)
+        kind = np.where(char, np.where(signed, Encoding.SIGNED_CHAR, Encoding.UNSIGNED_CHAR), kind)
+        kind = np.where(boolean, Encoding.BOOLEAN, kind)
+        for rows, values in ((ints, kind), (floats, np.full(len(floats), Encoding.FLOAT))):
+            columns = [self._name(rows), self._size(rows), Column(At.ENCODING, Form.DATA1, values)]
+            self._add(Tag.BASE_TYPE, rows, columns)
 
     def _arrays(self, rows: Index) -> None:
         """BTF cannot tell [0] from []: both are [] here."""
         parents = np.ones(len(rows), dtype=np.bool_)
-        self._add(Tag.array_type, rows, [self._type(rows)], parents)
+        self._add(Tag.ARRAY_TYPE, rows, [self._type(rows)], parents)
         words = extra(self.types.btf, rows, 3)
         index, count = self.types.refer(words[:, 1]), words[:, 2]
         is_int = (index > 0) & (self.types.btf.kind[np.maximum(index - 1, 0)] == Kind.INT)
         columns = [
-            Column(At.type, Form.ref_addr, index, is_int),
-            Column(At.count, Form.data4, count, count > 0),
+            Column(At.TYPE, Form.REF_ADDR, index, is_int),
+            Column(At.COUNT, Form.DATA4, count, count > 0),
         ]
-        self.unit.add_children(Tag.subrange_type, rows + 1, np.zeros(len(rows), dtype=np.intp), columns)
+        self.unit.add_children(Tag.SUBRANGE_TYPE, rows + 1, np.zeros(len(rows), dtype=np.intp), columns)
 
     def _structs(self, tag: Tag, rows: Index) -> None:
         self._add(tag, rows, [self._name(rows), self._size(rows)], self.types.btf.vlen[rows] > 0)
@@ -149,18 +150,18 @@ class TypeEntries:
         type_id = members.type[rows]
         field = bits > 0
         columns = [
-            Column(At.name, Form.strp, name, name > 0),
-            Column(At.type, Form.ref_addr, type_id, type_id > 0),
-            Column(At.bit_size, Form.data1, bits, field),
-            Column(At.data_bit_offset, Form.data4, offset, field),
-            Column(At.data_member_location, Form.data4, offset // 8, ~field),
+            Column(At.NAME, Form.STRP, name, name > 0),
+            Column(At.TYPE, Form.REF_ADDR, type_id, type_id > 0),
+            Column(At.BIT_SIZE, Form.DATA1, bits, field),
+            Column(At.DATA_BIT_OFFSET, Form.DATA4, offset, field),
+            Column(At.DATA_MEMBER_LOCATION, Form.DATA4, offset // 8, ~field),
         ]
-        self.unit.add_children(Tag.member, row + 1, members.nth[rows], columns)
+        self.unit.add_children(Tag.MEMBER, row + 1, members.nth[rows], columns)
 
     def _declarations(self, rows: Index) -> None:
         of_union = self.types.btf.kind_flag[rows]
-        for tag, some in ((Tag.structure_type, rows[~of_union]), (Tag.union_type, rows[of_union])):
-            self._add(tag, some, [self._name(some), Column(At.declaration, Form.flag_present)])
+        for tag, some in ((Tag.STRUCTURE_TYPE, rows[~of_union]), (Tag.UNION_TYPE, rows[of_union])):
+            self._add(tag, some, [self._name(some), Column(At.DECLARATION, Form.FLAG_PRESENT)])
 
     def _enums(self, rows: Index, wanted: Bools) -> None:
         found = read_enumerators(self.types.btf)
@@ -171,15 +172,15 @@ class TypeEntries:
         columns = [
             self._name(rows),
             self._size(rows),
-            Column(At.type, Form.ref_addr, integer, integer > 0),
-            Column(At.declaration, Form.flag_present, None, empty),
+            Column(At.TYPE, Form.REF_ADDR, integer, integer > 0),
+            Column(At.DECLARATION, Form.FLAG_PRESENT, None, empty),
         ]
-        self._add(Tag.enumeration_type, rows, columns, ~empty)
+        self._add(Tag.ENUMERATION_TYPE, rows, columns, ~empty)
         some = np.flatnonzero(wanted[found.row])
         value, negative = found.value[some], found.negative[some]
         name = self.texts.place(found.name[some])
-        columns = [Column(At.name, Form.strp, name, name > 0), *_constant(value, negative)]
-        self.unit.add_children(Tag.enumerator, found.row[some] + 1, found.nth[some], columns)
+        columns = [Column(At.NAME, Form.STRP, name, name > 0), *_constant(value, negative)]
+        self.unit.add_children(Tag.ENUMERATOR, found.row[some] + 1, found.nth[some], columns)
 
     def _integers(self, rows: Index, signed: Bools) -> Index:
         """The integer types that enumerations of that size and sign are made of; 0 where there is none."""
@@ -196,18 +197,18 @@ class TypeEntries:
         return result
 
     def _prototypes(self, rows: Index) -> None:
-        columns = [Column(At.prototyped, Form.flag_present), self._type(rows)]
-        self._add(Tag.subroutine_type, rows, columns, self.types.btf.vlen[rows] > 0)
+        columns = [Column(At.PROTOTYPED, Form.FLAG_PRESENT), self._type(rows)]
+        self._add(Tag.SUBROUTINE_TYPE, rows, columns, self.types.btf.vlen[rows] > 0)
         self.parameters(rows + 1, rows)
 
 
 def _constant(value: npt.NDArray[np.int64], negative: Bools) -> list[Column]:
     """DW_AT_const_value in the smallest form that all readers understand alike."""
     rest = ~negative
-    columns = [Column(At.const_value, Form.sdata, value, negative)]
+    columns = [Column(At.CONST_VALUE, Form.SDATA, value, negative)]
     for form, most in _MAX_VALUE.items():
         fits = rest & (value >= 0) & (value <= most)
-        columns.append(Column(At.const_value, form, value, fits))
+        columns.append(Column(At.CONST_VALUE, form, value, fits))
         rest &= ~fits
-    columns.append(Column(At.const_value, Form.data8, value.view(np.uint64), rest))
+    columns.append(Column(At.CONST_VALUE, Form.DATA8, value.view(np.uint64), rest))
     return columns

@@ -79,7 +79,9 @@ class BtfToDwarf:
         self._base_strings = 0
         self._units: list[Written] = []
 
-    def add(self, name: str, btf: Columns, symbols: Symbols, wanted: tuple[tuple[str, str], ...] = ()) -> None:
+    def add(
+        self, name: str, btf: Columns, symbols: Symbols, wanted: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """An object with the symbols of its code and data.
 
         ``wanted`` are variables with their types in C, for those that BTF has no type for.
@@ -127,12 +129,12 @@ class BtfToDwarf:
         A module may be the first to refer to one of the kernel's: it gets a copy.
         """
         btf = types.btf
-        used = np.zeros(len(btf.kind) + 1, dtype=np.bool_)
-        used[types.target[own_rows(btf, REFERRING)]] = True
-        used[types.members.type] = True
+        is_used = np.zeros(len(btf.kind) + 1, dtype=np.bool_)
+        is_used[types.target[own_rows(btf, REFERRING)]] = True
+        is_used[types.members.type] = True
         wanted = np.zeros(len(btf.kind), dtype=np.bool_)
         wanted[own_rows(btf, TYPES)] = True
-        used = np.flatnonzero(used[1:])
+        used = np.flatnonzero(is_used[1:])
         protos = used[btf.kind[used] == Kind.FUNC_PROTO]
         wanted[own_rows(btf, (Kind.FUNC_PROTO,))] = False
         wanted[protos] = True
@@ -150,20 +152,25 @@ class BtfToDwarf:
         size = np.minimum(symbols.size[functions.symbol], np.uint64(0xFFFFFFFF))
         is_global = symbols.kind[functions.symbol] == ord("T")
         columns = [
-            Column(At.name, Form.strp, name),
-            Column(At.external, Form.flag_present, None, is_global),
-            Column(At.prototyped, Form.flag_present),
-            Column(At.type, Form.ref_addr, target, target > 0),
-            Column(At.low_pc, Form.addr, symbols.address[functions.symbol]),
-            Column(At.high_pc, Form.data4, size),
+            Column(At.NAME, Form.STRP, name),
+            Column(At.EXTERNAL, Form.FLAG_PRESENT, None, is_global),
+            Column(At.PROTOTYPED, Form.FLAG_PRESENT),
+            Column(At.TYPE, Form.REF_ADDR, target, target > 0),
+            Column(At.LOW_PC, Form.ADDR, symbols.address[functions.symbol]),
+            Column(At.HIGH_PC, Form.DATA4, size),
         ]
         parents = entries.types.btf.vlen[functions.proto] > 0
-        entries.unit.add(Tag.subprogram, numbers, columns, parents=parents)
+        entries.unit.add(Tag.SUBPROGRAM, numbers, columns, parents=parents)
         entries.parameters(numbers, functions.proto)
         return number + len(numbers)
 
     def _add_variables(
-        self, entries: TypeEntries, nul: Index, symbols: Symbols, wanted: tuple[tuple[str, str], ...], number: int
+        self,
+        entries: TypeEntries,
+        nul: Index,
+        symbols: Symbols,
+        wanted: tuple[tuple[str, str], ...],
+        number: int,
     ) -> int:
         """Variables; returns how many."""
         btf = entries.types.btf
@@ -177,17 +184,17 @@ class BtfToDwarf:
     def _top(self, name: str, functions: Functions, symbols: Symbols) -> list[Column]:
         """The unit's own entry, and its ranges."""
         columns = [
-            Column(At.producer, Form.strp, np.array([self._strings.put(PRODUCER)])),
-            Column(At.language, Form.data1, np.array([LANG_C11])),
-            Column(At.name, Form.strp, np.array([self._strings.put(name.encode())])),
+            Column(At.PRODUCER, Form.STRP, np.array([self._strings.put(PRODUCER)])),
+            Column(At.LANGUAGE, Form.DATA1, np.array([LANG_C11])),
+            Column(At.NAME, Form.STRP, np.array([self._strings.put(name.encode())])),
         ]
         if len(functions.symbol):
             start, end = _extent(symbols.address[functions.symbol], symbols.size[functions.symbol])
             body, at = range_list(start, end, self._order, self._word)
             at += sum(map(len, self._ranges))
             self._ranges.append(body)
-            columns.append(Column(At.low_pc, Form.addr, np.zeros(1, dtype=np.uint64)))
-            columns.append(Column(At.ranges, Form.sec_offset, np.array([at])))
+            columns.append(Column(At.LOW_PC, Form.ADDR, np.zeros(1, dtype=np.uint64)))
+            columns.append(Column(At.RANGES, Form.SEC_OFFSET, np.array([at])))
         return columns
 
 

@@ -1,4 +1,4 @@
-"""C's types out of BTF, ready to be written: references that lead somewhere, and nothing that goes in circles."""
+"""C's types out of BTF, ready to be written: references that lead somewhere, nothing in circles."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class Members:
     offset: I64
     bits: I64
 
+    def take(self, rows: Bools) -> Members:
+        """Some of them."""
+        names = self.row[rows], self.nth[rows], self.name[rows], self.type[rows]
+        return Members(*names, self.offset[rows], self.bits[rows])
+
 
 @dataclass(frozen=True)
 class Enumerators:
@@ -70,11 +75,6 @@ class Types:
         """Entries for type numbers as BTF has them; 0 for void."""
         return refer(self.leads, numbers)
 
-    @property
-    def own(self) -> Bools:
-        """By row: of this object, not of the one below it."""
-        return np.arange(len(self.btf.kind)) >= self.btf.first
-
 
 def refer(leads: Index, numbers: npt.NDArray[np.integer]) -> Index:
     """As :meth:`Types.refer`."""
@@ -97,13 +97,8 @@ def read_types(btf: Columns, base: Types | None = None) -> Types:
     members = _members(btf, leads)
     cut_targets, cut_members = _circles(btf, leads, target, members)
     target[cut_targets] = 0
-    kept = ~cut_members
-    members = Members(
-        *(column[kept] for column in (members.row, members.nth, members.name, members.type)),
-        members.offset[kept],
-        members.bits[kept],
-    )
-    return Types(btf, leads, target, members, int(cut_targets.sum() + cut_members.sum()))
+    cut = int(cut_targets.sum() + cut_members.sum())
+    return Types(btf, leads, target, members.take(~cut_members) if cut else members, cut)
 
 
 def _members(btf: Columns, leads: Index) -> Members:

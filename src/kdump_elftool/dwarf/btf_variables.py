@@ -86,12 +86,12 @@ def _by_section(at: Index, offset: U64, address: U64, known: Bools) -> None:
 def add_variables(unit: Unit, number: int, name: Index, found: Variables) -> int:
     """Write them, ``name`` being their places in .debug_str; returns the next free number."""
     columns = [
-        Column(At.name, Form.strp, name),
-        Column(At.external, Form.flag_present),
-        Column(At.type, Form.ref_addr, found.type),
-        Column(At.location, Form.exprloc, found.address),
+        Column(At.NAME, Form.STRP, name),
+        Column(At.EXTERNAL, Form.FLAG_PRESENT),
+        Column(At.TYPE, Form.REF_ADDR, found.type),
+        Column(At.LOCATION, Form.EXPRLOC, found.address),
     ]
-    unit.add(Tag.variable, number + np.arange(len(name)), columns)
+    unit.add(Tag.VARIABLE, number + np.arange(len(name)), columns)
     return number + len(name)
 
 

@@ -26,7 +26,7 @@ _TAGGED = {
 }
 _OTHER_NAMES = {"unsigned long": "long unsigned int", "long": "long int", "unsigned int": "unsigned"}
 """Integers have the compiler's names in BTF: gcc's where clang's is not found."""
-_QUALIFIERS = {"const ": Tag.const_type, "volatile ": Tag.volatile_type}
+_QUALIFIERS = {"const ": Tag.CONST_TYPE, "volatile ": Tag.VOLATILE_TYPE}
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,21 @@ class Spelling:
         if spelled.qualifier is not None:
             number = self._over(_QUALIFIERS[spelled.qualifier], number)
         for _ in range(spelled.stars):
-            number = self._over(Tag.pointer_type, number)
-        return self._over(Tag.array_type, number) if spelled.array else number
+            number = self._over(Tag.POINTER_TYPE, number)
+        return self._over(Tag.ARRAY_TYPE, number) if spelled.array else number
 
     def _over(self, tag: Tag, target: int) -> int:
         key = tag, target
         if key in self._known:
             return self._known[key]
         number, one = self.number, np.ones(1, dtype=np.bool_)
-        columns = [Column(At.type, Form.ref_addr, np.array([target]), one if target else ~one)]
-        if tag == Tag.pointer_type:
-            columns.append(Column(At.byte_size, Form.data1, np.array([self._word])))
+        columns = [Column(At.TYPE, Form.REF_ADDR, np.array([target]), one if target else ~one)]
+        if tag == Tag.POINTER_TYPE:
+            columns.append(Column(At.BYTE_SIZE, Form.DATA1, np.array([self._word])))
         at: Index = np.array([number])
-        self._unit.add(tag, at, columns, parents=one if tag == Tag.array_type else None)
-        if tag == Tag.array_type:
-            self._unit.add_children(Tag.subrange_type, at, np.zeros(1, dtype=np.intp), [])
+        self._unit.add(tag, at, columns, parents=one if tag == Tag.ARRAY_TYPE else None)
+        if tag == Tag.ARRAY_TYPE:
+            self._unit.add_children(Tag.SUBRANGE_TYPE, at, np.zeros(1, dtype=np.intp), [])
         self.number += 1
         self._known[key] = number
         return number

@@ -1,4 +1,4 @@
-"""DWARF numbers under the names of the standard (DWARF 5, chapter 7), without their DW_ prefixes."""
+"""DWARF numbers under the names of the standard (DWARF 5, chapter 7), in capitals without prefixes."""
 
 from __future__ import annotations
 
@@ -8,75 +8,75 @@ from enum import IntEnum
 class Tag(IntEnum):
     """DW_TAG_*."""
 
-    array_type = 0x01
-    enumeration_type = 0x04
-    formal_parameter = 0x05
-    member = 0x0D
-    pointer_type = 0x0F
-    compile_unit = 0x11
-    structure_type = 0x13
-    subroutine_type = 0x15
-    typedef = 0x16
-    union_type = 0x17
-    unspecified_parameters = 0x18
-    subrange_type = 0x21
-    base_type = 0x24
-    const_type = 0x26
-    enumerator = 0x28
-    subprogram = 0x2E
-    variable = 0x34
-    volatile_type = 0x35
-    restrict_type = 0x37
+    ARRAY_TYPE = 0x01
+    ENUMERATION_TYPE = 0x04
+    FORMAL_PARAMETER = 0x05
+    MEMBER = 0x0D
+    POINTER_TYPE = 0x0F
+    COMPILE_UNIT = 0x11
+    STRUCTURE_TYPE = 0x13
+    SUBROUTINE_TYPE = 0x15
+    TYPEDEF = 0x16
+    UNION_TYPE = 0x17
+    UNSPECIFIED_PARAMETERS = 0x18
+    SUBRANGE_TYPE = 0x21
+    BASE_TYPE = 0x24
+    CONST_TYPE = 0x26
+    ENUMERATOR = 0x28
+    SUBPROGRAM = 0x2E
+    VARIABLE = 0x34
+    VOLATILE_TYPE = 0x35
+    RESTRICT_TYPE = 0x37
 
 
 class At(IntEnum):
     """DW_AT_*."""
 
-    location = 0x02
-    name = 0x03
-    byte_size = 0x0B
-    low_pc = 0x11
-    high_pc = 0x12
-    language = 0x13
-    const_value = 0x1C
-    producer = 0x25
-    prototyped = 0x27
-    bit_size = 0x0D
-    count = 0x37
-    data_member_location = 0x38
-    declaration = 0x3C
-    encoding = 0x3E
-    external = 0x3F
-    type = 0x49
-    ranges = 0x55
-    data_bit_offset = 0x6B
+    LOCATION = 0x02
+    NAME = 0x03
+    BYTE_SIZE = 0x0B
+    LOW_PC = 0x11
+    HIGH_PC = 0x12
+    LANGUAGE = 0x13
+    CONST_VALUE = 0x1C
+    PRODUCER = 0x25
+    PROTOTYPED = 0x27
+    BIT_SIZE = 0x0D
+    COUNT = 0x37
+    DATA_MEMBER_LOCATION = 0x38
+    DECLARATION = 0x3C
+    ENCODING = 0x3E
+    EXTERNAL = 0x3F
+    TYPE = 0x49
+    RANGES = 0x55
+    DATA_BIT_OFFSET = 0x6B
 
 
 class Form(IntEnum):
-    """DW_FORM_*; only those whose size does not depend on the value, and ``sdata``, which is padded."""
+    """DW_FORM_*; only those whose size does not depend on the value, and SDATA, which is padded."""
 
-    addr = 0x01
-    data2 = 0x05
-    data4 = 0x06
-    data8 = 0x07
-    data1 = 0x0B
-    sdata = 0x0D
-    strp = 0x0E
-    ref_addr = 0x10
-    sec_offset = 0x17
-    exprloc = 0x18
-    flag_present = 0x19
+    ADDR = 0x01
+    DATA2 = 0x05
+    DATA4 = 0x06
+    DATA8 = 0x07
+    DATA1 = 0x0B
+    SDATA = 0x0D
+    STRP = 0x0E
+    REF_ADDR = 0x10
+    SEC_OFFSET = 0x17
+    EXPRLOC = 0x18
+    FLAG_PRESENT = 0x19
 
 
 class Encoding(IntEnum):
     """DW_ATE_*."""
 
-    boolean = 0x02
-    float = 0x04
-    signed = 0x05
-    signed_char = 0x06
-    unsigned = 0x07
-    unsigned_char = 0x08
+    BOOLEAN = 0x02
+    FLOAT = 0x04
+    SIGNED = 0x05
+    SIGNED_CHAR = 0x06
+    UNSIGNED = 0x07
+    UNSIGNED_CHAR = 0x08
 
 
 UT_COMPILE = 1

@@ -107,9 +107,7 @@ class Unit:
     another unit's entries, in .debug_info, by their numbers: references may go there.
     """
 
-    def __init__(
-        self, abbreviations: Abbreviations, order: str, word: int, base: U64 | None = None
-    ) -> None:
+    def __init__(self, abbreviations: Abbreviations, order: str, word: int, base: U64 | None = None) -> None:
         self._abbreviations = abbreviations
         self._order, self._word = order, word
         self._base = np.zeros(0, dtype=np.uint64) if base is None else base
@@ -135,11 +133,7 @@ class Unit:
                 variant |= mask.astype(np.int64) << bit
         for code in np.flatnonzero(np.bincount(variant)).tolist() if len(key) else ():
             rows = np.flatnonzero(variant == code)
-            used = [
-                column
-                for bit, column in enumerate(columns)
-                if column.present is None or code >> bit & 1
-            ]
+            used = [column for bit, column in enumerate(columns) if column.present is None or code >> bit & 1]
             children = bool(code >> len(columns) & 1)
             shape = _Shape(tag, children, tuple((column.attribute, column.form) for column in used))
             values = tuple(column.values[rows] for column in used if column.values is not None)
@@ -150,9 +144,11 @@ class Unit:
 
         ``columns`` are the attributes of the unit's own entry, one value each.
         """
-        top = _Shape(Tag.compile_unit, True, tuple((column.attribute, column.form) for column in columns))
+        top = _Shape(Tag.COMPILE_UNIT, True, tuple((column.attribute, column.form) for column in columns))
         head = self._rows(
-            _Group(top, np.zeros(1, dtype=np.int64), tuple(c.values for c in columns if c.values is not None)),
+            _Group(
+                top, np.zeros(1, dtype=np.int64), tuple(c.values for c in columns if c.values is not None)
+            ),
             np.zeros(0, dtype=np.uint64),
         ).tobytes()
         ends = self._terminators()
@@ -177,7 +173,7 @@ class Unit:
         """The null entries that end the children of an entry."""
         keys = [group.key for group in self._groups if group.shape.children]
         key = np.concatenate(keys) if keys else np.zeros(0, dtype=np.int64)
-        return _Group(_Shape(Tag.compile_unit, False, ()), key + _END, ())
+        return _Group(_Shape(Tag.COMPILE_UNIT, False, ()), key + _END, ())
 
     def _by_number(self, groups: list[_Group], places: list[Index]) -> U64:
         """Where each entry below the unit lies, by its number; 0 for a number that none has."""
@@ -193,14 +189,18 @@ class Unit:
     def _dtype(self, shape: _Shape) -> np.dtype[np.void]:
         fields: list[tuple[str, object]] = [("code", "u1")]
         for at, (_, form) in enumerate(shape.attributes):
-            if form == Form.exprloc:
-                fields += [(f"length{at}", "u1"), (f"op{at}", "u1"), (f"a{at}", f"{self._order}u{self._word}")]
-            elif form == Form.sdata:
+            if form == Form.EXPRLOC:
+                fields += [
+                    (f"length{at}", "u1"),
+                    (f"op{at}", "u1"),
+                    (f"a{at}", f"{self._order}u{self._word}"),
+                ]
+            elif form == Form.SDATA:
                 fields.append((f"a{at}", ("u1", (SDATA_SIZE,))))
-            elif form != Form.flag_present:
-                size = self._word if form == Form.addr else _SIZES[form]
+            elif form != Form.FLAG_PRESENT:
+                size = self._word if form == Form.ADDR else _SIZES[form]
                 fields.append((f"a{at}", f"{self._order}u{size}"))
-        return np.dtype(fields)  # type: ignore[call-overload,no-any-return]
+        return np.dtype(fields)
 
     def _rows(self, group: _Group, table: U64) -> npt.NDArray[np.uint8]:
         """The group's entries, a row of bytes each."""
@@ -209,29 +209,29 @@ class Unit:
         rows["code"] = self._abbreviations.code(group.shape)
         values = iter(group.columns)
         for at, (_, form) in enumerate(group.shape.attributes):
-            if form == Form.flag_present:
+            if form == Form.FLAG_PRESENT:
                 continue
             column = next(values)
-            if form == Form.ref_addr:
+            if form == Form.REF_ADDR:
                 column = table[column]
                 if not column.all():
                     raise ValueError("an entry refers to one that is neither in its unit nor in the base")
-            elif form == Form.sdata:
+            elif form == Form.SDATA:
                 column = sleb(column.astype(np.int64))
-            elif form == Form.exprloc:
+            elif form == Form.EXPRLOC:
                 rows[f"length{at}"], rows[f"op{at}"] = 1 + self._word, OP_ADDR
             rows[f"a{at}"] = column
         return rows.view(np.uint8).reshape(len(rows), dtype.itemsize)
 
 
 _SIZES = {
-    Form.data1: 1,
-    Form.data2: 2,
-    Form.data4: 4,
-    Form.data8: 8,
-    Form.strp: 4,
-    Form.ref_addr: 4,
-    Form.sec_offset: 4,
+    Form.DATA1: 1,
+    Form.DATA2: 2,
+    Form.DATA4: 4,
+    Form.DATA8: 8,
+    Form.STRP: 4,
+    Form.REF_ADDR: 4,
+    Form.SEC_OFFSET: 4,
 }
 
 

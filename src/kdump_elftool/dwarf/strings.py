@@ -65,7 +65,7 @@ class Names:
 
     @classmethod
     def terminated(cls, text: bytes, nul: Index, begin: Index) -> Names:
-        """Names that end with the first NUL behind their beginning (``nul``: :func:`ends`), or with the text."""
+        """Names that end with the first NUL behind their beginning; ``nul`` is what :func:`ends` gave."""
         begin = np.minimum(begin, len(text))
         return cls(text, begin, nul[np.searchsorted(nul, begin)])
 
@@ -99,7 +99,8 @@ class Names:
         within = np.arange(total) - np.repeat(first, length)
         letters = np.frombuffer(self.text, dtype=np.uint8)[np.repeat(self.begin, length) + within]
         digits = np.concatenate([[np.uint64(0)], np.cumsum((letters + np.uint64(1)) * powers[within])])
-        return digits[first + length] - digits[first] + length.astype(np.uint64)
+        hashes: U64 = digits[first + length] - digits[first] + length.astype(np.uint64)
+        return hashes
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,13 @@ _SECTIONS = (
 _LARGEST = 16 << 20
 """A symbol that is larger than this is the last one before a gap."""
 _CODE, _OBJECTS, _WEAK = b"tT", b"aAbBdDgGrRsSvV", b"wWvV"
-_LABELS = (
-    "_text _stext _etext _sinittext _einittext _sdata _edata _end __bss_start __bss_stop __brk_base __init_begin "
-    "__init_end __start_rodata __end_rodata __per_cpu_start __per_cpu_end __sched_text_start __sched_text_end "
-    "__cpuidle_text_start __cpuidle_text_end __lock_text_start __lock_text_end __kprobes_text_start "
-    "__kprobes_text_end __entry_text_start __entry_text_end __irqentry_text_start __irqentry_text_end "
-    "__softirqentry_text_start __softirqentry_text_end __noinstr_text_start __noinstr_text_end "
-    "__indirect_thunk_start __indirect_thunk_end __static_call_text_start __static_call_text_end"
-)
+_TEXTS = "sched cpuidle lock kprobes entry irqentry softirqentry noinstr static_call"
+_LABELS = [
+    *"_text _stext _etext _sinittext _einittext _sdata _edata _end __bss_start __bss_stop __brk_base".split(),
+    *"__init_begin __init_end __start_rodata __end_rodata __per_cpu_start __per_cpu_end".split(),
+    *(f"__{text}_text_{border}" for text in _TEXTS.split() for border in ("start", "end")),
+    *"__indirect_thunk_start __indirect_thunk_end".split(),
+]
 """Of the linker script: they mark places and have no size of their own."""
 
 
@@ -60,7 +59,7 @@ def kernel_part(found: Kallsyms) -> Part:
     names = names.take(rows)
     address, kind = found.address[rows], found.kind[rows]
     size = sizes(address)
-    labels = Lookup.of(Names.of([label.encode() for label in _LABELS.split()]))
+    labels = Lookup.of(Names.of([label.encode() for label in _LABELS]))
     size[labels.first(names.hashes())[0] >= 0] = 0
     symbols = Symbols(names, address, size, kind)
     sections = _image_sections(found.symbol, symbols)
@@ -150,14 +149,15 @@ def elf_symbols(parts: Sequence[Part]) -> SymbolColumns:
         first_section += len(part.sections)
     before = np.cumsum([0, *(len(columns.text) for columns in made)])[:-1]
     return SymbolColumns(
-        *(np.concatenate([getattr(columns, name) for columns in made]) for name in _PLAIN),
+        address=np.concatenate([columns.address for columns in made]),
+        size=np.concatenate([columns.size for columns in made]),
+        kind=np.concatenate([columns.kind for columns in made]),
+        binding=np.concatenate([columns.binding for columns in made]),
+        section=np.concatenate([columns.section for columns in made]),
         text=b"".join(columns.text for columns in made),
         begin=np.concatenate([columns.begin + at for columns, at in zip(made, before, strict=True)]),
         end=np.concatenate([columns.end + at for columns, at in zip(made, before, strict=True)]),
     )
-
-
-_PLAIN = ("address", "size", "kind", "binding", "section")
 
 
 def _columns(part: Part, first_section: int) -> SymbolColumns:

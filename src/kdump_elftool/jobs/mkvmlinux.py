@@ -69,7 +69,9 @@ def make_vmlinux(
         if types is None:
             missing.append("the file of --btf is none that can be read: there are no types")
     elif types is None:
-        missing.append("there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types")
+        missing.append(
+            "there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types"
+        )
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
     debug = None if types is None else _debug(words, known, types, parts[0], modules)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
@@ -114,7 +116,12 @@ def _file(
         note = _build_id_note(kernel.identity.build_id, dump.kind.order)
         sections.append(Section(".note.gnu.build-id", data=note, sh_type=c.SHT_NOTE, align=4))
     if debug is not None:
-        contents = (("info", debug.info), ("abbrev", debug.abbrev), ("str", debug.str), ("rnglists", debug.rnglists))
+        contents = (
+            ("info", debug.info),
+            ("abbrev", debug.abbrev),
+            ("str", debug.str),
+            ("rnglists", debug.rnglists),
+        )
         sections += [Section(f".debug_{name}", data=data) for name, data in contents]
     if frames is not None:
         sections.append(Section(".debug_frame", data=frames.data, align=8))

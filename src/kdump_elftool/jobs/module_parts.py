@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, u64
+from kdump_elftool.addr import U64, Index, u64
+from kdump_elftool.dwarf.btf_columns import U8
 from kdump_elftool.dwarf.btf_variables import Symbols
 from kdump_elftool.dwarf.strings import Names
 from kdump_elftool.elf import constants as c
@@ -73,7 +74,7 @@ def _room(address: U64, sections: tuple[Section, ...]) -> U64:
     return sizes(np.concatenate([address, ends]))[: len(address)]
 
 
-def _letters(symbols: SymbolColumns, rows: np.typing.NDArray[np.intp]) -> np.typing.NDArray[np.uint8]:
+def _letters(symbols: SymbolColumns, rows: Index) -> U8:
     """nm's letters, of the ELF type where the kernel has kept that: it tells code from data better."""
     letter, info = symbols.letter[rows].copy(), symbols.info[rows]
     for kind, (upper, lower) in _LETTERS.items():
@@ -95,7 +96,9 @@ def _sections(name: str, module: LoadedModule) -> tuple[Section, ...]:
     return tuple(sorted(found, key=lambda section: section.addr))
 
 
-def module_types(words: Words, known: Knowledge, base: Btf, modules: ModuleParts) -> Iterator[tuple[Part, Btf]]:
+def module_types(
+    words: Words, known: Knowledge, base: Btf, modules: ModuleParts
+) -> Iterator[tuple[Part, Btf]]:
     """The BTF of each module that has one, behind the kernel's."""
     by_vaddr = dict(zip(modules.vaddr, modules.parts, strict=True))
     for found in read_module_btf(words, known):

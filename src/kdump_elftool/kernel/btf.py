@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -258,14 +257,18 @@ class Btf:
 def _behind(base: Btf, own: Btf) -> Btf:
     """A module's columns behind those of its kernel."""
 
-    def both(column: str) -> npt.NDArray[Any]:
-        return np.concatenate([getattr(base, column), getattr(own, column)])
-
-    columns = {name: both(name) for name in ("words", "name", "kind", "vlen", "kind_flag", "size")}
-    start = np.concatenate([base.start, own.start + len(base.words)])
-    strings = base.strings + own.strings
     return replace(
-        own, strings=strings, start=start, first=len(base), first_string=len(base.strings), **columns
+        own,
+        words=np.concatenate([base.words, own.words]),
+        strings=base.strings + own.strings,
+        start=np.concatenate([base.start, own.start + len(base.words)]),
+        name=np.concatenate([base.name, own.name]),
+        kind=np.concatenate([base.kind, own.kind]),
+        vlen=np.concatenate([base.vlen, own.vlen]),
+        kind_flag=np.concatenate([base.kind_flag, own.kind_flag]),
+        size=np.concatenate([base.size, own.size]),
+        first=len(base),
+        first_string=len(base.strings),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from kdump_elftool.addr import u64
@@ -12,8 +13,6 @@ from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.kernel.btf import Btf
 from tests.builders import btf as b
 from tests.builders.dwarf_text import described, units, value
-
-import numpy as np
 
 KINDS = [ElfKind(bits, order) for bits in (32, 64) for order in "<>"]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
