@@ -1,0 +1,183 @@
+"""A vmlinux made of nothing but a dump, against the distribution's own: gdb and readelf read both."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdump_elftool.elf.btf_kinds import Kind
+from kdump_elftool.files import InputFile
+from kdump_elftool.kernel.btf import Btf
+from kdump_elftool.kernel.vmlinux import read_vmlinux
+from kdump_elftool.kernel.vmlinux_source import vmlinux_btf
+from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+SEED = 20261129
+IN_CI = os.environ.get("LAB_SET", "ci") == "ci"
+CI_ROWS = ("x64-61-l4.kdump",)
+UNITS = ("schedule", "vfs_read")
+"""gdb takes 20 s to find a type in a distribution's vmlinux, and more for many: in CI all are of these units."""
+
+
+def _one_a_kernel() -> list[LabDump]:
+    dumps = [dump for dump in selected_dumps() if dump.scenario in ("kdump", "live")]
+    by_kernel = {dump.vmlinux: dump for dump in reversed(dumps) if not IN_CI or dump.row in CI_ROWS}
+    return sorted(by_kernel.values(), key=lambda dump: dump.id)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The dump, the file made of it, and what the command said."""
+
+    dump: LabDump
+    path: Path
+    summary: dict[str, Any]
+    offset: int
+
+
+@pytest.fixture(scope="module", params=_one_a_kernel(), ids=lambda dump: dump.id)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    dump: LabDump = request.param
+    dump.check()
+    path = tmp_path_factory.mktemp("mkvmlinux") / "vmlinux.dump"
+    done = kdump_elftool("mkvmlinux", dump.path, "-o", path, "--json")
+    assert done.returncode == 0, done.stderr
+    known = json.loads(kdump_elftool("info", dump.path, "--json").stdout)
+    yield Made(dump, path, json.loads(done.stdout), int(known["kaslr_offset"] or "0", 16))
+    path.unlink()
+
+
+def of_one_definition(vmlinux: Path) -> list[str]:
+    """struct and union names that BTF has once, with members."""
+    with InputFile.open(str(vmlinux)) as file:
+        btf = vmlinux_btf(read_vmlinux(file), 8)
+    assert isinstance(btf, Btf)
+    structs = np.flatnonzero(np.isin(btf.kind, [Kind.STRUCT, Kind.UNION]) & (btf.name > 0) & (btf.vlen > 0))
+    names = [(int(btf.kind[row]), int(btf.name[row])) for row in structs]
+    count = Counter(name for _, name in names)
+    tags = {Kind.STRUCT: "struct", Kind.UNION: "union"}
+    return [
+        f"{tags[Kind(kind)]} {btf.strings[name : btf.strings.index(0, name)].decode()}"
+        for kind, name in names
+        if count[name] == 1
+    ]
+
+
+def asked(vmlinux: Path, request: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """gdb's answer; see gdb_types.py."""
+    question, answer = scratch / "question.json", scratch / "answer.json"
+    question.write_text(json.dumps(request))
+    answer.unlink(missing_ok=True)
+    done = gdb(
+        f"symbol-file {vmlinux}",
+        f"source {HERE / 'gdb_types.py'}",
+        KD_REQUEST=str(question),
+        KD_ANSWER=str(answer),
+    )
+    assert answer.exists(), done.stdout + done.stderr
+    assert "warning" not in done.stderr, done.stderr
+    return json.loads(answer.read_text())
+
+
+@cache
+def real_answer(vmlinux: Path, offset: int, scratch: Path) -> dict[str, Any]:
+    request = {
+        "structs": of_one_definition(vmlinux),
+        "count": 200 if IN_CI else 2000,
+        "seed": SEED,
+        "units": UNITS,
+        "functions": [],
+        "from_units": IN_CI,
+        "offset": offset,
+    }
+    return asked(vmlinux, request, scratch)
+
+
+def flat(text: str) -> str:
+    """As BTF has it: no difference between [0] and [], the dimensions of an array multiplied."""
+
+    def product(found: re.Match[str]) -> str:
+        count = 1
+        for size in re.findall(r"\[(\d*)\]", found[0]):
+            count *= int(size or 0)
+        return f"[{count or ''}]"
+
+    return re.sub(r"(\[\d*\])+", product, text)
+
+
+def test_types_are_those_of_the_real_vmlinux(made, tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("types")
+    real = real_answer(made.dump.vmlinux, made.offset, scratch)
+    structs = {name: text for name, text in real["structs"].items() if text is not None}
+    assert len(structs) > 0.9 * (200 if IN_CI else 2000)
+    request = {
+        "structs": list(structs),
+        "count": len(structs),
+        "seed": SEED,
+        "units": [],
+        "from_units": False,
+    }
+    addresses = [int(address, 16) for address in real["functions"]]
+    ours = asked(made.path, {**request, "functions": addresses, "offset": 0}, scratch)
+    different = [name for name in structs if flat(structs[name]) != flat(ours["structs"][name] or "")]
+    assert not different, f"{len(different)} of {len(structs)}: {structs[different[0]]}"
+    both = [(text, ours["functions"].get(address)) for address, text in real["functions"].items()]
+    # BTF leaves out functions whose parameters the compiler has changed
+    common = [(theirs, mine) for theirs, mine in both if mine is not None]
+    assert len(common) > 0.7 * len(both)
+    wrong = [(theirs, mine) for theirs, mine in common if flat(theirs) != flat(mine)]
+    # two functions at one address may each be shown
+    wrong = [(theirs, mine) for theirs, mine in wrong if theirs.split(":")[0] == mine.split(":")[0]]
+    assert not wrong, f"{len(wrong)} of {len(common)}: {wrong[:5]}"
+
+
+def symbols(path: Path) -> list[tuple[int, int, str, str]]:
+    """Address, size, type and name of all symbols, as readelf lists them."""
+    done = subprocess.run(["readelf", "-sW", path], capture_output=True, text=True, errors="replace")
+    rows = (line.split() for line in done.stdout.splitlines())
+    return [
+        (int(row[1], 16), int(row[2], 0), row[3], row[7])
+        for row in rows
+        if len(row) == 8 and row[1] != "Value"
+    ]
+
+
+def test_symbols_are_those_of_the_real_vmlinux(made):
+    real = {(address, name): (size, kind) for address, size, kind, name in symbols(made.dump.vmlinux)}
+    table = symbols(made.path)
+    modules = next(at for at, row in enumerate(table) if row[2] == "FILE" and row[3].startswith("["))
+    own = [row for row in table[:modules] if row[2] in ("FUNC", "OBJECT")]
+    known = []
+    for address, size, kind, name in own:
+        # per-CPU symbols are not moved
+        found = real.get((address - made.offset, name)) or real.get((address, name))
+        known.append((name, size, kind, found))
+    assert len(known) > 60_000 or made.dump.row.startswith("a64")
+    assert not [name for name, _, _, found in known if found is None]
+    typed = [(kind, found[1]) for _, _, kind, found in known if found and found[1] in ("FUNC", "OBJECT")]
+    assert sum(ours != theirs for ours, theirs in typed) < 0.001 * len(typed)
+    sized = [(size, found[0]) for _, size, kind, found in known if found and kind == "FUNC" and found[0]]
+    # a symbol ends where the next one begins, not where its padding does
+    assert sum(ours < theirs or ours > theirs + 64 for ours, theirs in sized) < 0.005 * len(sized)
+
+
+def test_readelf_has_no_complaint(made):
+    done = subprocess.run(
+        ["readelf", "-wi", "-wa", "-wR", made.path], capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0
+    assert not done.stderr
+    assert done.stdout.count("DW_TAG_compile_unit") >= 2, "the kernel and at least one module"
