@@ -29,7 +29,7 @@ SEED = 20261129
 IN_CI = os.environ.get("LAB_SET", "ci") == "ci"
 CI_ROWS = ("x64-61-l4.kdump",)
 UNITS = ("schedule", "vfs_read")
-"""gdb takes 20 s to find a type in a distribution's vmlinux, and more for many: in CI all are of these units."""
+"""gdb takes 20 s to find a type in a distribution's vmlinux, and longer for many: CI asks for these units."""
 
 
 def _one_a_kernel() -> list[LabDump]:

@@ -93,7 +93,7 @@ def read_types(btf: Columns, base: Types | None = None) -> Types:
     rows = own_rows(btf, (Kind.FUNC_PROTO,))
     target[rows] = passable(btf, refer(leads, btf.size[rows]))
     arrays = own_rows(btf, (Kind.ARRAY,))
-    target[arrays] = refer(leads, extra(btf, arrays, 3)[:, 0])
+    target[arrays] = passable(btf, refer(leads, extra(btf, arrays, 3)[:, 0]))
     members = _members(btf, leads)
     cut_targets, cut_members = _circles(btf, leads, target, members)
     target[cut_targets] = 0
@@ -167,7 +167,7 @@ def parameter_types(btf: Columns, leads: Index, params: Elements) -> Index:
 
 
 def passable(btf: Columns, number: Index) -> Index:
-    """What can be passed to a function and returned: not a function, only a pointer to one."""
+    """What can be passed to a function, returned or stored: not a function, only a pointer to one."""
     if not len(btf.kind):
         return number
     return np.where(btf.kind[np.maximum(number - 1, 0)] == Kind.FUNC_PROTO, 0, number)

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdump_elftool.addr import U64, Bools, Index
 from kdump_elftool.dwarf.btf_columns import U8, elements, own_rows
-from kdump_elftool.dwarf.btf_types import Types
+from kdump_elftool.dwarf.btf_types import Types, passable
 from kdump_elftool.dwarf.c_types import Spelling
 from kdump_elftool.dwarf.constants import At, Form, Tag
 from kdump_elftool.dwarf.entries import Column, Unit
@@ -58,7 +58,7 @@ def find_variables(types: Types, nul: Index, symbols: Symbols) -> Variables:
         inside = at < len(rows)
         inside[inside] = rows[at[inside]] == found[inside, 0].astype(np.intp) - 1
         _by_section(at[inside], found[inside, 1].astype(np.uint64), address, known)
-    type_id = types.refer(btf.size[rows])
+    type_id = passable(btf, types.refer(btf.size[rows]))
     known &= type_id > 0
     return Variables(btf.name[rows][known].astype(np.intp), type_id[known], address[known])
 
