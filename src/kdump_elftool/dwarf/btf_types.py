@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kdump_elftool.addr import I64, Bools, Index
 from kdump_elftool.dwarf.btf_columns import (
+    DEEPEST,
     ENUMS,
     QUALIFIERS,
     STRUCTS,
@@ -158,7 +159,21 @@ def _circles(btf: Columns, leads: Index, target: Index, members: Members) -> tup
     )
     # a circle through parameters goes through a target too, since none is a prototype itself
     cut[named] |= spelled[: len(named)]
-    return cut, contained[len(by_value) :]
+    return cut, contained[len(by_value) :] | _of_declared(btf, target, members)
+
+
+def _of_declared(btf: Columns, target: Index, members: Members) -> Bools:
+    """Members that are a struct which is only declared: debuggers take the one of that name instead,
+    which may be the one around it."""
+    inside = np.arange(len(btf.kind) + 1)
+    rows = rows_of(btf, (*QUALIFIERS, Kind.TYPEDEF, Kind.ARRAY))
+    inside[rows + 1] = target[rows]
+    # each round doubles the steps that are gone at once
+    for _ in range(DEEPEST.bit_length()):
+        inside = inside[inside]
+    found = inside[members.type]
+    declared: Bools = (found > 0) & (btf.kind[np.maximum(found - 1, 0)] == Kind.FWD)
+    return declared
 
 
 def parameter_types(btf: Columns, leads: Index, params: Elements) -> Index:
