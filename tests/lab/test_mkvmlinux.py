@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,3 +183,22 @@ def test_readelf_has_no_complaint(made):
     assert done.returncode == 0
     assert not done.stderr
     assert done.stdout.count("DW_TAG_compile_unit") >= 2, "the kernel and at least one module"
+
+
+def test_drgn_with_link_addresses(made, tmp_path):
+    path = tmp_path / "vmlinux.link"
+    assert kdump_elftool("mkvmlinux", made.dump.path, "-o", path, "--link-addresses").returncode == 0
+    script = (
+        "import sys, drgn; from drgn.helpers.linux.pid import for_each_task\n"
+        "p = drgn.Program(); p.set_core_dump(sys.argv[1])\n"
+        "try: p.load_debug_info([sys.argv[2]])\n"
+        "except drgn.MissingDebugInfoError: pass\n"
+        "print(p['init_task'].comm.string_().decode(), p['init_uts_ns'].name.release.string_().decode())\n"
+        "print(len(list(for_each_task(p))))\n"
+    )
+    argv = [sys.executable, "-c", script, str(made.dump.path), str(path)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, tasks = done.stdout.splitlines()
+    assert first == f"swapper/0 {made.summary['release']}"
+    assert int(tasks) > 40

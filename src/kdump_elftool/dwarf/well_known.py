@@ -51,6 +51,7 @@ WELL_KNOWN: tuple[tuple[str, str], ...] = (
     ("vmcoreinfo_data", "unsigned char *"),
     ("vmcoreinfo_size", "size_t"),
     ("vmcoreinfo_note", "u32 *"),
+    ("crash_notes", "note_buf_t *"),
     # kernel/module/, kernel/bpf/
     ("modules", "struct list_head"),
     ("btf_modules", "struct list_head"),

@@ -98,8 +98,12 @@ def symbol_file(
     *,
     e_type: int = c.ET_EXEC,
     e_flags: int = 0,
+    loads: Sequence[tuple[int, int]] = (),
 ) -> bytes:
-    """The whole file.  Raises ValueError for what no ELF file can hold: too many sections, bad columns."""
+    """The whole file.  Raises ValueError for what no ELF file can hold: too many sections, bad columns.
+
+    ``loads`` are address and size of segments, which have no content either.
+    """
     if len(sections) + 4 >= c.SHN_LORESERVE:
         raise ValueError(f"{len(sections)} sections do not fit an ELF file")
     all_sections = list(sections)
@@ -110,7 +114,8 @@ def symbol_file(
     names = _section_names(all_sections)
     all_sections.append(Section(".shstrtab", data=names[0], sh_type=c.SHT_STRTAB))
 
-    offset = kind.ehdr.itemsize
+    segments = _segments(kind, loads)
+    offset = kind.ehdr.itemsize + len(segments)
     headers = np.zeros(len(all_sections) + 1, dtype=kind.shdr)
     parts: list[bytes] = []
     for header, section, name in zip(headers[1:], all_sections, names[1], strict=True):
@@ -128,15 +133,32 @@ def symbol_file(
             header["sh_link"], header["sh_info"] = len(sections) + 2, locals_ + 1
             header["sh_entsize"] = kind.sym.itemsize
     shoff = align_up(offset, _WORD)
-    ehdr = _file_header(kind, e_type, e_machine, e_flags, shoff, len(headers))
-    return b"".join([ehdr, *parts, bytes(shoff - offset), headers.tobytes()])
+    ehdr = _file_header(kind, e_type, e_machine, e_flags, shoff, len(headers), len(loads))
+    return b"".join([ehdr, segments, *parts, bytes(shoff - offset), headers.tobytes()])
 
 
-def _file_header(kind: ElfKind, e_type: int, e_machine: int, e_flags: int, shoff: int, shnum: int) -> bytes:
+def _segments(kind: ElfKind, loads: Sequence[tuple[int, int]]) -> bytes:
+    """Program headers: memory of the size given, none of it in the file."""
+    headers = np.zeros(len(loads), dtype=kind.phdr)
+    headers["p_type"], headers["p_flags"], headers["p_align"] = c.PT_LOAD, c.PF_RWX, 1
+    headers["p_vaddr"] = u64([address for address, _ in loads])
+    headers["p_memsz"] = u64([size for _, size in loads])
+    return headers.tobytes()
+
+
+def _file_header(
+    kind: ElfKind, e_type: int, e_machine: int, e_flags: int, shoff: int, shnum: int, phnum: int
+) -> bytes:
     header = np.zeros(1, dtype=kind.ehdr)
     header["e_ident"] = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT])
     header["e_type"], header["e_machine"], header["e_version"] = e_type, e_machine, c.EV_CURRENT
     header["e_shoff"], header["e_flags"] = shoff, e_flags
+    if phnum:
+        header["e_phoff"], header["e_phentsize"], header["e_phnum"] = (
+            kind.ehdr.itemsize,
+            kind.phdr.itemsize,
+            phnum,
+        )
     header["e_ehsize"], header["e_shentsize"] = kind.ehdr.itemsize, kind.shdr.itemsize
     header["e_shnum"], header["e_shstrndx"] = shnum, shnum - 1
     return header.tobytes()

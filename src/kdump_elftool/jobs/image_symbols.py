@@ -139,6 +139,16 @@ def moved(part: Part, offset: int, low: int, high: int) -> Part:
     return replace(part, symbols=symbols, sections=tuple(sections))
 
 
+def image_range(part: Part) -> list[tuple[int, int]]:
+    """Address and size of the image, without what lies elsewhere (per-CPU variables at 0): drgn and lldb want
+    to know where a program lies."""
+    first = next((section.addr for section in part.sections if section.name == ".text"), None)
+    if first is None:
+        return []
+    image = [section for section in part.sections if section.addr >= first]
+    return [(first, image[-1].addr + image[-1].size - first)]
+
+
 def elf_symbols(parts: Sequence[Part]) -> SymbolColumns:
     """All parts' symbols, each part's behind a file symbol of its name."""
     made = []

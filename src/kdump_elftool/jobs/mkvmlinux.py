@@ -19,7 +19,7 @@ from kdump_elftool.elf.symfile import Section, symbol_file
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.frames import FrameFile, frame_rows
-from kdump_elftool.jobs.image_symbols import Part, elf_symbols, kernel_part, moved
+from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
@@ -125,7 +125,14 @@ def _file(
         sections += [Section(f".debug_{name}", data=data) for name, data in contents]
     if frames is not None:
         sections.append(Section(".debug_frame", data=frames.data, align=8))
-    return symbol_file(kind, kernel.arch.e_machine, sections, elf_symbols(parts), e_flags=dump.e_flags)
+    return symbol_file(
+        kind,
+        kernel.arch.e_machine,
+        sections,
+        elf_symbols(parts),
+        e_flags=dump.e_flags,
+        loads=image_range(parts[0]),
+    )
 
 
 def _build_id_note(build_id: bytes, order: str) -> bytes:

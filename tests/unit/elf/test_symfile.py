@@ -113,3 +113,13 @@ def test_columns_that_contradict_are_refused(section: int, begin: int, end: int)
 def test_more_sections_than_an_index_can_count() -> None:
     with pytest.raises(ValueError, match="65280 sections"):
         symbol_file(ElfKind(64, "<"), c.EM_X86_64, [TEXT] * 0xFF00)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_segments_hold_nothing(kind: ElfKind) -> None:
+    data = symbol_file(kind, MACHINE[kind.bits], [TEXT, DATA, FRAME], loads=[(0x81000000, 0x2000)])
+    elf = ELFFile(io.BytesIO(data))
+    (segment,) = elf.iter_segments()
+    assert (segment["p_type"], segment["p_vaddr"], segment["p_memsz"]) == ("PT_LOAD", 0x81000000, 0x2000)
+    assert segment["p_filesz"] == 0
+    assert elf.get_section_by_name(".debug_frame").data() == b"frames"
