@@ -47,6 +47,9 @@ def main():
         request = json.load(file)
     for setting in ("width 0", "pagination off", "max-value-size unlimited", "language c"):
         gdb.execute(f"set {setting}")
+    if request["units"]:
+        # names are then looked for in this unit first, and no other one need be read
+        gdb.execute(f"list {request['units'][0]}", to_string=True)
     structs, addresses = set(), set(request["functions"])
     for name in request["units"]:
         table = gdb.lookup_global_symbol(name).symtab
