@@ -18,7 +18,7 @@ from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.image_symbols import Part, place, sizes
 from kdump_elftool.jobs.kernel import Kernel
-from kdump_elftool.jobs.modules import LoadedModule, list_modules
+from kdump_elftool.jobs.modules import LoadedModule, modules_by
 from kdump_elftool.kernel.btf import Btf
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.module_btf import read_module_btf
@@ -44,7 +44,7 @@ def module_parts(dump: Dump, kernel: Kernel, known: Knowledge) -> ModuleParts:
     if known.symbol("modules") is None:
         return ModuleParts((), (), ("where the kernel's modules are is not known: they are left out",))
     try:
-        loaded = list_modules(dump, kernel, known)
+        loaded = modules_by(known, dump, kernel)
     except IdentityError as error:
         return ModuleParts((), (), (error.message,))
     symbols = loaded.symbols()

@@ -22,9 +22,9 @@ class DumpTarget:
     memory: VirtualMemory
 
     @classmethod
-    def of(cls, dump: Dump, kernel: Kernel, known: Knowledge | None = None) -> DumpTarget:
+    def of(cls, dump: Dump, kernel: Kernel) -> DumpTarget:
         """The word size is that of the machine: a 32-bit kernel's dump may be a 64-bit ELF file."""
-        known = known or knowledge(dump, kernel)
+        known = knowledge(dump, kernel)
         return cls(dump.kind.order, kernel.arch.prstatus.word, known, kernel.virtual(dump))
 
     def read(self, vaddr: int, size: int, /) -> bytes:
