@@ -1,0 +1,190 @@
+"""mkvmlinux of synthetic kernels: what readelf, pyelftools and gdb find, and what it says is missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from kdump_elftool.cli.main import main
+from tests.builders import btf as b
+from tests.builders.dwarf_text import described, value
+from tests.builders.kallsyms import FORMS, build
+from tests.builders.kernel import BUILD_ID, RELEASE, SMALL, SyntheticKernel, make_kernel
+from tests.builders.tools import gdb_batch
+
+SYMBOLS_AT, BTF_AT = 0x380000, 0x3C0000
+FILLER = 1500
+
+
+def types() -> bytes:
+    w = b.BtfWriter()
+    integer, char = w.integer("int", 4, 1), w.integer("char", 1, 1)
+    task = w.struct("task_struct", 64, [("pid", integer, 0), ("comm", w.array(char, 16), 4)])
+    w.add(b.FUNC, "schedule_task", w.proto(integer, [("task", w.pointer(task)), ("flags", integer)]), vlen=1)
+    w.section(".data..percpu", [(w.add(b.VAR, "current_pid", integer, [1]), 0x20, 4)])
+    return w.finish()
+
+
+def with_symbols(kernel: SyntheticKernel, btf: bytes | None) -> SyntheticKernel:
+    """kallsyms in the image, and BTF where it is said to be."""
+    text, end = kernel.text_vaddr, kernel.symbol("_end")
+    symbols = [
+        (0, "A", "__per_cpu_start"),
+        (0x20, "A", "current_pid"),
+        (0x1000, "A", "__per_cpu_end"),
+        (text, "T", "_text"),
+        (text, "T", "_stext"),
+        (text + 0x1000, "T", "panic"),
+        (text + 0x1100, "t", "schedule_task"),
+        (text + 0x1100, "t", "schedule_alias"),
+        (text + 0x1180, "W", "weak_function"),
+        *((text + 0x2000 + 16 * number, "t", f"filler_{number}") for number in range(FILLER)),
+        (text + 0x10000, "T", "_etext"),
+        (text + 0x200000, "R", "linux_banner"),
+        (text + 0x208000, "D", "init_uts_ns"),
+        (text + 0x20C000, "D", "init_task"),
+        (text + BTF_AT, "R", "__start_BTF"),
+        (text + BTF_AT + len(btf or b""), "R", "__stop_BTF"),
+        (end, "B", "_end"),
+    ]
+    image = build(symbols, FORMS[3], text + SYMBOLS_AT, text)
+    kernel.ram.write(kernel.spec.text_paddr + SYMBOLS_AT, image.data)
+    if btf:
+        kernel.ram.write(kernel.spec.text_paddr + BTF_AT, btf)
+    return kernel
+
+
+@pytest.fixture
+def mkvmlinux(tmp_path, capfd, monkeypatch):
+    """``mkvmlinux(kernel, *options)``: exit code, standard output and error, and the file."""
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+    def run(kernel: SyntheticKernel, *options: str) -> tuple[int, str, str, Path]:
+        dump, output = tmp_path / "dump", tmp_path / "vmlinux.dump"
+        dump.write_bytes(kernel.dump())
+        code = main(["mkvmlinux", str(dump), "-o", str(output), *options])
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        assert "internal error" not in captured.err
+        return code, captured.out, captured.err, output
+
+    return run
+
+
+def symbols_of(path: Path) -> dict[str, tuple[int, int, str, str, str]]:
+    """By name: address, size, type, binding, section, as readelf prints them."""
+    done = subprocess.run(["readelf", "-sW", path], capture_output=True, text=True)
+    assert not done.stderr
+    rows = (line.split() for line in done.stdout.splitlines())
+    elf = ELFFile(io.BytesIO(path.read_bytes()))
+    names = {str(number): section.name for number, section in enumerate(elf.iter_sections())}
+    return {
+        row[7]: (int(row[1], 16), int(row[2], 0), row[3], row[4], names.get(row[6], row[6]))
+        for row in rows
+        if len(row) == 8 and row[0] != "Num:"
+    }
+
+
+def test_what_is_in_it(mkvmlinux):
+    kernel = with_symbols(make_kernel(SMALL), types())
+    code, out, err, path = mkvmlinux(kernel)
+    assert code == 0
+    assert out == f"{FILLER + 16} symbols, 5 types, 1 functions, 3 variables\n"
+    assert "no unwind tables" in err
+    text = kernel.text_vaddr
+    found = symbols_of(path)
+    assert found["schedule_task"] == (text + 0x1100, 0x80, "FUNC", "LOCAL", ".text")
+    assert found["schedule_alias"] == (text + 0x1100, 0x80, "FUNC", "LOCAL", ".text")
+    assert found["panic"] == (text + 0x1000, 0x100, "FUNC", "GLOBAL", ".text")
+    assert found["weak_function"][2:4] == ("FUNC", "WEAK")
+    assert found["filler_7"] == (text + 0x2000 + 7 * 16, 16, "FUNC", "LOCAL", ".text")
+    assert found["_text"][1] == 0, "it marks a place"
+    assert found["current_pid"] == (0x20, 0xFE0, "OBJECT", "GLOBAL", ".data..percpu")
+    assert found["init_task"][:4] == (text + 0x20C000, found["init_task"][1], "OBJECT", "GLOBAL")
+    assert found["vmlinux"][2:] == ("FILE", "LOCAL", "ABS")
+    elf = ELFFile(io.BytesIO(path.read_bytes()))
+    for section in elf.iter_sections():
+        assert (section["sh_type"] == "SHT_NOBITS") == bool(section["sh_flags"] & 2), section.name
+    (note,) = elf.get_section_by_name(".note.gnu.build-id").iter_notes()
+    assert note["n_desc"] == BUILD_ID.hex()
+    (segment,) = elf.iter_segments()
+    assert (segment["p_vaddr"], segment["p_filesz"]) == (text, 0)
+    (unit,) = elf.get_dwarf_info().iter_CUs()
+    shown = described(unit.get_top_DIE())
+    assert value(unit.get_top_DIE(), "name") == "vmlinux"
+    assert shown["struct task_struct"] == "struct 64 {int pid @0; char[16] comm @4}"
+    assert shown["schedule_task"] == (
+        f"static int (*8 struct task_struct task, int flags) at {text + 0x1100:#x} size 0x80"
+    )
+    assert shown["current_pid"] == "int at 032000000000000000"
+    assert shown["init_task"].startswith("struct task_struct at 03")
+
+
+def test_as_json(mkvmlinux):
+    _, out, _, path = mkvmlinux(with_symbols(make_kernel(SMALL), types()), "--json", "-q")
+    told = json.loads(out)
+    assert told["schema"] == "kdump-elftool/mkvmlinux/1"
+    assert (told["release"], told["bytes"], told["types"]) == (RELEASE, path.stat().st_size, 5)
+    assert len(told["warnings"]) == 2
+    assert mkvmlinux(with_symbols(make_kernel(SMALL), types()), "--strict")[0] == 1
+
+
+def test_link_addresses(mkvmlinux):
+    kernel = with_symbols(make_kernel(SMALL), types())
+    moved = symbols_of(mkvmlinux(kernel)[3])
+    linked = symbols_of(mkvmlinux(kernel, "--link-addresses")[3])
+    offset = kernel.spec.kaslr_offset
+    assert offset
+    for name in ("panic", "init_task", "_end", "schedule_task"):
+        assert linked[name][0] == moved[name][0] - offset, name
+    assert linked["current_pid"] == moved["current_pid"]
+
+
+def test_without_types(mkvmlinux):
+    """What can be had is written, the rest is named."""
+    code, out, err, path = mkvmlinux(with_symbols(make_kernel(SMALL), None))
+    assert code == 0
+    assert "0 types, 0 functions, 0 variables" in out
+    assert "warning: there is no BTF in the dump" in err
+    assert symbols_of(path)["panic"][1] == 0x100
+    assert not ELFFile(io.BytesIO(path.read_bytes())).has_dwarf_info()
+
+
+def test_types_from_a_file(mkvmlinux, tmp_path):
+    file = tmp_path / "btf"
+    file.write_bytes(types())
+    kernel = with_symbols(make_kernel(SMALL), None)
+    assert "5 types, 1 functions, 3 variables" in mkvmlinux(kernel, "--btf", str(file))[1]
+    file.write_bytes(b"\x9f\xeb nothing")
+    code, out, err, _ = mkvmlinux(kernel, "--btf", str(file))
+    assert (code, "0 types" in out) == (0, True)
+    assert "warning: the file of --btf is none that can be read" in err
+
+
+def test_without_symbols(mkvmlinux):
+    code, _, err, path = mkvmlinux(make_kernel(SMALL))
+    assert code == 1
+    assert err.splitlines()[-2].startswith("error: the kernel's symbol table is not in the dump")
+    assert not path.exists()
+
+
+@pytest.mark.gdb
+def test_in_gdb(mkvmlinux):
+    kernel = with_symbols(make_kernel(SMALL), types())
+    path = mkvmlinux(kernel)[3]
+    asked = ["ptype schedule_task", "p &init_task", "p &init_task->comm", "info symbol panic"]
+    shown = gdb_batch([f"symbol-file {path}", *asked])
+    init_task = kernel.text_vaddr + 0x20C000
+    assert shown.splitlines() == [
+        "type = int (struct task_struct *, int)",
+        f"$1 = (struct task_struct *) {init_task:#x} <init_task>",
+        f"$2 = (char (*)[16]) {init_task + 4:#x} <init_task+4>",
+        "panic in section .text",
+    ]
