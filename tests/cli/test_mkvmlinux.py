@@ -31,7 +31,9 @@ def types() -> bytes:
     return w.finish()
 
 
-def with_symbols(kernel: SyntheticKernel, btf: bytes | None) -> SyntheticKernel:
+def with_symbols(
+    kernel: SyntheticKernel, btf: bytes | None, without: tuple[str, ...] = ()
+) -> SyntheticKernel:
     """kallsyms in the image, and BTF where it is said to be."""
     text, end = kernel.text_vaddr, kernel.symbol("_end")
     symbols = [
@@ -53,6 +55,7 @@ def with_symbols(kernel: SyntheticKernel, btf: bytes | None) -> SyntheticKernel:
         (text + BTF_AT + len(btf or b""), "R", "__stop_BTF"),
         (end, "B", "_end"),
     ]
+    symbols = [symbol for symbol in symbols if symbol[2] not in without]
     image = build(symbols, FORMS[3], text + SYMBOLS_AT, text)
     kernel.ram.write(kernel.spec.text_paddr + SYMBOLS_AT, image.data)
     if btf:
@@ -157,6 +160,23 @@ def test_without_types(mkvmlinux):
     assert not ELFFile(io.BytesIO(path.read_bytes())).has_dwarf_info()
 
 
+def test_variables_that_the_table_lacks(mkvmlinux):
+    """Without CONFIG_KALLSYMS_ALL: init_uts_ns is in VMCOREINFO."""
+    w = b.BtfWriter()
+    w.struct("uts_namespace", 8, [("count", w.integer("int", 4, 1), 0)])
+    kernel = with_symbols(make_kernel(SMALL), w.finish(), ("init_uts_ns", "init_task"))
+    path = mkvmlinux(kernel)[3]
+    found = symbols_of(path)
+    assert found["init_uts_ns"][:1] + found["init_uts_ns"][2:4] == (
+        kernel.symbol("init_uts_ns"),
+        "OBJECT",
+        "GLOBAL",
+    )
+    assert "init_task" not in found
+    (unit,) = ELFFile(io.BytesIO(path.read_bytes())).get_dwarf_info().iter_CUs()
+    assert described(unit.get_top_DIE())["init_uts_ns"].startswith("struct uts_namespace at 03")
+
+
 def test_types_from_a_file(mkvmlinux, tmp_path):
     file = tmp_path / "btf"
     file.write_bytes(types())
@@ -166,6 +186,22 @@ def test_types_from_a_file(mkvmlinux, tmp_path):
     code, out, err, _ = mkvmlinux(kernel, "--btf", str(file))
     assert (code, "0 types" in out) == (0, True)
     assert "warning: the file of --btf is none that can be read" in err
+
+
+@pytest.mark.parametrize("kind", [20, 4])
+def test_damaged_types(mkvmlinux, kind):
+    """What lies before the damage is there: an unknown kind, a struct that runs over the end."""
+    w = b.BtfWriter()
+    w.struct("before", 4, [("number", w.integer("int", 4, 1), 0)])
+    w.add(kind, "damaged", 0, vlen=60000)
+    w.struct("after", 4, [("number", 1, 0)])
+    code, out, err, path = mkvmlinux(with_symbols(make_kernel(SMALL), w.finish()))
+    assert (code, "2 types" in out) == (0, True)
+    assert "warning: BTF is damaged: type 3 makes no sense: all from it on are left out" in err
+    (unit,) = ELFFile(io.BytesIO(path.read_bytes())).get_dwarf_info().iter_CUs()
+    shown = described(unit.get_top_DIE())
+    assert shown["struct before"] == "struct 4 {int number @0}"
+    assert "struct after" not in shown
 
 
 def test_without_symbols(mkvmlinux):

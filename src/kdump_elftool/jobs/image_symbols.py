@@ -7,7 +7,7 @@ from the section that it lies in; sections lie between the symbols that the link
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,12 +52,17 @@ class Part:
     section: Index
 
 
-def kernel_part(found: Kallsyms) -> Part:
-    """The kernel's own symbols."""
-    names = Names(found.text, found.begin, found.end)
+def kernel_part(found: Kallsyms, more: Mapping[str, int]) -> Part:
+    """The kernel's own symbols; ``more`` are variables that its table lacks, and their addresses."""
     rows = np.flatnonzero(found.end > found.begin)
-    names = names.take(rows)
-    address, kind = found.address[rows], found.kind[rows]
+    extra = Names.of([name.encode() for name in more])
+    names = Names(
+        found.text + extra.text,
+        np.concatenate([found.begin[rows], extra.begin + len(found.text)]),
+        np.concatenate([found.end[rows], extra.end + len(found.text)]),
+    )
+    address = np.concatenate([found.address[rows], u64(more.values())])
+    kind = np.concatenate([found.kind[rows], np.full(len(more), ord("D"), dtype=np.uint8)])
     size = sizes(address)
     labels = Lookup.of(Names.of([label.encode() for label in _LABELS]))
     size[labels.first(names.hashes())[0] >= 0] = 0

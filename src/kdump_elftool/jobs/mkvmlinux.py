@@ -23,8 +23,9 @@ from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, ker
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
-from kdump_elftool.kernel.btf import Btf
+from kdump_elftool.kernel.btf import Btf, open_btf
 from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.words import Words
 
 log = logging.getLogger(__name__)
@@ -62,17 +63,16 @@ def make_vmlinux(
         )
     missing: list[str] = []
     modules = module_parts(dump, kernel, known)
-    parts = [_placed(kernel_part(symbols), kernel, link_addresses), *modules.parts]
+    own = kernel_part(symbols, _variables(symbols, known))
+    parts = [_placed(own, kernel, link_addresses), *modules.parts]
     missing += modules.warnings
-    if btf is not None:
-        types = Btf.parse(btf, dump.kind.order, kernel.arch.prstatus.word, "--btf")
-        if types is None:
-            missing.append("the file of --btf is none that can be read: there are no types")
-    elif types is None:
-        missing.append(
-            "there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types"
-        )
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
+    if btf is not None:
+        types = Btf.parse(btf, words.order, words.word, "--btf", partial=True)
+    elif types is None:
+        window = kernel.identity.image_window
+        types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
+    missing += _types_missing(types, given=btf is not None)
     debug = None if types is None else _debug(words, known, types, parts[0], modules)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     missing += _frames_missing(frames, link_addresses)
@@ -80,6 +80,12 @@ def make_vmlinux(
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
     return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
+
+
+def _variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
+    """Well-known variables of a kernel whose table has functions only, that are found otherwise."""
+    found = ((name, known.symbol(name)) for name, _ in WELL_KNOWN if symbols.symbol(name) is None)
+    return {name: vaddr for name, vaddr in found if vaddr is not None}
 
 
 def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
@@ -97,6 +103,14 @@ def _debug(words: Words, known: Knowledge, types: Btf, part: Part, modules: Modu
     for module, of_module in module_types(words, known, types, modules):
         debug.add(module.name, of_module, module.symbols)
     return debug.finish()
+
+
+def _types_missing(types: Btf | None, *, given: bool) -> list[str]:
+    if types is not None:
+        return [] if types.damage is None else [f"BTF is damaged: {types.damage}"]
+    if given:
+        return ["the file of --btf is none that can be read: there are no types"]
+    return ["there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types"]
 
 
 def _frames_missing(frames: FrameFile | None, link_addresses: bool) -> tuple[str, ...]:

@@ -68,22 +68,35 @@ class Btf:
     label: str
     first: int = 0
     first_string: int = 0
+    damage: str | None = None
 
     @classmethod
-    def parse(cls, data: bytes, order: str, word: int, label: str, base: Btf | None = None) -> Btf | None:
+    def parse(
+        cls,
+        data: bytes,
+        order: str,
+        word: int,
+        label: str,
+        base: Btf | None = None,
+        *,
+        partial: bool = False,
+    ) -> Btf | None:
         """Read a BTF object; None, with the reason in the log, when it is none or damaged.
 
-        ``base`` is the kernel's when the object is a module's.
+        ``base`` is the kernel's when the object is a module's.  If ``partial``, the types before one that
+        makes no sense are taken, whose numbers are right, and ``damage`` says so.
         """
         sections = _sections(data, order, split=base is not None)
         if sections is None:
             return None
         types, strings = sections
         words = np.frombuffer(types, dtype=f"{order}u4").astype(np.uint32)
-        start = _records(words)
-        if start is None:
-            log.info("BTF: a type record runs over the end")
-            return None
+        start, complete = _records(words)
+        damage = None if complete else f"type {len(start) + 1} makes no sense: all from it on are left out"
+        if damage is not None:
+            log.info("BTF: %s", damage)
+            if not partial:
+                return None
         info = words[start + 1]
         own = cls(
             words=words,
@@ -96,6 +109,7 @@ class Btf:
             size=words[start + 2],
             word=word,
             label=label,
+            damage=damage,
         )
         return own if base is None else _behind(base, own)
 
@@ -297,14 +311,14 @@ def _sections(data: bytes, order: str, *, split: bool = False) -> tuple[bytes, b
     return data[types : types + type_len], text
 
 
-def _records(words: U32) -> Index | None:
-    """Where each record begins; None when one runs over the end.
+def _records(words: U32) -> tuple[Index, bool]:
+    """Where each record begins, and whether they are all: none is unknown or runs over the end.
 
     The length of the record that would begin at each word is computed for all words at once; what is
     left is to go from one to the next.
     """
     if not len(words):
-        return np.zeros(0, dtype=np.intp)
+        return np.zeros(0, dtype=np.intp), True
     fixed, each = np.full(32, HEAD, dtype=np.intp), np.zeros(32, dtype=np.intp)
     for kind, count in WORDS.items():
         fixed[kind] += count
@@ -320,17 +334,27 @@ def _records(words: U32) -> Index | None:
     while at < end:
         starts.append(at)
         at = following[at]
-    return np.array(starts, dtype=np.intp) if at == end else None
+    complete = at == end
+    return np.array(starts if complete else starts[:-1], dtype=np.intp), complete
 
 
 def open_btf(
-    memory: VirtualMemory, known: Source, window: tuple[int, int], order: str, word: int
+    memory: VirtualMemory,
+    known: Source,
+    window: tuple[int, int],
+    order: str,
+    word: int,
+    *,
+    partial: bool = False,
 ) -> Btf | None:
-    """The kernel's BTF in the dump: where its symbols say, else by its header; None when there is none."""
+    """The kernel's BTF in the dump: where its symbols say, else by its header; None when there is none.
+
+    If ``partial``, what can be read of it.
+    """
     start, stop = (known.find("SYMBOL", f"__{name}_BTF") for name in ("start", "stop"))
     if start is not None and stop is not None:
         size = int(stop.value) - int(start.value)
-        return _open_at(memory, int(start.value), size, order, word)
+        return _open_at(memory, int(start.value), size, order, word, partial=partial)
     byte_order = "little" if order == "<" else "big"
     pattern = MAGIC.to_bytes(2, byte_order) + b"\1\0" + HEADER_SIZE.to_bytes(4, byte_order) + bytes(4)  # type: ignore[arg-type]
     for vaddr, data in memory.scan(*window, HEADER_SIZE):
@@ -338,7 +362,7 @@ def open_btf(
         while at >= 0:
             head = np.frombuffer(data[at : at + HEADER_SIZE].ljust(HEADER_SIZE, b"\0"), dtype=f"{order}u4")
             size = HEADER_SIZE + int(head[4]) + int(head[5])
-            found = _open_at(memory, vaddr + at, size, order, word)
+            found = _open_at(memory, vaddr + at, size, order, word, partial=partial)
             if found is not None:
                 return found
             at = data.find(pattern, at + 1)
@@ -346,15 +370,21 @@ def open_btf(
     return None
 
 
-def _open_at(memory: VirtualMemory, vaddr: int, size: int, order: str, word: int) -> Btf | None:
+def _open_at(
+    memory: VirtualMemory, vaddr: int, size: int, order: str, word: int, *, partial: bool
+) -> Btf | None:
     if not HEADER_SIZE <= size <= MAX_SIZE:
         return None
+    if partial:
+        data = bytearray(size)
+        memory.read_present(vaddr, memoryview(data))
+        return Btf.parse(bytes(data), order, word, "BTF in the dump", partial=True)
     try:
-        data = memory.read(vaddr, size)
+        content = memory.read(vaddr, size)
     except FaultError as error:
         log.info("BTF: %s", error)
         return None
-    found = Btf.parse(data, order, word, "BTF in the dump")
+    found = Btf.parse(content, order, word, "BTF in the dump")
     if found is not None:
         log.info("BTF: %d types", len(found))
     return found
