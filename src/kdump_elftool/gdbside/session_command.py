@@ -1,7 +1,8 @@
 """``kd-start``: what ``kdump-elftool gdb`` does first in gdb, once core and symbols are open.
 
 The threads get the names of their tasks, the one that crashed is selected, and five lines say what this
-is.  What is known comes from the notes of the core (docs/notes.md): no symbol is looked up.
+is.  What is known comes from the notes of the core (docs/notes.md), or else from the kernel's log: no symbol
+is looked up.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ from typing import Any
 
 import gdb
 
+from kdump_elftool.errors import KdumpError
 from kdump_elftool.gdbside.command import Command, say, usage
 from kdump_elftool.gdbside.target import GdbTarget, target
+from kdump_elftool.plain.crash_log import read_crash
+from kdump_elftool.plain.crash_summary import crash_cpu
+from kdump_elftool.plain.printk import read_log
+from kdump_elftool.safe_text import log_text
 
 _WIDTH = 14
 _LONGEST = 200
@@ -39,12 +45,22 @@ class Start(Command):
             if row is not None:
                 thread.name = _text(row.get("comm"))
         crash = kernel.summary.get("crash")
-        crash = crash if isinstance(crash, dict) else {}
+        crash = crash if isinstance(crash, dict) else _logged(kernel)
         crashed = _crashed(crash, rows, threads)
         if crashed is not None:
             crashed.switch()
         for label, value in _summary(kernel, crash, rows, len(threads)):
             say(f"{label + ':':<{_WIDTH}} {value}")
+
+
+def _logged(kernel: GdbTarget) -> dict[str, Any]:
+    """What the log in memory tells, as the note of a core that was made for a session has it."""
+    try:
+        crash = read_crash(read_log(kernel), crashed=crash_cpu(kernel) is not None)
+    except KdumpError:
+        return {"message": "unknown: the log cannot be read"}
+    message = None if crash.message is None else log_text(crash.message)
+    return {"cpu": crash.cpu, "pid": crash.pid, "message": message}
 
 
 def _crashed(crash: dict[str, Any], rows: dict[int, Any], threads: Any) -> Any:
