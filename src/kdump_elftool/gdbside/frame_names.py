@@ -28,7 +28,8 @@ class _Named(FrameDecorator):  # type: ignore[misc]
 
     def line(self) -> Any:
         """Of the instruction before, where the one that is next has none."""
-        return super().line() or gdb.find_pc_line(self.inferior_frame().pc() - 1).line or None
+        found, pc = super().line(), self.inferior_frame().pc()
+        return found or (gdb.find_pc_line(pc - 1).line or None if pc > 0 else None)
 
 
 class EntryNames:
