@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gdb
-from gdb.FrameDecorator import FrameDecorator
+from gdb.FrameDecorator import FrameDecorator, FrameVars
 
 from kdump_elftool.gdbside.target import target
 
@@ -25,6 +25,12 @@ class _Named(FrameDecorator):  # type: ignore[misc]
         frame = self.inferior_frame()
         found = None if frame.type() == gdb.SIGTRAMP_FRAME else super().function()
         return found if isinstance(found, str) else frame.name() or "??"
+
+    def frame_args(self) -> Any:
+        """Those of code without line numbers, too."""
+        frame = self.inferior_frame()
+        plain = frame.type() in (gdb.NORMAL_FRAME, gdb.INLINE_FRAME)
+        return FrameVars(frame).fetch_frame_args() if plain else super().frame_args()
 
     def line(self) -> Any:
         """Of the instruction before, where the one that is next has none."""
