@@ -26,7 +26,7 @@ from kdump_elftool.jobs.gdb_session import (
     stale,
     vmlinux_of,
 )
-from kdump_elftool.jobs.gdb_symbols import OpenKernel, with_symbols
+from kdump_elftool.jobs.gdb_symbols import OpenKernel, has_made_vmlinux, with_symbols
 from kdump_elftool.jobs.kernel import Kernel, open_kernel
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.safe_text import printable
@@ -52,7 +52,9 @@ def ready_session(args: argparse.Namespace, stack: ExitStack, names: Names) -> S
     )
     for message in warnings:
         warn(message, args)
-    if found.vmlinux is None:
+    if has_made_vmlinux(found):
+        _say("no vmlinux of this kernel was found: names and types are the dump's own, without lines", args)
+    elif found.vmlinux is None:
         warn("no vmlinux of this kernel was found: there are no names (-m FILE says where it is)", args)
     elif found.kaslr_offset is None:
         warn("where the kernel ran is not known: its symbols are at their link addresses", args)

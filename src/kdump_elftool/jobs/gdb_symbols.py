@@ -1,4 +1,6 @@
-"""gdb: symbols beside those of the vmlinux: frames by the kernel's own tables, and its modules.
+"""gdb: symbols beside those of the vmlinux, which are frames by the kernel's own tables, and its modules.
+
+Without a vmlinux they are all in one that is made of the dump.
 
 They are files in a folder beside the core, with a list of the commands that load them.  That list may
 have come from anywhere, together with the core: a line of it that is more than the name of a file and
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".symbols"
 LIST = "commands.json"
+MADE = "vmlinux.dump"
 SCHEMA = "kdump-elftool/symbols/1"
 _COMMAND = re.compile(
     rf"add-symbol-file (?P<path>{PLAIN})(?: -s [A-Za-z0-9_.][A-Za-z0-9_.$-]{{0,127}} 0x[0-9a-f]{{1,16}})*"
@@ -70,13 +73,40 @@ def with_symbols(
     return replace(session, before=found.before, behind=found.behind), found.warnings
 
 
+def has_made_vmlinux(session: Session) -> bool:
+    """Whether the names are those of the dump itself."""
+    return any(command.endswith(f"/{MADE}") for command in session.before)
+
+
 def _make(dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], names: Names) -> MoreSymbols:
-    # a core whose symbols are there already need not load these
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if kernel.vmlinux is None:
+        try:
+            return _make_vmlinux(dump, kernel, os.path.join(folder, MADE), names)
+        except KdumpError as error:
+            found = _make_more(dump, kernel, folder, directories, names)
+            return replace(found, warnings=(error.message, *found.warnings))
+    return _make_more(dump, kernel, folder, directories, names)
+
+
+def _make_vmlinux(dump: Dump, kernel: Kernel, path: str, names: Names) -> MoreSymbols:
+    """One file that has the modules and the frames, too."""
+    # a core whose symbols are there already need not load this
+    from kdump_elftool.jobs.mkvmlinux import make_vmlinux
+
+    made = make_vmlinux(dump, kernel)
+    _write(path, made.data)
+    return MoreSymbols((f"add-symbol-file {names.word(path)}",), (), made.missing)
+
+
+def _make_more(
+    dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], names: Names
+) -> MoreSymbols:
+    """Beside a vmlinux."""
     from kdump_elftool.jobs.frames import frame_file
     from kdump_elftool.jobs.knowledge import knowledge
     from kdump_elftool.jobs.module_symbols import module_symbols
 
-    os.makedirs(folder, mode=0o700, exist_ok=True)
     known = knowledge(dump, kernel)
     warnings: list[str] = []
     behind: tuple[str, ...] = ()
