@@ -40,7 +40,8 @@ FOREIGN = [
     if row.guest.arch.name in OTHERS
     and (row.scenario in FILES or (row.scenario == "machine" and "mips" in row.guest.arch.name))
 ]
-DUMPS = [*selected_dumps(), *FOREIGN]
+# the paging dumps of QEMU have the same memory
+DUMPS = [dump for dump in (*selected_dumps(), *FOREIGN) if dump.file != "qemu-paging.elf"]
 COMMANDS = ("dmesg", "dmesg -r", "ps", "ps_old", "ps -a", "ps -t -a", "lsmod", "lsmod -l", "vminfo_qemu_all")
 MARK = "-- command "
 
@@ -211,7 +212,7 @@ def test_vminfo_is_complete_and_usable(seen: Seen, tmp_path: Path) -> None:
     assert len(lines) > 60
     extra = tmp_path / "vminfo"
     extra.write_text("\n".join(lines) + "\n")
-    assert seen.command_line("ps", "-e", extra).stdout == seen.command_line("ps").stdout
+    assert seen.command_line("ps", "-e", extra).stdout.splitlines() == seen.shown["ps -a"]
 
 
 @pytest.mark.parametrize("dump", SLOW, ids=lambda dump: dump.id)
@@ -255,7 +256,7 @@ end
 
 
 @pytest.mark.parametrize(
-    "dump", [dump for dump in selected_dumps() if dump.file == "vmcore"], ids=lambda dump: dump.id
+    "dump", [dump for dump in DUMPS if machine_of(dump) == "x86_64"][:1], ids=lambda dump: dump.id
 )
 def test_hostile_names_are_shown_and_do_nothing(
     dump: LabDump, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
