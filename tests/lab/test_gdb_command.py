@@ -194,3 +194,22 @@ def test_in_a_development_environment(dump: LabDump, tmp_path: Path) -> None:
     assert f'current-thread-id="{number}"' in results["3"]
     for function in PANIC:
         assert re.search(rf'func="{function}",[^{{}}]*file="[^"]+\.c",[^{{}}]*line="\d+"', results["4"])
+
+
+@pytest.mark.parametrize("dump", IN_AN_ENVIRONMENT, ids=lambda dump: dump.id)
+def test_without_a_vmlinux(dump: LabDump, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, arguments and frames out of the dump alone."""
+    dump.check()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # an earlier run remembers where the vmlinux was
+    done = kdump_elftool("gdb", "--batch", "--velf", tmp_path / "velf", dump.path)
+    shutil.rmtree(tmp_path / "velf.symbols")
+    (tmp_path / "velf").unlink()
+    assert done.returncode == 0, done.stderr
+    assert "names and types are the dump's own" in done.stderr
+    assert f"pid {dump.truth['crasher']['pid']}," in done.stdout
+    for function, argument in zip(PANIC, ("fmt", "key", "key", "file"), strict=True):
+        # what the compiler split off has no types: __handle_sysrq.cold
+        shown = re.search(rf"^#\d+ .* in {function}(\.\w+)? \(({argument}=[^)]*)?\)$", done.stdout, re.M)
+        assert shown, done.stdout
+        assert shown[2] or shown[1], done.stdout
+    assert re.search(r"^#\d+ .* in entry_SYSCALL_64\w* \(\)$", done.stdout, re.M), done.stdout
