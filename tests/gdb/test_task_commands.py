@@ -1,0 +1,214 @@
+"""The commands about tasks on a synthetic core, which needs no symbols: what they show, and nonsense."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.builders.task_kernel import AREAS, RUNQUEUES, TaskKernel, make_task_kernel
+from tests.builders.tasks import OFFSETS
+from tests.builders.tools import GDB, gdb_batch, run_command
+from tests.gdb.test_commands import HOSTILE
+
+pytestmark = pytest.mark.gdb
+
+WAITER, LOCK = 0x2000, 0x1000
+LAYOUT = {
+    "mutex.owner": 0,
+    "mutex.wait_list": 16,
+    "mutex_waiter.list": 0,
+    "mutex_waiter.task": 16,
+    "task_struct.flags": 0x2C,
+}
+COMMANDS = ("kd-info", "kd-bt all", "kd-bt 2", "kd-task 1 2 -1", "kd-blocked", "kd-percpu runqueues")
+
+
+def make_core(folder: Path, made: TaskKernel, *options: str) -> Path:
+    (folder / "dump").write_bytes(made.kernel.dump())
+    lines = "".join(f"OFFSET({name})={value}\n" for name, value in LAYOUT.items())
+    (folder / "extra").write_text(made.extra + lines)
+    velf = folder / "velf"
+    words = (str(folder / "dump"), "-e", str(folder / "extra"), "-o", str(velf), *options)
+    assert run_command("tovelf", *words).returncode == 0
+    return velf
+
+
+def in_gdb(core: Path, *commands: str) -> list[str]:
+    """What each command shows, errors included."""
+    assert GDB is not None
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    marked = [each for command in commands for each in ("echo ==\\n", command)]
+    argv = [GDB, "-nx", "-batch"]
+    for command in (f"source {gdbinit}", f"core-file {core}", *marked):
+        argv += ["-ex", command]
+    run = subprocess.run(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60
+    )
+    assert "Traceback" not in run.stdout and "Python Exception" not in run.stdout, run.stdout
+    return run.stdout.split("==\n")[1:]
+
+
+def block(made: TaskKernel, tid: int, holder: int) -> int:
+    """A task in state D at a mutex that another one holds; returns where the mutex is."""
+    stack = made.tasks.base + 0x10000 * (tid + 1)
+    lock, waiter = stack + LOCK, stack + WAITER
+    made.put(tid, "__state", struct.pack("<I", 2))
+    made.write(lock, struct.pack("<QQQQ", made.task_of(holder) | 1, 0, waiter, waiter))
+    made.write(waiter, struct.pack("<QQQ", lock + 16, lock + 16, made.task_of(tid)))
+    return lock
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory) -> Path:
+    return make_core(tmp_path_factory.mktemp("core"), make_task_kernel([1, 3, 1, 2]), "-p")
+
+
+def test_each_task_has_a_backtrace(core):
+    (shown,) = in_gdb(core, "kd-bt all")
+    owners = re.findall(r"(-?\d+) (\S+(?: \d+)?) \(\S(, on CPU \d)?\)", shown)
+    # of the idle task of CPU 0 no registers were saved
+    assert sorted(int(lwp) for lwp, _, _ in owners) == [-2, 1, 2, 3, 4, 5, 6, 7]
+    assert {int(lwp) for lwp, _, cpu in owners if cpu} == {1, -2}
+    for lwp in (2, 3, 4):
+        assert f"#0  0x{0x1000 * lwp + 6:016x} in ?? ()" not in shown  # no kernel's address: user space
+        assert f"(in user space at {0x1000 * lwp + 6:#x})" in shown
+
+
+def test_a_process_is_all_its_threads(core):
+    process, thread, cpu, sleeping, none = in_gdb(
+        core, "kd-bt 2", "kd-bt 3", "kd-bt cpu=1", "kd-bt state=DS", "kd-bt state=D"
+    )
+    assert re.findall(r"(\d) task \d", process) == ["2", "3", "4"]
+    assert re.findall(r"(\d) task \d", thread) == ["3"]
+    assert re.findall(r"(-?\d) (?:swapper/\d|task \d)", cpu) == ["1", "-2"]
+    assert len(re.findall(r"(-?\d) (?:swapper/\d|task \d)", sleeping)) == 8
+    assert none == "there is no such task\n"
+
+
+def test_task(core):
+    (shown,) = in_gdb(core, "kd-task 3")
+    made = make_task_kernel([1, 3, 1, 2])
+    assert shown.splitlines() == [
+        f"task:      {made.task_of(3):#x}",
+        "comm:      task 3",
+        "pid:       3, process 2",
+        "state:     S, last on CPU 1",
+        "flags:     0x0",
+        f"stack:     {made.tasks.base + 0x40000:#x}",
+        f"parent:    0 swapper/0, {made.tasks.base:#x}",
+    ]
+
+
+def test_percpu(core):
+    base = make_task_kernel([1, 3, 1, 2]).kernel.bases["page_offset"]
+    every, one, other, typed = in_gdb(
+        core, "kd-percpu runqueues", "kd-percpu runqueues 1", "kd-percpu nothing", "kd-percpu runqueues.curr"
+    )
+    addresses = [base + area + RUNQUEUES for area in AREAS]
+    assert every.splitlines() == [f"CPU {cpu}: {at:#x}" for cpu, at in enumerate(addresses)]
+    assert one.splitlines() == [f"CPU 1: {addresses[1]:#x}"]
+    assert "no symbol nothing" in other
+    assert "the type of runqueues is not known to gdb" in typed
+
+
+def test_functions(core):
+    made = make_task_kernel([1, 3, 1, 2])
+    task, current, percpu, container, nobody = in_gdb(
+        core,
+        "output/x $kd_task(3)",
+        "output/x $kd_current(0)",
+        'output/x $kd_percpu("runqueues", 1)',
+        'output $kd_container_of(16, "struct task_struct", "tasks")',
+        "output $kd_task(99)",
+    )
+    assert int(task, 16) == made.task_of(3)
+    assert int(current, 16) == made.task_of(1)
+    assert int(percpu, 16) == made.kernel.bases["page_offset"] + AREAS[1] + RUNQUEUES
+    assert "gdb knows no struct task_struct with a member tasks" in container
+    assert "there is no task 99" in nobody
+
+
+def test_blocked(tmp_path):
+    """Each holds what the other waits for; a third one waits for one of them."""
+    made = make_task_kernel([1, 3, 1, 2])
+    locks = {tid: block(made, tid, holder) for tid, holder in ((2, 3), (3, 2), (5, 3))}
+    for options in (("-p",), ()):
+        core = make_core(tmp_path, made, *options)
+        (shown,) = in_gdb(core, "kd-blocked")
+        lines = shown.splitlines()
+        assert f"    mutex at {locks[2]:#x}, held by 3 task 3 (D)" in lines
+        assert f"    mutex at {locks[5]:#x}, held by 3 task 3 (D)" in lines
+        assert "deadlock: 2 waits for 3 waits for 2" in lines
+        assert sum(line.startswith("    mutex") for line in lines) == 3
+        assert ("tovelf -p" in shown) == (not options)
+
+
+def test_nobody_is_blocked(core):
+    assert in_gdb(core, "kd-blocked") == ["no task waits uninterruptibly\n"]
+
+
+def test_words_that_make_no_sense(core):
+    commands = (
+        *("kd-info x", "kd-bt x", "kd-bt all 1", "kd-bt cpu=x", "kd-task", "kd-task x", "kd-blocked x"),
+        *("kd-percpu", "kd-percpu a b", "kd-percpu a 1 2"),
+    )
+    for command, shown in zip(commands, in_gdb(core, *commands), strict=True):
+        assert f"that makes no sense to {command.split()[0]}" in shown
+
+
+def test_only_names_are_variables(core):
+    expressions = ("runqueues;shell", "&runqueues", "a->b", "1", "a[b]", "runqueues..x", "$pc", "a.b()")
+    for shown in in_gdb(core, *(f"kd-percpu {expression}" for expression in expressions)):
+        assert "that is no name of a variable" in shown
+
+
+def test_hostile_names_are_shown_and_do_nothing(tmp_path, monkeypatch):
+    made = make_task_kernel([1, 3, 1, 2])
+    for tid, comm in enumerate(HOSTILE, 2):
+        made.put(tid, "comm", comm.ljust(16, b"\0"))
+        block(made, tid, tid % 6 + 2)
+    core = make_core(tmp_path, made, "-p")
+    monkeypatch.chdir(tmp_path)
+    shown = "".join(in_gdb(core, *COMMANDS))
+    assert re.findall(r"[^ -~\n\t]", shown) == []
+    assert shown.count(r"\x1b[2J\x0ashell >x") >= 4
+    assert {path.name for path in tmp_path.iterdir()} == {"dump", "extra", "velf"}
+
+
+@pytest.mark.parametrize(
+    ("there", "forged"),
+    [
+        (b'"comm":"task 2"', b'"comm":["ask 2"'),
+        (b'"comm":"task 2"', b'"comm":"\\n\\u1b'),
+        (b'"lwp":2,', b'"lwp":"",'),
+        (b'"lwp":2,', b'"lwp":[],'),
+        (b'"lwp":2,', b'"lw":22,'),
+        (b'"task":"0x', b'"task":"zx'),
+        (b'"on_cpu":true', b'"on_cpu":1   '),
+        (b'"state":"S"', b'"state":112'),
+        (b'"cpu":1', b'"cpu":{'),
+    ],
+)
+def test_forged_tables_are_no_traceback(core, tmp_path, there, forged):
+    """The table of tasks in the core is anybody's."""
+    data = core.read_bytes()
+    assert there in data
+    (tmp_path / "velf").write_bytes(data.replace(there, forged[: len(there)].ljust(len(there)), 1))
+    shown = "".join(in_gdb(tmp_path / "velf", *COMMANDS))
+    assert re.findall(r"[^ -~\n\t]", shown) == []
+
+
+def test_without_a_core():
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    shown = gdb_batch([f"source {gdbinit}", *COMMANDS, "output $kd_task(1)", "output $kd_current(0)"])
+    assert shown.count("no core is open") == len(COMMANDS) + 2
+    assert "Traceback" not in shown
+
+
+def test_offsets_of_the_layout_are_free():
+    """What these tests write does not overlap what the synthetic tasks have."""
+    assert LAYOUT["task_struct.flags"] not in OFFSETS.values()
