@@ -17,6 +17,7 @@ from pathlib import Path
 import drgn
 from drgn.helpers.linux.cpumask import for_each_present_cpu
 from drgn.helpers.linux.list import list_count_nodes
+from drgn.helpers.linux.mm import cmdline
 from drgn.helpers.linux.percpu import per_cpu
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, idle_task, task_cpu, task_state_to_char
@@ -49,6 +50,7 @@ def details(task: drgn.Object, running: set[int]) -> dict[str, object]:
         "parent": [int(parent.tgid), parent.comm.string_().decode("latin-1"), hex(parent)],
         "children": int(list_count_nodes(task.children.address_of_())),
         "mm": hex(task.mm),
+        "command": None if not task.mm else " ".join(each.decode("latin-1") for each in cmdline(task)),
     }
 
 

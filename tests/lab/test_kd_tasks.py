@@ -93,7 +93,7 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     velf, poor, answer = folder / "velf", folder / "poor", folder / "drgn.json"
     # where its kernel has variables, an arm64 dump of Debian's does not say
     words = ["-m", dump.vmlinux, dump.path] if dump in ARM64 else [dump.path]
-    done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, *words)
+    done = kdump_elftool("tovelf", "-p", "-l", "user", "--json", "-o", velf, *words)
     assert done.returncode == 0, done.stderr
     offset = json.loads(done.stdout)["kaslr_offset"] or "0"
     assert kdump_elftool("tovelf", "-q", "-o", poor, *words).returncode == 0
@@ -151,6 +151,9 @@ def test_task(shown: Shown, core: str) -> None:
         where = "on" if said["on_cpu"] else "last on"
         threads = f", {said['threads']} threads" if said["threads"] > 1 else ""
         tgid, comm, parent = said["parent"]
+        command = {} if said["mm"] == "0x0" else {"command": said["command"]}
+        if command and outputs is shown.poor:
+            command = {"command": "in memory of the process that is not in this core"}
         assert task == {
             "task": said["task"],
             "comm": said["comm"],
@@ -163,6 +166,7 @@ def test_task(shown: Shown, core: str) -> None:
             "parent": f"{tgid} {comm}, {parent}",
             "children": str(said["children"]),
             "memory": "none of its own" if said["mm"] == "0x0" else f"mm_struct {said['mm']}",
+            **command,
         }
         assert task["flags"].split(" ")[0] == said["flags"]
         assert task["stack"].split(",")[0] == said["stack"]

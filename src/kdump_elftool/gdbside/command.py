@@ -53,8 +53,11 @@ def warn(text: str) -> None:
 
 def usage(command: Command) -> Any:
     """The error for words that make no sense: raise it."""
-    first = (command.__doc__ or "").strip().partition("\n")[0]
-    return gdb.GdbError(f"that makes no sense to {command.NAME}: {first} ('help {command.NAME}' says more)")
+    lines = [line.strip() for line in (command.__doc__ or "").splitlines()]
+    words = next((line for line in lines if line.partition(" ")[0] == command.NAME), command.NAME)
+    return gdb.GdbError(
+        f"that makes no sense to {command.NAME}: it is {words} ('help {command.NAME}' says more)"
+    )
 
 
 def _one_line(text: str, *, newline: bool = False) -> str:

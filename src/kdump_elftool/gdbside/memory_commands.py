@@ -43,7 +43,7 @@ class KdVtop(Command):
                 vaddr = address(kernel, word)
                 say(f"{vaddr:#x} {_kernel_place(kernel, memory, vaddr)}")
             return
-        form = _form(kernel)
+        form = paging_form(kernel)
         root = memory.paddr_of(page_table(kernel, task.vaddr))
         if root is None:
             raise gdb.GdbError(f"the page table of {task.tid} is not in the core")
@@ -117,8 +117,8 @@ def _fact(kernel: GdbTarget, name: str) -> str | None:
     return None
 
 
-def _form(kernel: GdbTarget) -> Form:
-    """Raises IdentityError where the tables cannot be read here."""
+def paging_form(kernel: GdbTarget) -> Form:
+    """How the kernel's page tables look.  Raises IdentityError where they cannot be read here."""
     name = _fact(kernel, "paging") or "not known"
     form = form_of(name, kernel.order, _hexadecimal(_fact(kernel, "sme_mask")))
     if form is None:
@@ -144,7 +144,7 @@ def _kernel_place(kernel: GdbTarget, memory: CorePhysical, vaddr: int) -> str:
         return f"{paddr:#x}"
     root = _hexadecimal(_fact(kernel, "pgt_root"))
     try:
-        form = _form(kernel)
+        form = paging_form(kernel)
     except IdentityError:
         form = None
     if not root or form is None:

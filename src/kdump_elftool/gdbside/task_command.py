@@ -6,12 +6,17 @@ import re
 
 import gdb
 
+from kdump_elftool.errors import FaultError, KdumpError
 from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.memory_commands import paging_form, physical
 from kdump_elftool.gdbside.target import GdbTarget, target
 from kdump_elftool.plain.task_details import detail_lines, read_details
 from kdump_elftool.plain.tasks import Task, all_tasks
+from kdump_elftool.plain.user_memory import command_line, has_memory
+from kdump_elftool.safe_text import printable
 
 _WIDTH = 10
+_LONGEST = 1000
 _PID = re.compile(r"-?\d{1,10}", re.ASCII)
 
 
@@ -20,8 +25,8 @@ class TaskCommand(Command):
 
     kd-task PID...
 
-    PID is a thread; the idle task of CPU n is -(n+1). In expressions: $kd_task(PID). Command line and
-    environment are in user memory, which a core of the level 'kernel' does not have."""
+    PID is a thread; the idle task of CPU n is -(n+1). In expressions: $kd_task(PID). The command line is
+    in the memory of the process, which cores made with 'tovelf -l user' or '-l all' have."""
 
     NAME = "kd-task"
 
@@ -42,3 +47,15 @@ def _show(kernel: GdbTarget, tasks: dict[int, Task], pid: int) -> None:
         raise gdb.GdbError(f"there is no task {pid}")
     for label, value in detail_lines(kernel, read_details(kernel, tasks[pid])):
         say(f"{label + ':':<{_WIDTH}} {value}")
+    if tasks[pid].tid and has_memory(kernel, tasks[pid].vaddr):
+        say(f"{'command:':<{_WIDTH}} {_command_line(kernel, tasks[pid])}")
+
+
+def _command_line(kernel: GdbTarget, task: Task) -> str:
+    try:
+        words = command_line(kernel, physical(kernel), paging_form(kernel), task.vaddr)
+    except FaultError:
+        return "in memory of the process that is not in this core"
+    except (KdumpError, gdb.GdbError) as error:
+        return f"not known: {error}"
+    return printable(words.rstrip(b"\0").replace(b"\0", b" "), _LONGEST)
