@@ -158,6 +158,34 @@ def test_functions_of_modules_are_known(shown: Shown) -> None:
     assert sum(name == symbol["name"] for name, symbol in zip(names, wanted, strict=True)) > 0.8 * len(wanted)
 
 
+OOPSES = {
+    "oops.elf": ("panic", "asm_exc_page_fault", "sysrq_handle_crash", "__handle_sysrq"),
+    "irq.elf": ("panic", "sysrq_handle_crash", "asm_common_interrupt", "do_idle"),
+    "nmi.elf": ("panic", "nmi_panic", "exc_nmi", "asm_exc_nmi"),
+}
+"""Functions of each crash, the last called first; an NMI comes whatever the CPU is doing, in a process too."""
+OOPSED = [
+    LabDump(row.name, row.scenario, file)
+    for row in selected_rows()
+    if row.scenario == "oops" and os.environ.get("LAB_SET") == "matrix"
+    for file in OOPSES
+]
+
+
+@pytest.mark.parametrize("dump", OOPSED, ids=lambda dump: dump.id)
+def test_the_whole_path_of_a_crash(dump: LabDump, tmp_path: Path) -> None:
+    """Down to the code that was interrupted, with its file and line."""
+    dump.check()
+    done = kdump_elftool("gdb", "-q", "--batch", "--velf", tmp_path / "velf", "-m", dump.vmlinux, dump.path)
+    (tmp_path / "velf").unlink()
+    assert (done.returncode, done.stderr) == (0, "")
+    frames = re.findall(r"^#\d+ +(?:0x\w+ in )?(\S+) \(.*\) at \S+:\d+$", done.stdout, re.M)
+    places = [frames.index(function) for function in OOPSES[dump.file]]
+    assert places == sorted(places), done.stdout
+    beyond = done.stdout.partition(f" {OOPSES[dump.file][-1]} (")[2]
+    assert re.search(r"^#\d+ ", beyond, re.M), "what was interrupted"
+
+
 def launch_commands(script: Path) -> list[str]:
     """What docs/gdb.md tells VS Code's C++ debugger to do, and what that does by itself before."""
     (block,) = re.findall(r"(?ms)^```json\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"))
