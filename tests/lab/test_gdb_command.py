@@ -163,7 +163,7 @@ OOPSES = {
     "irq.elf": ("panic", "sysrq_handle_crash", "asm_common_interrupt", "do_idle"),
     "nmi.elf": ("panic", "nmi_panic", "exc_nmi", "asm_exc_nmi"),
 }
-"""Functions of each crash, the last called first; an NMI comes whatever the CPU is doing, in a process too."""
+"""Functions of each crash, the last called first; an NMI comes whatever the CPU is doing."""
 OOPSED = [
     LabDump(row.name, row.scenario, file)
     for row in selected_rows()
