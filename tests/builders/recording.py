@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from kdump_elftool.errors import KdumpError
+from kdump_elftool.errors import FaultError, KdumpError
 from kdump_elftool.plain import (
     backtraces,
     blocked,
@@ -21,10 +21,12 @@ from kdump_elftool.plain import (
     rbtree,
     task_details,
     tasks,
+    user_memory,
     vmas,
     vminfo,
     xarray,
 )
+from kdump_elftool.plain.pagewalk import form_of
 from kdump_elftool.plain.target import Target
 
 Ask = Callable[["RecordingTarget"], object]
@@ -104,6 +106,24 @@ def every_line(target: RecordingTarget) -> None:
     list(vminfo.known_lines(keys, lambda kind, name: getattr(target, kind.lower())(name)))
 
 
+def every_word(target: RecordingTarget) -> None:
+    """The command line of a task, whose tables are nowhere."""
+    form = form_of("x86_64 4-level", "<")
+    task = target.target.symbol("init_task") or 0
+    if form is not None and user_memory.has_memory(target, task):
+        user_memory.command_line(target, NoMemory(), form, task)
+
+
+class NoMemory:
+    """Physical memory of which nothing is there."""
+
+    def paddr_of(self, vaddr: int) -> int | None:
+        return 0
+
+    def read_physical(self, paddr: int, size: int, /) -> bytes:
+        raise FaultError("paddr", paddr, "not there")
+
+
 def every_page(target: RecordingTarget) -> None:
     """Some frames of each part of memory."""
     array = memmap.find_memmap(target)
@@ -133,6 +153,7 @@ USES: Mapping[ModuleType, Ask] = {
     files: of_process(lambda target, task: list(files.open_files(target, task))),
     vmas: of_process(lambda target, task: list(vmas.process_vmas(target, task))),
     pages: every_page,
+    user_memory: every_word,
 }
 """How each reader is used."""
 ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {
