@@ -49,7 +49,10 @@ def with_symbols(
         *((text + 0x2000 + 16 * number, "t", f"filler_{number}") for number in range(FILLER)),
         (text + 0x10000, "T", "_etext"),
         (text + 0x200000, "R", "linux_banner"),
+        (text + 0x200100, "R", "_sdata"),
         (text + 0x208000, "D", "init_uts_ns"),
+        (text + 0x209000, "T", "called_code"),
+        (text + 0x300000, "D", "_edata"),
         (text + 0x20C000, "D", "init_task"),
         (text + BTF_AT, "R", "__start_BTF"),
         (text + BTF_AT + len(btf or b""), "R", "__stop_BTF"),
@@ -99,7 +102,7 @@ def test_what_is_in_it(mkvmlinux):
     kernel = with_symbols(make_kernel(SMALL), types())
     code, out, err, path = mkvmlinux(kernel)
     assert code == 0
-    assert out == f"{FILLER + 18} symbols, 5 types, 1 functions, 3 variables\n"
+    assert out == f"{FILLER + 21} symbols, 5 types, 1 functions, 3 variables\n"
     assert "no unwind tables" in err
     text = kernel.text_vaddr
     found = symbols_of(path)
@@ -111,6 +114,8 @@ def test_what_is_in_it(mkvmlinux):
     assert found["_text"][1] == 0, "it marks a place"
     assert found["current_pid"] == (0x20, 0xFE0, "OBJECT", "GLOBAL", ".data..percpu")
     assert found["init_task"][:4] == (text + 0x20C000, found["init_task"][1], "OBJECT", "GLOBAL")
+    # in .data, which the kernel's linker took for code
+    assert found["called_code"][2:] == ("OBJECT", "GLOBAL", ".data")
     assert found["vmlinux"][2:] == ("FILE", "LOCAL", "ABS")
     elf = ELFFile(io.BytesIO(path.read_bytes()))
     for section in elf.iter_sections():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kdump_elftool.addr import MASK64, U64, Bools, Index, u64
+from kdump_elftool.dwarf.btf_columns import U8
 from kdump_elftool.dwarf.btf_variables import Symbols
 from kdump_elftool.dwarf.strings import Lookup, Names
 from kdump_elftool.elf import constants as c
@@ -68,7 +69,18 @@ def kernel_part(found: Kallsyms, more: Mapping[str, int]) -> Part:
     size[labels.first(names.hashes())[0] >= 0] = 0
     symbols = Symbols(names, address, size, kind)
     sections = _image_sections(found.symbol, symbols)
-    return Part("vmlinux", symbols, sections, place(address, sections))
+    section = place(address, sections)
+    return Part(
+        "vmlinux", replace(symbols, kind=_told_by_section(kind, sections, section)), sections, section
+    )
+
+
+def _told_by_section(kind: U8, sections: Sequence[Section], section: Index) -> U8:
+    """To nm all is code in a section that claims to be, as .data of some kernels does (x86_64 v7.2)."""
+    names = {name for name, flags, *_ in _SECTIONS if not flags & c.SHF_EXECINSTR}
+    is_data = np.array([known.name in names for known in sections] + [False])[section]
+    kind = np.where(is_data & (kind == ord("t")), np.uint8(ord("d")), kind)
+    return np.where(is_data & (kind == ord("T")), np.uint8(ord("D")), kind)
 
 
 def sizes(address: U64) -> U64:
