@@ -1,4 +1,4 @@
-"""From the command line to the first backtrace with names: ``kdump-elftool gdb --batch``, crash, drgn.
+"""Time to the first backtrace with names, of ``gdb --batch``, crash and drgn; and to all backtraces.
 
 Of the same dump, each once nothing has been remembered of it and once everything has.  crash runs in the
 lab's root of a newer Debian; of the kernels that it does not open there is no figure of it.
@@ -7,6 +7,7 @@ lab's root of a newer Debian; of the kernels that it does not open there is no f
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +17,19 @@ from pathlib import Path
 from bench import rivals
 from bench.report import Figure
 from bench.rivals import BenchError, Cost
+from kdump_elftool.arch.x86_64 import ARCH as X86_64
+from kdump_elftool.elf.notes import Note, encode_notes
+from kdump_elftool.files import InputFile
+from kdump_elftool.formats import open_dump
+from kdump_elftool.kernel.cpus import is_prstatus
 from lab.roots import chroot_argv, root_dir
 
 WARM_LIMIT = 3.0
+ALL_LIMIT, MANY_LIMIT = 5.0, 10.0
+"""Seconds of kd-bt all, of a lab dump and of MANY tasks, gdb's start included, its index made."""
+MANY = 5000
+CPUS = 2
+"""Of the lab's guests; their threads come first, and more of these would be no sleeping tasks."""
 TIMES = 3
 EXPECTED = "sysrq_handle_crash"
 SCENARIOS = (".kdump", ".panic")
@@ -76,10 +87,60 @@ def _of_dump(path: Path, vmlinux: Path, home: Path, velf: Path, slowness: float)
         yield Figure("gdb", subject, cost.cpu / slowness, "s", limit, facts, rounded)
 
 
-def _check(command: list[str]) -> None:
+def measure_backtraces(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterator[Figure]:
+    """CPU seconds of ``kd-bt all``: of a dump as it is, and with its tasks' stacks many times over."""
+    for path in dumps:
+        vmlinux = (path.parent / "vmlinux").resolve()
+        if not path.parent.name.endswith(SCENARIOS) or not vmlinux.exists():
+            continue
+        home, velf, many = work / "gdb-cache", work / "gdb.velf", work / "many.velf"
+        try:
+            command = [f"XDG_CACHE_HOME={home}", *rivals.tool("gdb", "--batch", "-q", "-m", str(vmlinux))]
+            _check(["env", *command, "--velf", str(velf), str(path)])
+            threads = _with_many_threads(velf, many)
+            for core, count, limit in ((velf, threads, ALL_LIMIT), (many, MANY, MANY_LIMIT)):
+                argv = ["env", *command, str(core), "--", "-ex", "kd-bt all"]
+                _check(argv, "1 task: ")
+                cost = rivals.median([rivals.run(argv) for _ in range(TIMES)])
+                raw = {"cpu s": float(f"{cost.cpu:.4g}"), "wall s": float(f"{cost.wall:.4g}")}
+                subject = f"{path.parent.name}/{path.name}, {count} tasks"
+                yield Figure("kd-bt all", subject, cost.cpu / slowness, "s", limit, {}, raw)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+            for file in (velf, many):
+                shutil.rmtree(f"{file}.symbols", ignore_errors=True)
+                file.unlink(missing_ok=True)
+
+
+def _with_many_threads(velf: Path, many: Path) -> int:
+    """A copy whose notes stand behind its memory, the sleeping tasks' again and again; threads before."""
+    shutil.copy(velf, many)
+    with InputFile.open(str(velf)) as file:
+        dump = open_dump(file)
+        notes, kind = dump.notes, dump.kind
+    threads = [note for note in notes if is_prstatus(note)]
+    at = X86_64.prstatus.pid_offset
+    asleep = [note.desc for note in threads[CPUS:] if isinstance(note.desc, bytes)]
+    pid = struct.Struct("<i")
+    more = [
+        Note(b"CORE", threads[0].type, desc[:at] + pid.pack((1 << 20) + number) + desc[at + pid.size :])
+        for number, desc in enumerate(asleep[number % len(asleep)] for number in range(MANY - len(threads)))
+    ]
+    data = b"".join(part for part in encode_notes((*notes, *more), kind) if isinstance(part, bytes))
+    with many.open("r+b") as out:
+        end = out.seek(0, 2)
+        out.write(data)
+        out.seek(64 + 8)  # p_offset of the first program header, which is PT_NOTE
+        out.write(struct.pack("<Q", end))
+        out.seek(64 + 32)
+        out.write(struct.pack("<QQ", len(data), 0))
+    return len(threads)
+
+
+def _check(command: list[str], wanted: str = EXPECTED) -> None:
     """A backtrace without names would be no result.  Raises BenchError."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode or EXPECTED not in done.stdout:
+    if done.returncode or wanted not in done.stdout:
         raise BenchError(f"{command[0]} shows no backtrace: {(done.stderr or done.stdout).strip()[-300:]}")
 
 

@@ -23,7 +23,7 @@ from bench.calibrate import loop_seconds, slowness
 from bench.compressed import measure_gzip
 from bench.find_kernel import measure_find_kernel
 from bench.flattened import measure_flattened
-from bench.gdb import measure_gdb
+from bench.gdb import measure_backtraces, measure_gdb
 from bench.generate import GIB, DumpSpec, generate
 from bench.kdump import measure_kdump, measure_large_kdump
 from bench.kdump_out import measure_kdump_out
@@ -252,6 +252,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "migration": lambda settings: measure_migration(settings.work, settings.slowness),
     "find-kernel": lambda settings: measure_find_kernel(settings.dumps, settings.slowness),
     "gdb": lambda settings: measure_gdb(settings.dumps, settings.work, settings.slowness),
+    "backtraces": lambda settings: measure_backtraces(settings.dumps, settings.work, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 
