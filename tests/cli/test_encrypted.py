@@ -35,9 +35,8 @@ def test_readable_memory_with_the_bit(tovelf, levels, bit, vmcoreinfo):
     assert (result.code, result.err) == (0, "")
     check_pages(result.core, kernel)
     source = "VMCOREINFO" if not vmcoreinfo else "the page tables"
-    facts = json.loads(next(desc for name, kind, desc in result.core.notes() if name == "kdump-elftool"))[
-        "facts"
-    ]
+    (summary,) = (desc for name, kind, desc in result.core.notes() if (name, kind) == ("kdump-elftool", 1))
+    facts = json.loads(summary)["facts"]
     (fact,) = (fact for fact in facts if fact["name"] == "sme_mask")
     assert (int(fact["value"], 0), fact["source"]) == (1 << bit, source)
 

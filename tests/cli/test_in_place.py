@@ -127,7 +127,7 @@ def test_data_at_unaligned_offsets(tool, dump):
     assert struct.unpack_from("<Q", core.image, 40) == struct.unpack_from("<Q", image, 40)
 
 
-def test_the_same_core_as_a_copy_but_for_the_undo_note(tool, dump, tmp_path):
+def test_the_same_core_as_a_copy_but_for_two_notes(tool, dump, tmp_path):
     kernel = make_kernel(SMALL, cpus=3)
     path, copy, vmlinux = dump(kernel.dump()), tmp_path / "copy", tmp_path / "vmlinux"
     vmlinux.write_bytes(build_vmlinux())
@@ -136,7 +136,8 @@ def test_the_same_core_as_a_copy_but_for_the_undo_note(tool, dump, tmp_path):
     ours, copied = read_core(path), read_core(copy)
     undo, *notes = ours.notes()
     assert undo[:2] == ("kdump-elftool", 3)
-    assert notes == copied.notes()
+    # what gdb's commands ask would take longer to find than all the rest
+    assert notes == [note for note in copied.notes() if note[:2] != ("kdump-elftool", 4)] != copied.notes()
     assert [prstatus_pid(desc) for name, kind, desc in notes if (name, kind) == ("CORE", 1)] == [431, 432, -3]
     keys = ("p_vaddr", "p_paddr", "p_filesz")
     assert [[load[key] for key in keys] for load in ours.loads] == [
@@ -150,7 +151,7 @@ def test_a_copy_of_a_core_made_in_place_cannot_be_undone(tool, dump, tmp_path):
     assert tool("--in-place", "-i", path).code == 0
     assert tool("-i", path, "-o", copy).code == 0
     check_pages(read_core(copy), kernel)
-    assert [kind for name, kind, _ in read_core(copy).notes() if name == "kdump-elftool"] == [1]
+    assert [kind for name, kind, _ in read_core(copy).notes() if name == "kdump-elftool"] == [4, 1]
     was = sha256(copy)
     assert tool("--undo", "-i", copy).code == 1
     assert sha256(copy) == was

@@ -93,7 +93,16 @@ def convert_in_place(
     def lay_out(dump: Dump, memory: Memory, notes: tuple[Note, ...]) -> CoreLayout:
         return tail_layout(original, dump.e_flags, place(memory, dump.memory.extents), notes)
 
-    velf = plan_velf(dump, request, lay_out, level="all", procthreads=procthreads, kernel=kernel, about=about)
+    velf = plan_velf(
+        dump,
+        request,
+        lay_out,
+        level="all",
+        procthreads=procthreads,
+        kernel=kernel,
+        about=about,
+        answers=procthreads or about is not None,
+    )
     append_and_switch(target, original, tail_of(original, velf.layout))
     return velf
 

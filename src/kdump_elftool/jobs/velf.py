@@ -97,12 +97,14 @@ def plan_velf(
     procthreads: bool = False,
     kernel: Kernel | None = None,
     about: Mapping[str, object] | None = None,
+    answers: bool = True,
 ) -> Velf:
     """Plan the conversion; ``lay_out`` decides where everything comes to lie.
 
     Without ``level``: user for another page table than the kernel's own, else kernel.
     With ``procthreads`` every task is a thread.  ``kernel`` is what open_kernel() returned, if that was
-    called already; ``about`` goes into the summary note too.
+    called already; ``about`` goes into the summary note too.  With ``answers`` there is a note of what gdb's
+    commands ask, which takes longer than all else of a conversion in place.
     Raises IdentityError, UnsupportedError, OutputError.
     """
     kernel = kernel or open_kernel(dump, request)
@@ -116,7 +118,8 @@ def plan_velf(
     cpus, stacks, facts, task_warnings = _threads(own, kernel, known if procthreads else None)
     notes = _notes(cpus, dump, kernel, kaslr_offset)
     # asked apart: these answers are for gdb, and nothing in the core rests on them
-    notes.append(layout_note(Knowledge(known.sources).answers(needs())))
+    if answers:
+        notes.append(layout_note(Knowledge(known.sources).answers(needs())))
     summary = _summary(identity, kaslr_offset, facts, level, chosen.coverage)
     notes.append(summary_note({**summary, **(about or {})}))
     mapped = chosen.mapped
