@@ -51,14 +51,33 @@ class Texts:
         return np.where((where > 0) & (where < self.end), place, 0)
 
 
+@dataclass
+class Room:
+    """How many parameters there may still be: any number of functions can share a prototype with 65,535.
+
+    ``refused``: how many functions and prototypes had to do without.
+    """
+
+    left: int = 4 << 20
+    refused: int = 0
+
+    def take(self, counts: Index) -> Bools:
+        """Which of the owners of so many parameters can have them."""
+        fits: Bools = np.cumsum(counts) <= self.left
+        self.left -= int(counts[fits].sum())
+        self.refused += int((~fits & (counts > 0)).sum())
+        return fits
+
+
 @dataclass(frozen=True)
 class TypeEntries:
-    """Adds the types of ``rows`` to a unit; an entry's number is its type's."""
+    """Adds the types of an object to its unit; an entry's number is its type's."""
 
     unit: Unit
     types: Types
     texts: Texts
     word: int
+    room: Room
 
     def add(self, wanted: Bools) -> int:
         """The types that are ``wanted`` (by row); returns how many they are."""
@@ -80,8 +99,14 @@ class TypeEntries:
         self._prototypes(of[Kind.FUNC_PROTO])
         return len(rows)
 
-    def parameters(self, owner: Index, protos: Index) -> None:
-        """Parameters of the prototypes (rows), below the entries with the numbers ``owner``."""
+    def add_with_parameters(self, tag: Tag, number: Index, protos: Index, columns: list[Column]) -> None:
+        """Entries with the numbers ``number``, and below each the parameters of its prototype (row)."""
+        count = self.types.btf.vlen[protos]
+        parents = self.room.take(count) & (count > 0)
+        self.unit.add(tag, number, columns, parents=parents)
+        self._parameters(number[parents], protos[parents])
+
+    def _parameters(self, owner: Index, protos: Index) -> None:
         found = elements(self.types.btf, protos, Kind.FUNC_PROTO)
         type_id = parameter_types(self.types.btf, self.types.leads, found)
         name = self.texts.place(found.words[:, 0])
@@ -190,16 +215,21 @@ class TypeEntries:
         plain = word >> np.uint32(24) & ~np.uint32(INT_SIGNED) == 0
         whole = word & np.uint32(0xFFFF) == 8 * btf.size[ints]
         ints, word = ints[plain & whole], word[plain & whole]
-        result = np.zeros(len(rows), dtype=np.intp)
-        for row, encoding in zip(ints[::-1].tolist(), (word >> np.uint32(24))[::-1].tolist(), strict=True):
-            fits = (btf.size[rows] == btf.size[row]) & (signed == bool(encoding & INT_SIGNED))
-            result[fits] = row + 1
-        return result
+        if not len(ints):
+            return np.zeros(len(rows), dtype=np.intp)
+        keys, first = np.unique(_form(btf.size[ints], word >> np.uint32(24) > 0), return_index=True)
+        wanted = _form(btf.size[rows], signed)
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[at] == wanted, ints[first[at]] + 1, 0)
 
     def _prototypes(self, rows: Index) -> None:
         columns = [Column(At.PROTOTYPED, Form.FLAG_PRESENT), self._type(rows)]
-        self._add(Tag.SUBROUTINE_TYPE, rows, columns, self.types.btf.vlen[rows] > 0)
-        self.parameters(rows + 1, rows)
+        self.add_with_parameters(Tag.SUBROUTINE_TYPE, rows + 1, rows, columns)
+
+
+def _form(size: npt.NDArray[np.uint32], signed: Bools) -> Index:
+    """Size and sign of an integer as one number."""
+    return size.astype(np.intp) << 1 | signed
 
 
 def _constant(value: npt.NDArray[np.int64], negative: Bools) -> list[Column]:

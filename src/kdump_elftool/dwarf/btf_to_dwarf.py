@@ -13,7 +13,7 @@ import numpy as np
 
 from kdump_elftool.addr import MASK64, U64, Bools, Index, merge_ranges
 from kdump_elftool.dwarf.btf_columns import TYPES, Columns, own_rows
-from kdump_elftool.dwarf.btf_entries import Texts, TypeEntries
+from kdump_elftool.dwarf.btf_entries import Room, Texts, TypeEntries
 from kdump_elftool.dwarf.btf_types import REFERRING, Types, read_types
 from kdump_elftool.dwarf.btf_variables import Symbols, add_globals, add_variables, find_variables
 from kdump_elftool.dwarf.c_types import Spelling
@@ -40,7 +40,7 @@ class Functions:
 @dataclass(frozen=True)
 class Written:
     """What a unit holds; ``cut`` references would have closed circles, ``unplaced`` functions have no
-    symbol."""
+    symbol, ``bare`` functions and prototypes have lost their parameters, of which there were too many."""
 
     name: str
     types: int
@@ -48,6 +48,7 @@ class Written:
     variables: int
     cut: int
     unplaced: int
+    bare: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class BtfToDwarf:
         self._base_ends: Index = np.zeros(0, dtype=np.intp)
         self._base_strings = 0
         self._units: list[Written] = []
+        self._room = Room()
 
     def add(
         self, name: str, btf: Columns, symbols: Symbols, wanted: tuple[tuple[str, str], ...] = ()
@@ -91,7 +93,8 @@ class BtfToDwarf:
         nul = ends(btf.strings) if is_base else self._ends(btf)
         unit = Unit(self._abbreviations, self._order, self._word, None if is_base else self._base_places)
         texts = self._take_strings(btf)
-        entries = TypeEntries(unit, types, texts, self._word)
+        bare = self._room.refused
+        entries = TypeEntries(unit, types, texts, self._word, self._room)
         count = entries.add(self._wanted(types))
         functions, unplaced = find_functions(btf, nul, symbols)
         number = self._add_functions(entries, functions, symbols, len(btf.kind) + 1)
@@ -99,8 +102,13 @@ class BtfToDwarf:
         body, places = unit.finish(sum(map(len, self._info)), self._top(name, functions, symbols))
         self._info.append(body)
         if is_base:
-            self._base_places, self._base_types, self._base_ends = places[: len(btf.kind) + 1], types, nul
-        self._units.append(Written(name, count, len(functions.symbol), placed, types.cut, unplaced))
+            # the last types may have no entry
+            known = places[: len(btf.kind) + 1]
+            self._base_places = np.zeros(len(btf.kind) + 1, dtype=np.uint64)
+            self._base_places[: len(known)] = known
+            self._base_types, self._base_ends = types, nul
+        bare = self._room.refused - bare
+        self._units.append(Written(name, count, len(functions.symbol), placed, types.cut, unplaced, bare))
 
     def finish(self) -> DebugSections:
         """All sections."""
@@ -159,9 +167,7 @@ class BtfToDwarf:
             Column(At.LOW_PC, Form.ADDR, symbols.address[functions.symbol]),
             Column(At.HIGH_PC, Form.DATA4, size),
         ]
-        parents = entries.types.btf.vlen[functions.proto] > 0
-        entries.unit.add(Tag.SUBPROGRAM, numbers, columns, parents=parents)
-        entries.parameters(numbers, functions.proto)
+        entries.add_with_parameters(Tag.SUBPROGRAM, numbers, functions.proto, columns)
         return number + len(numbers)
 
     def _add_variables(

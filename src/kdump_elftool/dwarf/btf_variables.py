@@ -20,6 +20,8 @@ from kdump_elftool.dwarf.strings import Lookup, Names, StringSection
 from kdump_elftool.elf.btf_kinds import Kind
 
 _DATA = b"aAbBdDgGrRsSvV"
+_MOST_SECTIONS = 1 << 10
+"""A kernel has one or two."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def find_variables(types: Types, nul: Index, symbols: Symbols) -> Variables:
     rows = rows[(btf.name[rows] > 0) & (btf.name[rows] < len(btf.strings))]
     names = Names.terminated(btf.strings, nul, btf.name[rows].astype(np.intp))
     address, known = _by_name(names, symbols)
-    for section in own_rows(btf, (Kind.DATASEC,)):
+    for section in own_rows(btf, (Kind.DATASEC,))[:_MOST_SECTIONS]:
         found = elements(btf, np.array([section]), Kind.DATASEC).words
         at = np.searchsorted(rows, found[:, 0].astype(np.intp) - 1)
         inside = at < len(rows)

@@ -15,7 +15,10 @@ from kdump_elftool.addr import U64, Index
 
 _PRINTABLE = bytes(code if 0x20 <= code < 0x7F or not code else ord("?") for code in range(256))
 _FACTOR = 0x9E3779B97F4A7C15
-_LONGEST = 4096
+_LONGEST = 512
+"""Letters that are compared: KSYM_NAME_LEN since v6.1."""
+_AT_ONCE = 4 << 20
+"""Letters, times 8 bytes in several columns; any number of names can begin at the same place."""
 
 
 def harmless(text: bytes) -> bytes:
@@ -92,12 +95,19 @@ class Names:
         The letters as digits in a base that fits no pattern of theirs, modulo 2**64.
         """
         length = np.minimum(np.maximum(self.end - self.begin, 0), _LONGEST)
-        longest = int(length.max(initial=0))
-        powers = np.cumprod(np.full(longest + 1, _FACTOR, dtype=np.uint64))
-        total = int(length.sum())
+        reach = np.cumsum(length)
+        total = int(reach[-1]) if len(reach) else 0
+        cuts = np.searchsorted(reach, np.arange(_AT_ONCE, total, _AT_ONCE))
+        hashes = np.zeros(len(length), dtype=np.uint64)
+        for low, high in zip([0, *cuts.tolist()], [*cuts.tolist(), len(length)], strict=True):
+            hashes[low:high] = self._hashes(self.begin[low:high], length[low:high])
+        return hashes
+
+    def _hashes(self, begin: Index, length: Index) -> U64:
+        powers = np.cumprod(np.full(_LONGEST, _FACTOR, dtype=np.uint64))
         first = np.cumsum(length) - length
-        within = np.arange(total) - np.repeat(first, length)
-        letters = np.frombuffer(self.text, dtype=np.uint8)[np.repeat(self.begin, length) + within]
+        within = np.arange(int(length.sum())) - np.repeat(first, length)
+        letters = np.frombuffer(self.text, dtype=np.uint8)[np.repeat(begin, length) + within]
         digits = np.concatenate([[np.uint64(0)], np.cumsum((letters + np.uint64(1)) * powers[within])])
         hashes: U64 = digits[first + length] - digits[first] + length.astype(np.uint64)
         return hashes

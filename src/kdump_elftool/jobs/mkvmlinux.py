@@ -158,8 +158,10 @@ def _build_id_note(build_id: bytes, order: str) -> bytes:
 
 
 def _cut(units: Sequence[Written]) -> list[str]:
-    return [
-        f"BTF of {unit.name}: {unit.cut} references would go in circles and are left out"
-        for unit in units
-        if unit.cut
-    ]
+    found = []
+    for unit in units:
+        if unit.cut:
+            found.append(f"BTF of {unit.name}: {unit.cut} references would go in circles and are left out")
+        if unit.bare:
+            found.append(f"BTF of {unit.name}: no room for the parameters of {unit.bare} functions")
+    return found

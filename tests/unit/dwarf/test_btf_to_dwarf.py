@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdump_elftool.addr import u64
+from kdump_elftool.dwarf.btf_entries import Room
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections
 from kdump_elftool.dwarf.btf_variables import Symbols
 from kdump_elftool.dwarf.strings import Names
@@ -264,6 +265,38 @@ def test_modules(kind):
         assert found["module_function"] == f"static void (*{word} struct own own) at {BASE + at:#x} size 0x10"
         assert found["borrowed"] == f"static int (int) at {BASE + at + 16:#x} size 0x10"
         assert "struct page" not in found
+
+
+def test_a_module_refers_to_a_type_that_the_kernel_did_not_need():
+    """The last of the kernel's records have no entries: a prototype that only a function has, the function."""
+    w = b.BtfWriter()
+    integer = w.integer("int", 4, 1)
+    w.add(b.FUNC, "f", w.proto(integer, [("", integer)]))
+    proto = len(w.records) - 1
+    module = b.BtfWriter("<", w)
+    module.struct("own", 8, [("call", module.pointer(proto), 0)])
+    kind = KINDS[2]
+    base = parsed(w, kind)
+    debug = BtfToDwarf(kind.order, 8)
+    debug.add("vmlinux", base, NONE)
+    debug.add("one", parsed(module, kind, base), NONE)
+    _, top = units(debug.finish(), kind)
+    assert described(top)["struct own"] == "struct 8 {*8 int (int) call @0}"
+
+
+def test_more_parameters_than_any_kernel_has(monkeypatch):
+    monkeypatch.setattr("kdump_elftool.dwarf.btf_to_dwarf.Room", lambda: Room(left=5))
+    w = b.BtfWriter()
+    integer = w.integer("int", 4, 1)
+    proto = w.proto(integer, [("a", integer), ("b", integer)])
+    w.add(b.FUNC, "f", proto)
+    w.add(b.FUNC, "none", w.proto(0, []))
+    have = symbols(*(("f", BASE + at, 16, "t") for at in range(0, 0x40, 0x10)), ("none", BASE + 0x40, 16, "t"))
+    sections = converted(w, KINDS[2], have)
+    (top,) = units(sections, KINDS[2])
+    found = [die for die in top.iter_children() if die.tag == "DW_TAG_subprogram"]
+    assert [len(list(die.iter_children())) for die in found] == [2, 2, 0, 0, 0]
+    assert (sections.units[0].functions, sections.units[0].bare) == (5, 2)
 
 
 def test_names_are_harmless():
