@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from kdump_elftool.addr import u64
+from kdump_elftool.addr import MASK64, u64
 from kdump_elftool.errors import FaultError
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.lists import ListReader
@@ -80,31 +80,35 @@ def read_module_orc(memory: VirtualMemory, known: Knowledge, form: OrcFormat) ->
         return []
     nodes = ListReader(memory, "<", 8).walk(u64([head]), MOST_MODULES).node
     found = []
-    entries = 0
+    left = MOST_ENTRIES
     for node in nodes.tolist():
         try:
-            module = _read(memory, layout, node - layout.list, form)
+            module, read = _read(Words(memory), layout, node - layout.list, form, left)
         except FaultError as error:
             log.info("ORC of a module: %s", error)
             continue
-        if module is not None and entries + len(module.table) <= MOST_ENTRIES:
-            entries += len(module.table)
+        left -= read
+        if module is not None:
             found.append(module)
     return found
 
 
-def _read(memory: VirtualMemory, layout: _Layout, module: int, form: OrcFormat) -> ModuleOrc | None:
-    words = Words(memory)
+def _read(
+    words: Words, layout: _Layout, module: int, form: OrcFormat, most: int
+) -> tuple[ModuleOrc | None, int]:
+    """The module's table, if it has one, and how many entries were read."""
+    memory = words.memory
     ip, entries = words.read(module + layout.ip), words.read(module + layout.entries)
     count = words.read(module + layout.count, 4)
     base, size = words.read(module + layout.base), words.read(module + layout.size, 4)
     name = printable(memory.read(module + layout.name, _NAME_SIZE).split(b"\0", 1)[0])
     if not count or not size:
-        return None
-    if count > MOST_ENTRIES or size > _LARGEST_TEXT or count > size:
-        log.info("ORC of module %s: %d entries for %d bytes of code", name, count, size)
-        return None
+        return None, 0
+    if count > most or size > _LARGEST_TEXT or count > size or base + size > MASK64:
+        log.info("ORC of module %s: %d entries for %d bytes of code at %#x", name, count, size, base)
+        return None, 0
     table = decode(read_raw(memory, ip, entries, count), form, (base, base + size))
     if not len(table):
-        return None
-    return ModuleOrc(name, replace(table, damage=tuple(f"module {name}: {text}" for text in table.damage)))
+        return None, count
+    damage = tuple(f"module {name}: {text}" for text in table.damage)
+    return ModuleOrc(name, replace(table, damage=damage)), count

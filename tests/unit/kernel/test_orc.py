@@ -360,6 +360,7 @@ def test_modules(layout: str) -> None:
         (0x88, "I", (0,)),
         (0x88, "I", (0x7FFFFFFF,)),
         (0x80, "Q", (0x1000,)),
+        (0x80, "Q", ((1 << 64) - 0x800,)),
     ],
     ids=str,
 )
@@ -368,6 +369,16 @@ def test_a_module_that_lies_is_left_out(at: int, layout: str, values: tuple[int,
     space.put(FIRST + at, layout, *values)
     found = read_module_orc(space.virtual(), known, FORMATS[2])
     assert [module.name for module in found] == ["two"]
+
+
+def test_entries_that_describe_nothing_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is what takes the time: a list of liars would have gone on for hours."""
+    monkeypatch.setattr("kdump_elftool.kernel.module_orc.MOST_ENTRIES", 7)
+    space, known = modules("mem")
+    assert [module.name for module in read_module_orc(space.virtual(), known, FORMATS[2])] == ["one"]
+    # none of the first one's five entries is of its code
+    space.put(FIRST + 0x80, "QI", BASE, 0x1000)
+    assert read_module_orc(space.virtual(), known, FORMATS[2]) == []
 
 
 def test_names_of_modules_are_printable() -> None:
