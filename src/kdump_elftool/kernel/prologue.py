@@ -119,6 +119,8 @@ def prologues(table: OrcTable, functions: U64, read: Callable[[int, int], bytes]
             steps = steps_of(read(start, min(LONGEST, end - start)))
         except FaultError:
             continue
+        # what the last instruction does holds from the next function on, which has rules of its own
+        steps = [step for step in steps if start + step.offset < end]
         if steps:
             found.append(_table(start, end, steps, table))
     return found

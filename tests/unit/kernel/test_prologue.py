@@ -165,3 +165,15 @@ def test_only_functions_without_entries() -> None:
         (0x1401, Kind.CALL, 16),
         (0x1500, Kind.UNDEFINED, 0),
     ]
+
+
+def test_a_function_that_ends_within_its_prologue() -> None:
+    """What its last instruction leaves behind is not the rule for the function that follows."""
+    known = table([(0x1000, Kind.UNDEFINED), (0x1001, Kind.CALL)], 0x1100)
+    found = prologues(known, u64([0x1000, 0x1001]), lambda vaddr, size: b"\x53" * size)
+    assert [each.ip.tolist() for each in found] == [[0x1000]]
+    whole = joined([known, *found])
+    assert list(zip(whole.ip.tolist(), whole.sp_offset.tolist(), strict=True))[:2] == [
+        (0x1000, 8),
+        (0x1001, 8),
+    ]
