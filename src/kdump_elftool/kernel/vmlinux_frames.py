@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from kdump_elftool.addr import Ranges, merge_ranges
+from kdump_elftool.addr import MASK64, Ranges, merge_ranges, u64
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.files import ByteSource
@@ -44,8 +44,7 @@ def described_code(file: ByteSource, offset: int) -> Ranges:
             start.append(first)
             size.append(count)
         at += 4 + length
-    first, count = np.array(start, dtype=np.uint64), np.array(size, dtype=np.uint64)
-    first += np.uint64(offset)
+    first, count = u64(start) + np.uint64(offset & MASK64), u64(size)
     return merge_ranges(first, first + count)
 
 
@@ -58,8 +57,9 @@ def _section(elf: ElfFile) -> bytes:
         return data
     head = struct.Struct(f"{elf.header.kind.order}IIQQ")
     method, _, size, _ = head.unpack_from(data.ljust(head.size, b"\0"))
-    if method != c.ELFCOMPRESS_ZLIB or size > _LARGEST:
-        log.info("%s: .debug_frame is compressed in a way that is not read (%d)", elf.file.path, method)
+    # for zlib 0 would be no limit
+    if method != c.ELFCOMPRESS_ZLIB or not 0 < size <= _LARGEST:
+        log.info("%s: %d bytes of .debug_frame by method %d are not read", elf.file.path, size, method)
         return b""
     try:
         return zlib.decompressobj().decompress(data[head.size :], size)

@@ -183,6 +183,26 @@ def test_damaged_frames_describe_less(tmp_path, packed):
             assert len(described_code(file, 0)) <= 3
 
 
+def test_a_kernel_that_runs_below_its_addresses(tmp_path):
+    with InputFile.open(str(linked(tmp_path, False))) as file:
+        found, lower = described_code(file, 0), described_code(file, -0x1000)
+    assert lower.start.tolist() == [start - 0x1000 for start in found.start.tolist()]
+
+
+def test_packed_frames_that_claim_to_be_nothing(tmp_path):
+    """zlib takes a limit of 0 for none."""
+    vmlinux = linked(tmp_path, True)
+    shown = subprocess.run(["readelf", "-SW", vmlinux], capture_output=True, text=True).stdout
+    match = re.search(r"\.debug_frame +\S+ +\w+ (\w+)", shown)
+    assert match is not None
+    data = bytearray(vmlinux.read_bytes())
+    # ch_size of Elf64_Chdr
+    data[int(match[1], 16) + 8 : int(match[1], 16) + 16] = bytes(8)
+    vmlinux.write_bytes(data)
+    with InputFile.open(str(vmlinux)) as file:
+        assert len(described_code(file, 0)) == 0
+
+
 def test_a_file_without_frames(tmp_path):
     vmlinux = linked(tmp_path, False)
     subprocess.run(["strip", vmlinux], check=True)
