@@ -59,13 +59,21 @@ def _part(module: LoadedModule, symbols: SymbolColumns, number: int) -> Part:
     rows = symbols.of(number)
     section = place(symbols.address[rows], sections)
     # mapping symbols ($x, $d) name nothing; what lies in no region has no address (a per-CPU variable)
-    first = np.frombuffer(symbols.text + b"\0", dtype=np.uint8)[symbols.begin[rows]]
+    first = np.frombuffer(symbols.text, dtype=np.uint8)[symbols.begin[rows]]
     kept = (section != ABSOLUTE) & (first != ord("$"))
     rows, section = rows[kept], section[kept]
     address = symbols.address[rows]
     size = np.where(symbols.size[rows] > 0, symbols.size[rows], _room(address, sections))
-    names = Names(symbols.text, symbols.begin[rows], symbols.end[rows])
+    names = _own_names(symbols.text, symbols.begin[rows], symbols.end[rows])
     return Part(name, Symbols(names, address, size, _letters(symbols, rows)), sections, section)
+
+
+def _own_names(text: bytes, begin: Index, end: Index) -> Names:
+    """A module's names without the text of all the others."""
+    if not len(begin):
+        return Names.of([])
+    low = int(begin.min())
+    return Names(text[low : int(end.max())], begin - low, end - low)
 
 
 def _room(address: U64, sections: tuple[Section, ...]) -> U64:
