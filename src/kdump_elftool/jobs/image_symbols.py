@@ -149,7 +149,7 @@ def moved(part: Part, offset: int, low: int, high: int) -> Part:
         return np.where(inside, address - np.uint64(offset & MASK64), address)
 
     sections = [
-        replace(section, addr=section.addr - offset if low <= section.addr <= high else section.addr)
+        replace(section, addr=section.addr - offset & MASK64 if low <= section.addr <= high else section.addr)
         for section in part.sections
     ]
     symbols = replace(part.symbols, address=move(part.symbols.address))
