@@ -29,6 +29,8 @@ U32 = npt.NDArray[np.uint32]
 MAGIC = 0xEB9F
 HEADER_SIZE = 24
 MAX_SIZE = 64 << 20
+_MOST_CANDIDATES = 64
+"""Places that begin like a BTF object and are none."""
 _DEEPEST = 32
 _FEW = 50
 
@@ -357,9 +359,11 @@ def open_btf(
         return _open_at(memory, int(start.value), size, order, word, partial=partial)
     byte_order = "little" if order == "<" else "big"
     pattern = MAGIC.to_bytes(2, byte_order) + b"\1\0" + HEADER_SIZE.to_bytes(4, byte_order) + bytes(4)  # type: ignore[arg-type]
+    left = _MOST_CANDIDATES
     for vaddr, data in memory.scan(*window, HEADER_SIZE):
         at = data.find(pattern)
-        while at >= 0:
+        while at >= 0 and left:
+            left -= 1
             head = np.frombuffer(data[at : at + HEADER_SIZE].ljust(HEADER_SIZE, b"\0"), dtype=f"{order}u4")
             size = HEADER_SIZE + int(head[4]) + int(head[5])
             found = _open_at(memory, vaddr + at, size, order, word, partial=partial)

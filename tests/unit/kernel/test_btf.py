@@ -199,3 +199,12 @@ def test_found_in_memory(order, at):
     assert open_btf(memory, beyond, window, order, 8) is None
     absent = parse(b"SYMBOL(__start_BTF)=1000\nSYMBOL(__stop_BTF)=2000\n")
     assert open_btf(memory, absent, window, order, 8) is None
+
+
+def test_what_only_begins_like_one_is_not_tried_for_ever(monkeypatch):
+    data = written("<")
+    header = data[:16] + (60 << 20).to_bytes(4, "little") + bytes(4)
+    window = (BASE, BASE + (1 << 20))
+    assert open_btf(memory_of(header * 10 + data, 0x1000), VmcoreInfo({}), window, "<", 8) is not None
+    monkeypatch.setattr("kdump_elftool.kernel.btf._MOST_CANDIDATES", 10)
+    assert open_btf(memory_of(header * 10 + data, 0x1000), VmcoreInfo({}), window, "<", 8) is None
