@@ -30,6 +30,7 @@ _ADLER_D, _ADLER_C, _EXTRA, _CRC_D, _CRC_C, _MULTIPART, _FILTER, _HEADER_CRC = (
     1 << bit for bit in (0, 1, 6, 8, 9, 10, 11, 12)
 )
 _APART = 1 << 18
+_USUAL_HEADER = 1 << 10
 _STEPS = 1 << 22
 """Blocks that are gone over to find places to begin at: 1 TB."""
 
@@ -159,7 +160,8 @@ def blocks(source: ByteSource) -> Iterator[Mark]:
     at, steps = 0, _STEPS
     while at < source.size and steps > 0:
         try:
-            header = read_header(source.read_at(at, LARGEST_BLOCK))
+            header = read_header(source.read_at(at, _USUAL_HEADER))
+            header = header or read_header(source.read_at(at, LARGEST_BLOCK))
         except LzopError:
             return
         if header is None:

@@ -10,8 +10,9 @@ from random import Random
 import pytest
 
 from kdump_elftool import spool
-from kdump_elftool.codecs import index, outer
+from kdump_elftool.codecs import index, lzop, outer
 from kdump_elftool.codecs.streams import STREAMS, inflate_library
+from kdump_elftool.codecs.whole import Held
 from kdump_elftool.errors import (
     CorruptDumpError,
     KdumpError,
@@ -348,3 +349,18 @@ def test_lzop_block_that_is_wrong(opened):
         assert "damaged" in source.warnings[0]
         assert source.read_at(0, source.size) == (PLAIN * 4)[: source.size]
         assert source.size > len(PLAIN)
+
+
+def test_lzop_files_in_a_row_are_not_read_again_and_again():
+    """Each may be a few bytes long."""
+    read = []
+
+    class Counted(Held):
+        def read_at(self, offset: int, size: int, /) -> bytes:
+            data = super().read_at(offset, size)
+            read.append(len(data))
+            return data
+
+    image = lzop_file(PLAIN[:100]) * 1000 + lzop_file(PLAIN, block=1 << 16, name=b"n" * 255)
+    assert list(lzop.blocks(Counted("dump", image)))
+    assert sum(read) < 10 * len(image)
