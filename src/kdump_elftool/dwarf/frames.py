@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdump_elftool.addr import U64, Index, align_up
+from kdump_elftool.dwarf.entries import number, uleb
 
 U8 = npt.NDArray[np.uint8]
 
@@ -24,17 +25,6 @@ _ALIGN = 8
 _CIE_ID = 0xFFFFFFFF
 _FDE_HEADER = 24
 _LARGEST = 0xFFFFFFF0
-
-
-def uleb(value: int) -> bytes:
-    """An unsigned LEB128."""
-    out = bytearray()
-    while True:
-        byte = value & 0x7F
-        value >>= 7
-        out.append(byte | (0x80 if value else 0))
-        if not value:
-            return bytes(out)
 
 
 def sleb(value: int) -> bytes:
@@ -68,11 +58,11 @@ class Cie:
 
     def encoded(self, order: str) -> bytes:
         """The whole entry, padded with DW_CFA_nop."""
-        body = _number(_CIE_ID, order) + bytes([3]) + (b"zS\0" if self.signal else b"\0")
+        body = number(_CIE_ID, 4, order) + bytes([3]) + (b"zS\0" if self.signal else b"\0")
         body += uleb(self.code_alignment) + sleb(self.data_alignment) + uleb(self.return_register)
         body += bytes(self.augmentation) + self.initial
         body += bytes(align_up(4 + len(body), _ALIGN) - 4 - len(body))
-        return _number(len(body), order) + body
+        return number(len(body), 4, order) + body
 
 
 @dataclass
@@ -145,7 +135,3 @@ def _scatter(out: U8, where: Index, piece: Index, lengths: Index, pool: Pool) ->
         out[where[rows] + step] = source[starts[rows] + step]
         step += 1
         rows = rows[lengths[rows] > step]
-
-
-def _number(value: int, order: str) -> bytes:
-    return value.to_bytes(4, "little" if order == "<" else "big")

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdump_elftool.addr import U64, Bools, Index
-from kdump_elftool.dwarf.frames import EMPTY, Cie, Descriptions, Pool, debug_frame, sleb, uleb
+from kdump_elftool.dwarf.entries import uleb
+from kdump_elftool.dwarf.frames import EMPTY, Cie, Descriptions, Pool, debug_frame, sleb
 
 U8 = npt.NDArray[np.uint8]
 

@@ -268,7 +268,7 @@ def test_modules(kind):
 
 
 def test_a_module_refers_to_a_type_that_the_kernel_did_not_need():
-    """The last of the kernel's records have no entries: a prototype that only a function has, the function."""
+    """The last of its records have no entries: a prototype that only a function has, and the function."""
     w = b.BtfWriter()
     integer = w.integer("int", 4, 1)
     w.add(b.FUNC, "f", w.proto(integer, [("", integer)]))
@@ -291,7 +291,9 @@ def test_more_parameters_than_any_kernel_has(monkeypatch):
     proto = w.proto(integer, [("a", integer), ("b", integer)])
     w.add(b.FUNC, "f", proto)
     w.add(b.FUNC, "none", w.proto(0, []))
-    have = symbols(*(("f", BASE + at, 16, "t") for at in range(0, 0x40, 0x10)), ("none", BASE + 0x40, 16, "t"))
+    have = symbols(
+        *(("f", BASE + at, 16, "t") for at in range(0, 0x40, 0x10)), ("none", BASE + 0x40, 16, "t")
+    )
     sections = converted(w, KINDS[2], have)
     (top,) = units(sections, KINDS[2])
     found = [die for die in top.iter_children() if die.tag == "DW_TAG_subprogram"]
