@@ -144,9 +144,18 @@ def _functions(known: Knowledge) -> U64:
     for source in known.sources:
         symbols = source.source if isinstance(source, Later) and "SYMBOL" in source.kinds else None
         if isinstance(symbols, Kallsyms):
-            functions: U64 = symbols.address[(symbols.kind | 0x20) == ord("t")]
-            return functions
+            return functions_of(symbols)
     return u64([])
+
+
+def functions_of(symbols: Kallsyms) -> U64:
+    """Addresses of the symbols that are code; all of .data claims to be on some kernels (x86_64 v7.2)."""
+    code = (symbols.kind | 0x20) == ord("t")
+    start, end = symbols.symbol("_sdata"), symbols.symbol("_edata")
+    if start is not None and end is not None:
+        code &= (symbols.address < np.uint64(start)) | (symbols.address >= np.uint64(end))
+    functions: U64 = symbols.address[code]
+    return functions
 
 
 def _by_vmlinux(kernel: Kernel) -> Ranges:

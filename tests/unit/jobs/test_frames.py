@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdump_elftool.addr import Ranges, u64
+from kdump_elftool.dwarf.strings import Names
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
-from kdump_elftool.jobs.frames import FrameFile, frame_file, write_frame_file
+from kdump_elftool.jobs.frames import FrameFile, frame_file, functions_of, write_frame_file
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
+from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.vmcoreinfo import parse as parse_info
 from kdump_elftool.kernel.vmlinux_frames import described_code
 from tests.builders.orc import Row, pack, parse
@@ -126,6 +129,18 @@ def test_one_interrupt_stack_that_is_not_there(made):
         kernel.kernel.ram.write(AREAS[1] + 0x100 + 0x20, struct.pack("<Q", 0x1234567))
 
     assert kinds(made(change=change))[0x3010] == b"zS"
+
+
+def test_data_whose_symbols_claim_to_be_code():
+    """There are 20,000 of them in v7.2."""
+    rows = [("_stext", "T"), ("f", "t"), ("_sdata", "T"), ("list", "t"), ("_edata", "D"), ("init", "T")]
+    names = Names.of([name.encode() for name, _ in rows])
+    kind = np.array([ord(letter) for _, letter in rows], dtype=np.uint8)
+    symbols = Kallsyms(u64(range(0x10, 0x70, 0x10)), kind, names.text, names.begin, names.end)
+    assert functions_of(symbols).tolist() == [0x10, 0x20, 0x60]
+    without = replace(symbols, kind=kind[:4], address=symbols.address[:4])
+    without = replace(without, begin=names.begin[:4], end=names.end[:4])
+    assert functions_of(without).tolist() == [0x10, 0x20, 0x30, 0x40]
 
 
 def test_described_code_is_left_to_the_vmlinux(made):
