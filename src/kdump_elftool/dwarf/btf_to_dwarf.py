@@ -30,11 +30,16 @@ _TEXT = b"tTwW"
 
 @dataclass(frozen=True)
 class Functions:
-    """Symbols (rows) that BTF has a prototype for (row)."""
+    """Symbols (rows) that BTF has a prototype for (row), under the name (offset) that BTF has.
+
+    ``part``: which of them the compiler split off or made of such a function: their own names go on behind
+    a dot (NAME.cold, NAME.isra.0, NAME.constprop.0, NAME.part.0).
+    """
 
     symbol: Index
     proto: Index
     name: Index
+    part: Bools
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,8 @@ class BtfToDwarf:
         """Functions with their parameters; returns the next free number."""
         numbers = number + np.arange(len(functions.symbol))
         name = entries.texts.place(functions.name)
+        strings, places = symbols.names.take(functions.symbol[functions.part]).packed()
+        name[functions.part] = places + self._strings.append(strings)
         target = entries.types.target[functions.proto]
         size = np.minimum(symbols.size[functions.symbol], np.uint64(0xFFFFFFFF))
         is_global = symbols.kind[functions.symbol] == ord("T")
@@ -231,9 +238,14 @@ def find_functions(btf: Columns, nul: Index, symbols: Symbols) -> tuple[Function
     names = Names.terminated(btf.strings, nul, btf.name[funcs].astype(np.intp))
     rows = symbols.of_kinds(_TEXT)
     rows = rows[symbols.size[rows] > 0]
-    found, _ = Lookup.of(names).first(symbols.names.take(rows).hashes())
-    rows, found = rows[found >= 0], found[found >= 0]
+    own = symbols.names.take(rows)
+    parts, stems = own.stems()
+    found, _ = Lookup.of(names).first(np.concatenate([own.hashes(), stems.hashes()]))
+    part = np.arange(len(found)) >= len(rows)
+    rows = np.concatenate([rows, rows[parts]])[found >= 0]
+    part, found = part[found >= 0], found[found >= 0]
+    # of several at one address that which has BTF's name
     _, first = np.unique(symbols.address[rows], return_index=True)
-    rows, found = rows[first], found[first]
+    rows, found, part = rows[first], found[first], part[first]
     unplaced = len(funcs) - len(np.unique(found))
-    return Functions(rows, proto[found], btf.name[funcs[found]].astype(np.intp)), unplaced
+    return Functions(rows, proto[found], btf.name[funcs[found]].astype(np.intp), part), unplaced

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import U64, Index
+from kdump_elftool.elf.symfile import packed_names
 
 _PRINTABLE = bytes(code if 0x20 <= code < 0x7F or not code else ord("?") for code in range(256))
 _FACTOR = 0x9E3779B97F4A7C15
@@ -88,6 +89,20 @@ class Names:
     def take(self, rows: Index) -> Names:
         """Some of them."""
         return Names(self.text, self.begin[rows], self.end[rows])
+
+    def packed(self) -> tuple[bytes, Index]:
+        """A string section of just these, and where in it each begins."""
+        letters = np.frombuffer(self.text, dtype=np.uint8)
+        strings, places = packed_names(letters, self.begin, self.end - self.begin)
+        return strings.tobytes(), places
+
+    def stems(self) -> tuple[Index, Names]:
+        """Which names have a dot behind their first letter, and what is before it."""
+        dots = np.flatnonzero(np.frombuffer(self.text, dtype=np.uint8) == ord("."))
+        dots = np.append(dots, len(self.text))
+        dot = dots[np.searchsorted(dots, self.begin)]
+        rows = np.flatnonzero((dot > self.begin) & (dot < self.end))
+        return rows, Names(self.text, self.begin[rows], dot[rows])
 
     def hashes(self) -> U64:
         """64 bits for each name, equal for equal names; no defence against names made to collide.

@@ -23,6 +23,8 @@ ABSOLUTE = -1
 """In ``SymbolColumns.section``: a symbol of no section."""
 _WORD = 8
 _NO_NAME = ord("?")
+_AT_ONCE = 4 << 20
+"""Letters, times 8 bytes in several columns."""
 
 
 @dataclass(frozen=True)
@@ -195,14 +197,24 @@ def _strings(symbols: SymbolColumns, order: Index) -> tuple[bytes, Index]:
     length = symbols.end[order] - begin
     if len(length) and (length.min() < 0 or begin.min() < 0 or symbols.end.max() > len(symbols.text)):
         raise ValueError("a symbol's name lies outside of the text")
-    after = np.cumsum(length + 1) + 1
+    letters = _printable(np.frombuffer(symbols.text, dtype=np.uint8))
+    strings, places = packed_names(letters, begin, length)
+    return b"\0" + strings.tobytes(), places + 1
+
+
+def packed_names(letters: U8, begin: Index, length: Index) -> tuple[U8, Index]:
+    """Names out of a text, one behind the other and each with a NUL, and where each begins."""
+    after = np.cumsum(length + 1)
     places = after - length - 1
-    total = int(after[-1]) if len(after) else 1
+    total = int(after[-1]) if len(after) else 0
     strings = np.zeros(total, dtype=np.uint8)
-    within = np.arange(int(length.sum()), dtype=np.intp) - np.repeat(np.cumsum(length) - length, length)
-    letters = np.frombuffer(symbols.text, dtype=np.uint8)
-    strings[np.repeat(places, length) + within] = _printable(letters[np.repeat(begin, length) + within])
-    return strings.tobytes(), places
+    cuts = np.searchsorted(after, np.arange(_AT_ONCE, total, _AT_ONCE)).tolist()
+    for low, high in zip([0, *cuts], [*cuts, len(length)], strict=True):
+        some = length[low:high]
+        within = np.arange(int(some.sum()), dtype=np.intp) - np.repeat(np.cumsum(some) - some, some)
+        target = np.repeat(places[low:high], some) + within
+        strings[target] = letters[np.repeat(begin[low:high], some) + within]
+    return strings, places
 
 
 def _printable(letters: U8) -> U8:

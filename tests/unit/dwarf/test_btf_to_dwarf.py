@@ -183,6 +183,39 @@ def test_functions(kind):
 
 
 @kinds
+def test_parts_of_functions(kind):
+    """What the compiler split off has the parameters of the function that it was."""
+    w = b.BtfWriter(kind.order)
+    integer = w.integer("int", 4, 1)
+    w.add(b.FUNC, "open", w.proto(integer, [("fd", integer)]), vlen=1)
+    w.add(b.FUNC, "only", w.proto(0, []))
+    have = symbols(
+        ("open", BASE, 0x20, "T"),
+        ("open.alias", BASE, 0x20, "T"),
+        ("open.cold", BASE + 0x20, 0x10, "t"),
+        ("open.isra.0.cold", BASE + 0x30, 0x10, "t"),
+        ("only.constprop.0", BASE + 0x40, 0x10, "t"),
+        ("unknown.cold", BASE + 0x50, 0x10, "t"),
+        (".open", BASE + 0x60, 0x10, "t"),
+        ("ope.n", BASE + 0x70, 0x10, "t"),
+        ("open.data", BASE + 0x80, 0x10, "d"),
+    )
+    sections = converted(w, kind, have)
+    (top,) = units(sections, kind)
+    found = {value(die, "name"): die for die in top.iter_children() if die.tag == "DW_TAG_subprogram"}
+    assert {name: value(die, "low_pc") - BASE for name, die in found.items()} == {
+        "open": 0,
+        "open.cold": 0x20,
+        "open.isra.0.cold": 0x30,
+        "only.constprop.0": 0x40,
+    }
+    texts = described(top)
+    assert texts["open.cold"] == f"static int (int fd) at {BASE + 0x20:#x} size 0x10"
+    assert texts["only.constprop.0"] == f"static void () at {BASE + 0x40:#x} size 0x10"
+    assert (sections.units[0].functions, sections.units[0].unplaced) == (4, 0)
+
+
+@kinds
 def test_variables(kind):
     w = b.BtfWriter(kind.order)
     integer = w.integer("int", 4, 1)
