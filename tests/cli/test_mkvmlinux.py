@@ -135,6 +135,28 @@ def test_what_is_in_it(mkvmlinux):
     assert shown["init_task"].startswith("struct task_struct at 03")
 
 
+@pytest.mark.parametrize(
+    "there,strings",
+    [
+        (b"Linux version 6.1.0-test (me@here) #1 SMP\n\0more", "Linux version 6.1.0-test (me@here) #1 SMP"),
+        (b"Linux version \x1b[2J" + b"x" * 4096, "Linux version ?[2J" + "x" * 1006),
+        (b"another version\0", ""),
+    ],
+    ids=["banner", "endless", "none"],
+)
+def test_banner(mkvmlinux, there, strings):
+    """crash asks strings(1) for it; it has no address at which gdb could take it for memory."""
+    kernel = with_symbols(make_kernel(SMALL), types())
+    kernel.ram.write(kernel.spec.text_paddr + 0x200000, there)
+    path = mkvmlinux(kernel)[3]
+    done = subprocess.run(["strings", "-n", "14", path], capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if "version" in line] == ([strings] if strings else [])
+    section = ELFFile(io.BytesIO(path.read_bytes())).get_section_by_name(".linux_banner")
+    assert (section is None) == (not strings)
+    if section:
+        assert (section["sh_flags"], section["sh_addr"], section["sh_type"]) == (0, 0, "SHT_PROGBITS")
+
+
 def test_as_json(mkvmlinux):
     _, out, _, path = mkvmlinux(with_symbols(make_kernel(SMALL), types()), "--json", "-q")
     told = json.loads(out)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kdump_elftool.addr import NO_RANGES
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections, Written
+from kdump_elftool.dwarf.strings import harmless
 from kdump_elftool.dwarf.well_known import WELL_KNOWN
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.structs import ElfKind
@@ -27,9 +28,11 @@ from kdump_elftool.kernel.btf import Btf, open_btf
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.words import Words
+from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
 
+_LONGEST_BANNER = 1024
 NO_LINES = "line numbers are not in a dump: gdb shows symbol+offset"
 
 
@@ -76,7 +79,7 @@ def make_vmlinux(
     debug = None if types is None else _debug(words, known, types, parts[0], modules)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     missing += _frames_missing(frames, link_addresses)
-    data = _file(dump, kernel, parts, debug, frames)
+    data = _file(dump, kernel, parts, debug, frames, _banner(words.memory, known))
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
     return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
@@ -121,14 +124,36 @@ def _frames_missing(frames: FrameFile | None, link_addresses: bool) -> tuple[str
     return ("there are no unwind tables (ORC) in the dump: backtraces are what a debugger makes of the code",)
 
 
+def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
+    """The kernel's linux_banner (init/version.c); empty if it is not where it should be.
+
+    crash looks for it among the strings of a vmlinux (verify_namelist() in its kernel.c) and takes the file
+    for another kernel's without.
+    """
+    vaddr = known.symbol("linux_banner")
+    text = bytearray(_LONGEST_BANNER)
+    if vaddr is not None:
+        memory.read_present(vaddr, memoryview(text))
+    banner = bytes(text).split(b"\0", 1)[0]
+    return harmless(banner.rstrip(b"\n")) + b"\n\0" if banner.startswith(b"Linux version ") else b""
+
+
 def _file(
-    dump: Dump, kernel: Kernel, parts: Sequence[Part], debug: DebugSections | None, frames: FrameFile | None
+    dump: Dump,
+    kernel: Kernel,
+    parts: Sequence[Part],
+    debug: DebugSections | None,
+    frames: FrameFile | None,
+    banner: bytes,
 ) -> bytes:
     kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
     sections = [section for part in parts for section in part.sections]
     if kernel.identity.build_id:
         note = _build_id_note(kernel.identity.build_id, dump.kind.order)
         sections.append(Section(".note.gnu.build-id", data=note, sh_type=c.SHT_NOTE, align=4))
+    if banner:
+        # of no address: gdb cannot take it for memory; the NUL parts it from what lies before it in the file
+        sections.append(Section(".linux_banner", data=b"\0" + banner))
     if debug is not None:
         contents = (
             ("info", debug.info),
