@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -21,13 +20,12 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.kernel.identity import check_same_kernel, same_kernel_by
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux, read_vmlinux
+from kdump_elftool.plain.module_index import safe_release
 from kdump_elftool.progress import Progress, no_progress
 from kdump_elftool.safe_text import printable
 
 log = logging.getLogger(__name__)
 
-# __NEW_UTS_LEN is 64 (include/uapi/linux/utsname.h)
-_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")
 _SYSTEM = (
     "usr/lib/debug/boot/vmlinux-{release}",
     "usr/lib/debug/boot/vmlinux-{release}.debug",
@@ -151,11 +149,6 @@ class Search:
 def remembered_name(build_id: bytes) -> str:
     """How a link to the vmlinux of that build is called."""
     return f"vmlinux-{build_id.hex()[:128]}"
-
-
-def safe_release(release: str | None) -> str | None:
-    """The release if it can be part of a file name: it is what a dump says."""
-    return release if release is not None and _RELEASE.fullmatch(release) else None
 
 
 def _names(patterns: Iterable[str], info: VmcoreInfo) -> Iterator[str]:

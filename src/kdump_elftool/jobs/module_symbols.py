@@ -9,29 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdump_elftool.cache import Cache
 from kdump_elftool.elf.structs import ElfKind
-from kdump_elftool.errors import UsageError
 from kdump_elftool.files import open_output
 from kdump_elftool.formats.base import Dump
-from kdump_elftool.jobs.debug_files import safe_release
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
-from kdump_elftool.jobs.module_files import (
-    SAFE_NAME,
-    ModuleFile,
-    ModuleFinder,
-    fits_command,
-    usual_directories,
-)
+from kdump_elftool.jobs.module_files import ModuleFile, find_file, open_module
 from kdump_elftool.jobs.module_objects import symbols_as_file
 from kdump_elftool.jobs.modules import LoadedModules, modules_by
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.modules import SymbolColumns
+from kdump_elftool.plain.module_files import Machine, ModuleFinder, add_command, quoted
+from kdump_elftool.plain.module_index import FileIndex, safe_name, safe_release, usual_directories
 from kdump_elftool.safe_text import printable
 
 log = logging.getLogger(__name__)
@@ -81,7 +74,7 @@ class ModuleSymbols:
 
     def commands_with(self, word: Callable[[str], str]) -> tuple[str, ...]:
         """As :attr:`commands`; ``word`` makes a path a word of a command, by quotes or by a link to it."""
-        return tuple(_command(file, word) for file in self.loads)
+        return tuple(add_command(word(file.path), file.sections) for file in self.loads)
 
 
 def module_symbols(
@@ -97,19 +90,19 @@ def module_symbols(
     """
     loaded = modules_by(known or knowledge(dump, kernel), dump, kernel)
     kind = ElfKind(8 * loaded.target.word, loaded.target.order)
-    finder = _finder(kernel, kind, directories, scratch)
+    finder, keep = _finder(kernel, kind, directories), _Keeper(kernel.request.cache, scratch)
     made = _Made(kernel.arch.e_machine, _flags(dump, kernel), kind, scratch, loaded)
     loads: list[ModuleFile] = []
     files: list[tuple[str, str]] = []
     missing: list[Missing] = []
     refused: list[Refused] = []
     for number, module in enumerate(loaded.modules):
-        if not SAFE_NAME.fullmatch(module.module.name.decode("latin-1")):
+        if safe_name(module.module) is None:
             refused.append(Refused(module.name, "a module of that name is given to no debugger"))
             continue
         if module.module.state == _UNFORMED:
             continue
-        found = finder.find(module)
+        found = find_file(finder, module, keep)
         if found is not None:
             files.append((module.name, found.path))
         else:
@@ -118,31 +111,19 @@ def module_symbols(
         if found is not None:
             loads.append(found)
     refused += [Refused(path, why) for path, why in finder.refused]
+    if finder.index.cut is not None:
+        log.warning(
+            "not all of %s was searched for modules: it holds too many files", printable(finder.index.cut)
+        )
     log.info("modules: %d, %d of them with a file", len(loaded.modules), len(files))
     return ModuleSymbols(tuple(loads), tuple(files), tuple(missing), tuple(refused), loaded.warnings)
 
 
-def _finder(kernel: Kernel, kind: ElfKind, directories: Sequence[str], scratch: str) -> ModuleFinder:
+def _finder(kernel: Kernel, kind: ElfKind, directories: Sequence[str]) -> ModuleFinder:
     release = safe_release(kernel.info.text("OSRELEASE"))
     places = tuple(directories) or (*usual_directories(release), *_beside(kernel))
-    keep = _Keeper(kernel.request.cache, scratch)
-    return ModuleFinder(kind, kernel.arch.e_machine, release, keep, places)
-
-
-def _command(file: ModuleFile, word: Callable[[str], str]) -> str:
-    """add-symbol-file as gdb 10 and later know it."""
-    sections = "".join(f" -s {name} {vaddr:#x}" for name, vaddr in file.sections)
-    return f"add-symbol-file {word(file.path)}{sections}"
-
-
-def quoted(path: str) -> str:
-    """A path as one argument of a gdb command.  Raises UsageError for one with control characters."""
-    if not fits_command(path):
-        raise UsageError(f"gdb cannot be told to open {printable(path)}: its name is no plain text")
-    if re.fullmatch(r"[A-Za-z0-9_./+~:=@%,-]+", path) and not path.startswith("-"):
-        return path
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    machine = Machine(kind.bits // 8, kind.order, kernel.arch.e_machine, release)
+    return ModuleFinder(machine, FileIndex(places, release), open_module)
 
 
 @dataclass(frozen=True)

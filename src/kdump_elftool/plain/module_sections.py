@@ -117,7 +117,7 @@ def read_build_id(target: Target, module: Module) -> bytes | None:
     for _, vaddr, size in attributes:
         if 0 < size <= _MOST_NOTE and module.region_of(vaddr, size) is not None:
             try:
-                build_id = _build_id(target.read(vaddr, size), target.order)
+                build_id = build_id_in(target.read(vaddr, size), target.order)
             except FaultError:
                 continue
             if build_id is not None:
@@ -262,8 +262,8 @@ def _attributes(target: Target, array: _Array | None) -> list[tuple[bytes, int, 
     return found
 
 
-def _build_id(notes: bytes, order: str) -> bytes | None:
-    """The build id among these notes."""
+def build_id_in(notes: bytes, order: str) -> bytes | None:
+    """The build id among ELF notes."""
     byte_order = "little" if order == "<" else "big"
     at = 0
     while at + 12 <= len(notes):

@@ -12,8 +12,9 @@ import pytest
 from kdump_elftool.arch.x86_64 import ARCH
 from kdump_elftool.errors import IdentityError, KdumpError
 from kdump_elftool.jobs import debug_files
-from kdump_elftool.jobs.debug_files import Search, safe_release
+from kdump_elftool.jobs.debug_files import Search
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
+from kdump_elftool.plain.module_index import safe_release
 from tests.builders.dwarf import elf_file
 
 ID = bytes(range(20))

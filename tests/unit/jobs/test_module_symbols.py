@@ -15,9 +15,10 @@ import pytest
 
 from kdump_elftool.cache import Cache
 from kdump_elftool.errors import IdentityError, UsageError
-from kdump_elftool.jobs.module_files import index_files, usual_directories
-from kdump_elftool.jobs.module_symbols import Missing, ModuleSymbols, module_symbols, quoted
+from kdump_elftool.jobs.module_symbols import Missing, ModuleSymbols, module_symbols
 from kdump_elftool.jobs.modules import list_modules
+from kdump_elftool.plain.module_files import quoted
+from kdump_elftool.plain.module_index import index_files, usual_directories
 from tests.builders.modules import REGION, Made
 from tests.unit.jobs.modulekernel import RELEASE, module_file, open_modules
 
@@ -311,7 +312,9 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "files" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "files")
     (tmp_path / "real" / "build").symlink_to("/")
-    assert index_files([str(tmp_path / "files")]) == {"lab": [str(tmp_path / "files" / "link" / "lab.ko")]}
+    found, cut = index_files([str(tmp_path / "files")])
+    assert found == {"lab": [str(tmp_path / "files" / "link" / "lab.ko")]}
+    assert cut is None
 
 
 def test_damage_is_told():
