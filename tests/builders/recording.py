@@ -13,6 +13,7 @@ from kdump_elftool.plain import (
     files,
     locks,
     memmap,
+    module_sections,
     modules,
     pages,
     percpu,
@@ -106,6 +107,14 @@ def every_line(target: RecordingTarget) -> None:
     list(vminfo.known_lines(keys, lambda kind, name: getattr(target, kind.lower())(name)))
 
 
+def every_section(target: RecordingTarget) -> None:
+    """Sections, build ids and symbols of the modules."""
+    for module in modules.read_modules(target).modules:
+        module_sections.read_sections(target, module)
+        module_sections.read_build_id(target, module)
+        module_sections.symbol_table(target, module)
+
+
 def every_word(target: RecordingTarget) -> None:
     """The command line of a task, whose tables are nowhere."""
     form = form_of("x86_64 4-level", "<")
@@ -142,6 +151,7 @@ USES: Mapping[ModuleType, Ask] = {
     tasks: every_task,
     ps: lambda target: list(ps.seed_lines(target, tasks.all_tasks(target).tasks)),
     modules: modules.read_modules,
+    module_sections: every_section,
     vminfo: every_line,
     backtraces: lambda target: backtraces.lowest_kernel_address(target, has_modules_below=False),
     percpu: percpu.find_percpu,
@@ -161,6 +171,7 @@ ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {
     crash_summary: (printk,),
     task_details: (tasks,),
     blocked: (tasks,),
+    module_sections: (modules,),
 }
 """Readers that the use of another one takes."""
 

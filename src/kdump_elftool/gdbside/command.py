@@ -35,6 +35,8 @@ class Command(gdb.Command):  # type: ignore[misc]
             hint = error.hint or (_UNKNOWN if isinstance(error, IdentityError) else "")
             hint = f"\nhint: {hint}" if hint else ""
             raise gdb.GdbError(_one_line(error.message) + _one_line(hint, newline=True)) from None
+        except (gdb.error, OSError) as error:
+            raise gdb.GdbError(_one_line(str(error))) from None
 
     def run(self, words: list[str]) -> None:
         """Do it.  Raises KdumpError and gdb.GdbError for what the user should know."""

@@ -11,6 +11,7 @@ from kdump_elftool.gdbside.info_command import Info
 from kdump_elftool.gdbside.log_command import Dmesg
 from kdump_elftool.gdbside.lsmod_command import Lsmod
 from kdump_elftool.gdbside.memory_commands import KdPage, KdVtop
+from kdump_elftool.gdbside.modules_command import KdMods
 from kdump_elftool.gdbside.percpu_command import PerCpuCommand
 from kdump_elftool.gdbside.process_commands import KdFiles, KdVmas
 from kdump_elftool.gdbside.ps_command import Ps, PsOld
@@ -30,6 +31,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Info,
     PerCpuCommand,
     TaskCommand,
+    KdMods,
     KdVtop,
     KdPage,
     KdList,

@@ -108,19 +108,10 @@ def _frame(kernel: GdbTarget, array: Memmap, found: int) -> int:
     return paddr >> array.page_shift
 
 
-def _fact(kernel: GdbTarget, name: str) -> str | None:
-    """What the core says of itself (docs/notes.md, type 1)."""
-    facts = kernel.summary.get("facts")
-    for fact in facts if isinstance(facts, list) else ():
-        if isinstance(fact, dict) and fact.get("name") == name and isinstance(fact.get("value"), str):
-            return str(fact["value"])
-    return None
-
-
 def paging_form(kernel: GdbTarget) -> Form:
     """How the kernel's page tables look.  Raises IdentityError where they cannot be read here."""
-    name = _fact(kernel, "paging") or "not known"
-    form = form_of(name, kernel.order, _hexadecimal(_fact(kernel, "sme_mask")))
+    name = kernel.fact("paging") or "not known"
+    form = form_of(name, kernel.order, _hexadecimal(kernel.fact("sme_mask")))
     if form is None:
         raise IdentityError(
             "paging",
@@ -142,7 +133,7 @@ def _kernel_place(kernel: GdbTarget, memory: CorePhysical, vaddr: int) -> str:
     paddr = memory.paddr_of(vaddr)
     if paddr is not None:
         return f"{paddr:#x}"
-    root = _hexadecimal(_fact(kernel, "pgt_root"))
+    root = _hexadecimal(kernel.fact("pgt_root"))
     try:
         form = paging_form(kernel)
     except IdentityError:

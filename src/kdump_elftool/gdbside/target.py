@@ -83,6 +83,14 @@ class GdbTarget:
         """An enumerator."""
         return self._answer("NUMBER", name, _number)
 
+    def fact(self, name: str) -> str | None:
+        """What the core says of its kernel (docs/notes.md, type 1)."""
+        facts = self.summary.get("facts")
+        for fact in facts if isinstance(facts, list) else ():
+            if isinstance(fact, dict) and fact.get("name") == name and isinstance(fact.get("value"), str):
+                return str(fact["value"])
+        return None
+
     def tasks(self) -> list[dict[str, Any]]:
         """The table of the threads that a core made with -p carries; else empty."""
         rows = [] if self.core is None else self.core.document(TASKS).get("tasks")

@@ -10,16 +10,13 @@ import re
 
 import gdb
 
-from kdump_elftool.errors import FaultError
 from kdump_elftool.gdbside.command import Command, say, usage, warn
 from kdump_elftool.gdbside.core_file import core_path
+from kdump_elftool.gdbside.release import release_of
 from kdump_elftool.gdbside.target import GdbTarget, symbols_alone, target
 from kdump_elftool.plain.vminfo import BASE, MACHINES, PAGES, THREADS, THREADS_OF, header_lines, known_lines
 
-_RELEASE = re.compile(rb"Linux version ([\x21-\x7e]{1,200}) ")
-_BANNER = 1024
 _PAGE = re.compile(rb"^PAGESIZE=(\d{4,7})$", re.MULTILINE)
-_RELEASE_LINE = re.compile(rb"^OSRELEASE=([\x21-\x7e]{1,200})$", re.MULTILINE)
 _SMALL_PAGES = re.compile(r"i386|armv\d")
 """Machines by gdb's names (i386:x86-64, armv7) whose kernels have pages of 4 KB."""
 
@@ -34,7 +31,7 @@ class _VmInfo(Command):
             raise usage(self)
         kernel = _kernel()
         if self.HEADER:
-            for line in header_lines(_release(kernel), _page_size(kernel)):
+            for line in header_lines(release_of(kernel), _page_size(kernel)):
                 say(line)
         for line in known_lines(self.KEYS, lambda kind, name: _ask(kernel, kind, name)):
             say(line)
@@ -110,18 +107,6 @@ def _ask(kernel: GdbTarget, kind: str, name: str) -> int | None:
         "NUMBER": kernel.number,
     }
     return ask[kind](name)
-
-
-def _release(kernel: GdbTarget) -> str | None:
-    """As VMCOREINFO has it, else by the kernel's banner."""
-    found = None if kernel.core is None else _RELEASE_LINE.search(kernel.core.vmcoreinfo)
-    banner = kernel.symbol("linux_banner")
-    if found is None and banner is not None:
-        try:
-            found = _RELEASE.match(kernel.read(banner, _BANNER))
-        except FaultError:
-            found = None
-    return None if found is None else found[1].decode("ascii")
 
 
 def _page_size(kernel: GdbTarget) -> int | None:

@@ -88,7 +88,7 @@ class ModuleFinder:
             except OSError as error:
                 refused.append((printable(path), str(error.strerror)))
             except KdumpError as error:
-                refused.append((printable(path), error.message))
+                refused.append((printable(path), error.message.removeprefix(f"{path}: ")))
             else:
                 if found is not None and (best is None or found.elf.has_types):
                     best = found

@@ -11,6 +11,7 @@ from kdump_elftool.plain import (
     blocked,
     crash_summary,
     files,
+    module_sections,
     modules,
     pages,
     percpu,
@@ -40,6 +41,7 @@ READERS = (
     vmas,
     pages,
     modules,
+    module_sections,
     vminfo,
     blocked,
 )

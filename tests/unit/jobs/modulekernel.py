@@ -19,17 +19,24 @@ AT = 0x200000
 RELEASE = "6.1.0-test"
 
 
-def open_modules(
+def modules_dump(
     *modules: Made, layout: str = "layout", release: str = RELEASE, damage: bytes = b""
-) -> tuple[Dump, Kernel, ModuleMemory]:
-    """``damage`` is written over the first module's name."""
+) -> tuple[bytes, str, ModuleMemory]:
+    """The dump and what -e says of it; ``damage`` is written over the first module's name."""
     kernel = make_kernel(KernelSpec())
     memory = make_modules(layout, *modules, base=kernel.bases["page_offset"] + AT)
     if damage:
         memory.write(memory.places[0] + memory.offsets["module.name"], damage)
     kernel.ram.write(AT, bytes(memory.data))
-    extra = memory.extra + f"OSRELEASE={release}\n"
-    dump = open_dump(Held("dump", build_core(kernel.core_spec())))
+    return build_core(kernel.core_spec()), memory.extra + f"OSRELEASE={release}\n", memory
+
+
+def open_modules(
+    *modules: Made, layout: str = "layout", release: str = RELEASE, damage: bytes = b""
+) -> tuple[Dump, Kernel, ModuleMemory]:
+    """The same, opened."""
+    data, extra, memory = modules_dump(*modules, layout=layout, release=release, damage=damage)
+    dump = open_dump(Held("dump", data))
     return dump, open_kernel(dump, KernelRequest(extra=parse(extra.encode(), "-e"))), memory
 
 
@@ -48,8 +55,12 @@ def module_file(
     vermagic: str | None = None,
     e_type: int = 1,
     sh_addr: int = 0,
+    function: str = "",
 ) -> bytes:
-    """A relocatable ELF file of 64 bits with these sections, each of that size."""
+    """A relocatable ELF file of 64 bits with these sections, each of that size.
+
+    ``function`` is one at the beginning of .text.
+    """
     rows: list[tuple[str, int, int, bytes]] = [("", 0, 0, b"")]
     if build_id is not None:
         note = struct.pack("<III", 4, len(build_id), 3) + b"GNU\0" + build_id
@@ -61,15 +72,21 @@ def module_file(
         rows.append((name, 1, 2, data))
     if types:
         rows.append((".debug_info", 1, 0, b"x"))
+    table, strings = bytes(24), b"\0" + function.encode() + b"\0"
+    if function:
+        text = [name for name, *_ in rows].index(".text")
+        table += struct.pack("<IBBHQQ", 1, 0x12, 0, text, 0, 0x10)
     if symbols:
-        rows.append((".symtab", 2, 0, bytes(24)))
+        rows += [(".strtab", 3, 0, strings), (".symtab", 2, 0, table)]
     names = b"".join(name.encode() + b"\0" for name, *_ in rows) + b".shstrtab\0"
     rows.append((".shstrtab", 3, 0, names))
     body, headers = b"", b""
     for name, kind, flags, data in rows:
         start = names.index(b"\0" + name.encode() + b"\0") + 1 if name else 0
         headers += struct.pack(
-            "<IIQQQQIIQQ", start, kind, flags, sh_addr if flags else 0, 64 + len(body), len(data), 0, 0, 16, 0
+            "<IIQQQQIIQQ",
+            *(start, kind, flags, sh_addr if flags else 0, 64 + len(body), len(data)),
+            *((len(rows) - 3, 1, 8, 24) if kind == 2 else (0, 0, 4 if kind == 7 else 16, 0)),
         )
         body += data
     ehdr = struct.pack(
