@@ -29,7 +29,7 @@ from kdump_elftool.jobs.modules import LoadedModules, list_modules
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from lab.config import Row
 from lab.kernels import module_depends
-from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, selected_rows
+from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, selected_rows
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -273,6 +273,33 @@ def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
         said = re.match(r'Line \d+ of "[^"]+\.[chS]" starts at address (\w+) .*ends at (\w+)', answer)
         assert said is not None, answer
         assert int(said[1], 16) <= place < int(said[2], 16), (hex(place), answer)
+
+
+CORES = [dump for dump in NAMED if dump.file != "qemu.raw"]
+
+
+@pytest.mark.parametrize("dump", CORES, ids=lambda dump: dump.id)
+def test_kd_mods(dump: LabDump, tmp_path: Path) -> None:
+    """Inside a gdb that has nothing but the core: the same names; and once is enough."""
+    velf = tmp_path / "velf"
+    made = kdump_elftool("tovelf", "-i", dump.path, "-m", dump.vmlinux, "-o", velf)
+    assert made.returncode == 0, made.stderr
+    with opening(dump) as named:
+        load = f"kd-mods {named.debug}"
+        more = tmp_path / "questions.gdb"
+        more.write_text(
+            "\n".join(["set print demangle off", load, "echo == names\\n", *addresses(named), load])
+        )
+        gdbinit = kdump_elftool("gdbinit").stdout.strip()
+        done = gdb(f"source {gdbinit}", f"core-file {velf}", f"source {more}", program=GDB_MULTIARCH)
+        # gdb has no symbols when it opens the core
+        assert "Python" not in done.stderr
+        first, _, rest = done.stdout.partition("== names\n")
+        count = len(named.loaded.modules)
+        *answers, again = rest.splitlines()
+        assert f"{count} modules: {count} loaded\n" in first
+        assert again == f"{count} modules: {count} loaded before"
+        check_names(named, answers)
 
 
 def test_names_by_the_dump_alone(named: Opened, tmp_path: Path) -> None:
