@@ -74,6 +74,7 @@ def test_a_result_is_read_back_and_a_damaged_one_is_none(results):
     assert read_result("i386.live") == written
     assert written.is_good
     assert not result("i386.live", memory=Count(8, 9)).is_good
+    assert not result("i386.live").is_good, "nothing ran"
     support._remember(result("i386.kdump", log=Count(1, 1)))
     assert read_result("i386.live") == written
     results.write_text('{"i386.live": {"name": "i386.live"}}')
