@@ -43,6 +43,8 @@ IN_AN_ENVIRONMENT = [
 ]
 PANIC = ("panic", "sysrq_handle_crash", "__handle_sysrq", "write_sysrq_trigger")
 DOCUMENT = HERE.parents[1] / "docs" / "gdb.md"
+MEMBERS = ("kd-list modules module list name", "kd-list init_task.tasks task_struct tasks pid comm")
+"""With types of the vmlinux, which gdb finds at once where it has an index: in the second run."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class Shown:
 
     @property
     def out(self) -> str:
-        return self.second.stdout
+        return self.second.stdout.partition("--members--\n")[0]
+
+    @property
+    def members(self) -> list[list[str]]:
+        """The lines of each of MEMBERS."""
+        parts = self.second.stdout.partition("--members--\n")[2].split("--next--\n")
+        return [part.splitlines() for part in parts[:-1]]
 
 
 @pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
@@ -70,11 +78,14 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     more = ["--", "-ex", "echo \\n--threads--\\n", "-ex", "info threads", "-ex", "echo --modules--\\n"]
     for symbol in functions_of_modules(dump):
         more += ["-ex", f"info symbol {symbol['addr']}"]
+    types = ["-ex", "echo --members--\\n"]
+    for command in MEMBERS if dump in IN_AN_ENVIRONMENT else ():
+        types += ["-ex", command, "-ex", "echo --next--\\n"]
     with pytest.MonkeyPatch.context() as patch:
         # where nothing is in it: the first run makes the index
         patch.setenv("XDG_CACHE_HOME", str(velf.parent / "cache"))
         kernel = dump.vmlinux.stat()
-        first, second = kdump_elftool(*words, *more), kdump_elftool(*words, *more)
+        first, second = kdump_elftool(*words, *more), kdump_elftool(*words, *more, *types)
         assert dump.vmlinux.stat()[:9] == kernel[:9], "the vmlinux stays as it is"
         yield Shown(dump, words, first, second, velf)
     shutil.rmtree(velf.parent)
@@ -84,7 +95,7 @@ def test_the_second_run_uses_the_core_again(shown: Shown) -> None:
     assert (shown.first.returncode, shown.second.returncode) == (0, 0), shown.first.stderr
     assert "used again" not in shown.first.stderr
     assert "was made of this dump before: used again" in shown.second.stderr
-    assert shown.second.stdout == shown.first.stdout
+    assert shown.out == shown.first.stdout
     for done in (shown.first, shown.second):
         assert "Traceback" not in done.stderr
         assert "Error" not in done.stderr
@@ -156,6 +167,22 @@ def test_functions_of_modules_are_known(shown: Shown) -> None:
     names = [answer.partition(" ")[0] for answer in answers]
     # symbols that share an address are told apart by nobody
     assert sum(name == symbol["name"] for name, symbol in zip(names, wanted, strict=True)) > 0.8 * len(wanted)
+
+
+@pytest.mark.parametrize("shown", IN_AN_ENVIRONMENT, ids=lambda dump: dump.id, indirect=True)
+def test_lists_have_members_by_the_types_of_the_vmlinux(shown: Shown) -> None:
+    """Modules in the order of the guest's own list; of the tasks those that others belong to."""
+    modules, tasks = shown.members
+    names = [module["name"] for module in shown.dump.truth["modules"]]
+    assert [line.partition("  ")[2] for line in modules[:-1]] == [f'name = "{name}"' for name in names]
+    assert modules[-1] == f"{len(names)} nodes"
+    assert tasks[-1] == f"{len(tasks) - 1} nodes"
+    found = {line.partition("  ")[2] for line in tasks[:-1]}
+    leaders = [task for task in shown.dump.truth["tasks"] if task["pid"] == task["tid"]]
+    expected = {f'pid = {task["tid"]}  comm = "{task["comm"]}"' for task in leaders}
+    assert len(expected) > 25
+    # these come and go
+    assert [line for line in found ^ expected if not re.search('"(kworker|sleep"|sh")', line)] == []
 
 
 OOPSES = {
