@@ -88,6 +88,16 @@ def selected_dumps() -> list[LabDump]:
     ]
 
 
+def one_of_each_kernel(dumps: list[LabDump]) -> list[LabDump]:
+    """The first dump of each, for what neither machine nor format changes."""
+    guests = {row.name: row.guest for row in selected_rows()}
+    by_kernel: dict[tuple[str, ...], LabDump] = {}
+    for dump in dumps:
+        guest = guests[dump.row]
+        by_kernel.setdefault((guest.arch.name, guest.package, *guest.fragments), dump)
+    return list(by_kernel.values())
+
+
 def kdump_elftool(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the installed command."""
     command = Path(sys.executable).parent / "kdump-elftool"

@@ -27,6 +27,7 @@ from tests.lab.dumps import (
     LabDump,
     gdb,
     kdump_elftool,
+    one_of_each_kernel,
     selected_dumps,
     selected_rows,
 )
@@ -41,12 +42,6 @@ ARCH = {row.name: row.guest.arch.name for row in selected_rows()}
 FILES = {**DUMP_FILES, "machine": ("qemu.raw",)}
 EVERY_DUMP = os.environ.get("LAB_SET", "ci") != "ci"
 
-
-def one_of_each_guest(dumps: list[LabDump]) -> list[LabDump]:
-    """All that differs between dumps of one kernel is tested elsewhere."""
-    return list({dump.row.partition(".")[0]: dump for dump in reversed(dumps)}.values())[::-1]
-
-
 ALL_DUMPS = selected_dumps() + [
     LabDump(row.name, row.scenario, FILES[row.scenario][0])
     for row in selected_rows()
@@ -54,7 +49,7 @@ ALL_DUMPS = selected_dumps() + [
     and (row.scenario == "machine") == (row.guest.arch.name in RAW)
     and FILES[row.scenario]
 ]
-DUMPS = ALL_DUMPS if EVERY_DUMP else one_of_each_guest(ALL_DUMPS)
+DUMPS = ALL_DUMPS if EVERY_DUMP else one_of_each_kernel(ALL_DUMPS)
 READS_TABLES = ("x86_64", "aarch64")
 """Architectures whose page tables drgn reads; of the others it is given what we made."""
 WALKED = ("x86_64", "i386", "aarch64", "arm")

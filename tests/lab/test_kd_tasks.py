@@ -29,6 +29,7 @@ from tests.lab.dumps import (
     LabDump,
     gdb,
     kdump_elftool,
+    one_of_each_kernel,
     selected_dumps,
     selected_rows,
 )
@@ -40,18 +41,9 @@ ARM64 = [
     for row in selected_rows()
     if row.guest.arch.name == "aarch64" and row.scenario in ("kdump", "live") and not row.guest.fragments
 ]
-
-
-def chosen() -> list[LabDump]:
-    """In CI the first dump of each kernel; the commands don't see how it was dumped."""
-    dumps = [dump for dump in (*selected_dumps(), *ARM64) if dump.file in ("vmcore", "qemu.elf")]
-    if os.environ.get("LAB_SET", "ci") != "ci":
-        return dumps
-    kernels = {row.name: row.guest.package for row in selected_rows()}
-    return list({kernels[dump.row]: dump for dump in reversed(dumps)}.values())
-
-
-DUMPS = chosen()
+EVERY_DUMP = os.environ.get("LAB_SET", "ci") != "ci"
+ALL_DUMPS = [dump for dump in (*selected_dumps(), *ARM64) if dump.file in ("vmcore", "qemu.elf")]
+DUMPS = ALL_DUMPS if EVERY_DUMP else one_of_each_kernel(ALL_DUMPS)
 VARIABLES = ("runqueues.nr_running", "runqueues.cpu", "runqueues.clock", "runqueues", "kernel_cpustat")
 FRAME = re.compile(r"^#\d+ +(?:0x([0-9a-f]+) in )?(\S+) \(\)", re.M)
 GROUP = re.compile(r"^\d+ tasks?: (.*)\n((?:.|\n.)*)", re.M)

@@ -27,9 +27,8 @@ from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.module_symbols import ModuleSymbols, module_symbols
 from kdump_elftool.jobs.modules import LoadedModules, list_modules
 from kdump_elftool.kernel.vmlinux import read_vmlinux
-from lab.config import Row
 from lab.kernels import module_depends
-from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, selected_rows
+from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, one_of_each_kernel, selected_rows
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -49,17 +48,13 @@ GONE = re.compile(r".*\.init\..*|\.symtab|\.strtab|\.data\.\.percpu|__ex_table_i
 """Sections that the kernel frees once a module runs, or that have no address."""
 EMPTY = ""
 """Among the names of an object of no size, such as a lock's class without lockdep: it is nowhere."""
-
-
-def first_of_each_guest() -> list[LabDump]:
-    chosen: dict[str, Row] = {}
-    for row in selected_rows():
-        if row.scenario in FILES and (row.scenario != "machine" or row.guest.arch.name in RAW):
-            chosen.setdefault(row.guest.name, row)
-    return [LabDump(row.name, row.scenario, FILES[row.scenario]) for row in chosen.values()]
-
-
-DUMPS = first_of_each_guest()
+DUMPS = one_of_each_kernel(
+    [
+        LabDump(row.name, row.scenario, FILES[row.scenario])
+        for row in selected_rows()
+        if row.scenario in FILES and (row.scenario != "machine" or row.guest.arch.name in RAW)
+    ]
+)
 NAMED = [
     dump
     for dump in DUMPS
