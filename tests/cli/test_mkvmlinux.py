@@ -106,20 +106,27 @@ def test_what_is_in_it(mkvmlinux):
     assert "no unwind tables" in err
     text = kernel.text_vaddr
     found = symbols_of(path)
-    assert found["schedule_task"] == (text + 0x1100, 0x80, "FUNC", "LOCAL", ".text")
-    assert found["schedule_alias"] == (text + 0x1100, 0x80, "FUNC", "LOCAL", ".text")
-    assert found["panic"] == (text + 0x1000, 0x100, "FUNC", "GLOBAL", ".text")
+    assert found["schedule_task"] == (text + 0x1100, 0x80, "FUNC", "LOCAL", ".kernel.text")
+    assert found["schedule_alias"] == (text + 0x1100, 0x80, "FUNC", "LOCAL", ".kernel.text")
+    assert found["panic"] == (text + 0x1000, 0x100, "FUNC", "GLOBAL", ".kernel.text")
     assert found["weak_function"][2:4] == ("FUNC", "WEAK")
-    assert found["filler_7"] == (text + 0x2000 + 7 * 16, 16, "FUNC", "LOCAL", ".text")
+    assert found["filler_7"] == (text + 0x2000 + 7 * 16, 16, "FUNC", "LOCAL", ".kernel.text")
     assert found["_text"][1] == 0, "it marks a place"
-    assert found["current_pid"] == (0x20, 0xFE0, "OBJECT", "GLOBAL", ".data..percpu")
+    assert found["current_pid"] == (0x20, 0xFE0, "OBJECT", "WEAK", ".data..percpu")
     assert found["init_task"][:4] == (text + 0x20C000, found["init_task"][1], "OBJECT", "GLOBAL")
     # in .data, which the kernel's linker took for code
-    assert found["called_code"][2:] == ("OBJECT", "GLOBAL", ".data")
+    assert found["called_code"][2:] == ("OBJECT", "GLOBAL", ".kernel.data")
     assert found["vmlinux"][2:] == ("FILE", "LOCAL", "ABS")
     elf = ELFFile(io.BytesIO(path.read_bytes()))
     for section in elf.iter_sections():
-        assert (section["sh_type"] == "SHT_NOBITS") == bool(section["sh_flags"] & 2), section.name
+        if section["sh_flags"] & 2 and section["sh_size"]:
+            assert section["sh_type"] == "SHT_NOBITS", f"{section.name} could be taken for memory"
+    for name in (".text", ".data"):
+        # crash: "no text and data contents"
+        empty, real = (elf.get_section_by_name(which) for which in (name, f".kernel{name}"))
+        assert (empty["sh_type"], empty["sh_size"]) == ("SHT_PROGBITS", 0)
+        assert empty["sh_addr"] == real["sh_addr"]
+        assert empty["sh_flags"] == real["sh_flags"]
     (note,) = elf.get_section_by_name(".note.gnu.build-id").iter_notes()
     assert note["n_desc"] == BUILD_ID.hex()
     (segment,) = elf.iter_segments()
@@ -246,5 +253,5 @@ def test_in_gdb(mkvmlinux):
         "type = int (struct task_struct *, int)",
         f"$1 = (struct task_struct *) {init_task:#x} <init_task>",
         f"$2 = (char (*)[16]) {init_task + 4:#x} <init_task+4>",
-        "panic in section .text",
+        "panic in section .kernel.text",
     ]

@@ -21,15 +21,19 @@ from kdump_elftool.elf.symfile import ABSOLUTE, Section, SymbolColumns
 from kdump_elftool.kernel.kallsyms import Kallsyms
 
 _AX, _WA, _A = c.SHF_ALLOC | c.SHF_EXECINSTR, c.SHF_ALLOC | c.SHF_WRITE, c.SHF_ALLOC
+_PERCPU = ".data..percpu"
 _SECTIONS = (
-    (".text", _AX, ("_stext", "_text"), ("_etext",)),
+    (".kernel.text", _AX, ("_stext", "_text"), ("_etext",)),
     (".init.text", _AX, ("_sinittext",), ("_einittext",)),
     (".rodata", _A, ("__start_rodata",), ("__end_rodata",)),
-    (".data", _WA, ("_sdata",), ("_edata",)),
-    (".data..percpu", _WA, ("__per_cpu_start",), ("__per_cpu_end",)),
+    (".kernel.data", _WA, ("_sdata",), ("_edata",)),
+    (_PERCPU, _WA, ("__per_cpu_start",), ("__per_cpu_end",)),
     (".bss", _WA, ("__bss_start",), ("__bss_stop",)),
 )
 """Name, flags, symbols where it begins and ends (the first of them that exists)."""
+_WITH_CONTENTS = {".kernel.text": ".text", ".kernel.data": ".data"}
+"""Sections that crash wants to see with contents (section_header_info() in its symbols.c), or else it takes
+the file for one that needs another beside it: empty ones, where those lie that have none."""
 _LARGEST = 16 << 20
 """A symbol that is larger than this is the last one before a gap."""
 _CODE, _OBJECTS, _WEAK = b"tT", b"aAbBdDgGrRsSvV", b"wWvV"
@@ -111,6 +115,8 @@ def _image_sections(symbol: Callable[[str], int | None], symbols: Symbols) -> tu
         # borders come out of a dump: what overlaps is none
         if section.addr >= reach:
             result += _between(reach, section.addr, low, high, symbols)
+            if section.name in _WITH_CONTENTS:
+                result.append(Section(_WITH_CONTENTS[section.name], section.flags, section.addr, data=b""))
             result.append(section)
             reach = section.addr + section.size
     return (*result, *_between(reach, MASK64, low, high, symbols))
@@ -193,7 +199,10 @@ def _columns(part: Part, first_section: int) -> SymbolColumns:
     function = _is(symbols, _CODE) | _is(symbols, b"wW") & code[section]
     kind = np.where(_is(symbols, _OBJECTS) & (section != ABSOLUTE), c.STT_OBJECT, c.STT_NOTYPE)
     upper = (symbols.kind >= ord("A")) & (symbols.kind <= ord("Z"))
-    binding = np.where(_is(symbols, _WEAK), c.STB_WEAK, np.where(upper, c.STB_GLOBAL, c.STB_LOCAL))
+    # crash believes per-CPU variables to be some if they are weak, or lie in a section with contents
+    percpu = np.array([known.name == _PERCPU for known in part.sections] + [False])
+    weak = _is(symbols, _WEAK) | percpu[section] & (symbols.size > 0)
+    binding = np.where(weak, c.STB_WEAK, np.where(upper, c.STB_GLOBAL, c.STB_LOCAL))
     return SymbolColumns(
         address=symbols.address,
         size=symbols.size,
