@@ -26,11 +26,11 @@ CORES = {
 }
 
 
-def ask_crash(root: Path, core: Path, scratch: Path) -> str:
+def ask_crash(root: Path, core: Path, scratch: Path, vmlinux: Path = DUMP.vmlinux) -> str:
     commands = scratch / "commands"
     commands.write_text("ps\nbt -a\nquit\n")
-    binds = {DUMP.vmlinux.parent: "/mnt/kernel", core.parent.resolve(): "/mnt/core", scratch: "/mnt/scratch"}
-    kernel = f"/mnt/kernel/{DUMP.vmlinux.name}"
+    binds = {vmlinux.parent: "/mnt/kernel", core.parent.resolve(): "/mnt/core", scratch: "/mnt/scratch"}
+    kernel = f"/mnt/kernel/{vmlinux.name}"
     argv = ["crash", "-i", "/mnt/scratch/commands", kernel, f"/mnt/core/{core.name}"]
     done = run_in_root(root, argv, binds=binds, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
@@ -56,6 +56,15 @@ def test_crash_sees_the_dump(name: str, of_the_dump: str, tmp_path: Path) -> Non
     assert answer == of_the_dump
     assert len(re.findall(r"^[> ]+\d+ ", answer, re.M)) > 40
     assert "sysrq_handle_crash" in answer
+
+
+@pytest.mark.root
+def test_crash_without_the_debug_package(of_the_dump: str, tmp_path: Path) -> None:
+    made, scratch = tmp_path / "vmlinux.dump", tmp_path / "scratch"
+    scratch.mkdir()
+    done = kdump_elftool("mkvmlinux", DUMP.path, "-o", made, "-q")
+    assert done.returncode == 0, done.stderr
+    assert ask_crash(tool_root("sid"), DUMP.path, scratch, made) == of_the_dump
 
 
 def on_cpus(core: Path, vmlinux: Path, answer: Path) -> dict[str, list[int] | None]:
