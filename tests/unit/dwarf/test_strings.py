@@ -25,6 +25,22 @@ def test_equal_names_have_equal_hashes(monkeypatch, at_once):
     assert hashes.tolist() == [*inside.tolist(), *inside[::-1].tolist()]
 
 
+@pytest.mark.parametrize("at_once", [1 << 20, 600, 7])
+def test_names_packed_anew(monkeypatch, at_once):
+    monkeypatch.setattr("kdump_elftool.elf.symfile._AT_ONCE", at_once)
+    text, places = Names.of(WORDS).take(np.array([6, 0, 9, 1, 1])).packed()
+    assert text == b"\0".join([WORDS[6], WORDS[0], WORDS[9], WORDS[1], WORDS[1]]) + b"\0"
+    assert places.tolist() == [0, 10, 11, 512, 514]
+    assert Names.of([]).packed()[0] == b""
+
+
+def test_what_is_before_a_dot():
+    names = Names.of([b"panic", b"f.cold", b".Lone", b"g.isra.0.cold", b"h.", b""])
+    rows, stems = names.stems()
+    assert rows.tolist() == [1, 3, 4]
+    assert [stems[row] for row in range(len(stems))] == [b"f", b"g", b"h"]
+
+
 def test_many_names_in_one_place_take_no_more_room(monkeypatch):
     """A string section without NULs, and every record's name is its start."""
     monkeypatch.setattr("kdump_elftool.dwarf.strings._AT_ONCE", 1 << 16)
