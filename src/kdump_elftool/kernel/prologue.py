@@ -21,7 +21,7 @@ from kdump_elftool.kernel.orc import Base, Kind, OrcTable
 LONGEST = 96
 """Bytes that a prologue may have."""
 MOST_FUNCTIONS = 4096
-"""A kernel has two dozen of them."""
+"""A kernel has 25 (6.1) to 110 (7.2) of them."""
 _RSP, _RBP = 4, 5
 
 _MOVE = re.compile(rb"[\x40-\x4f]?([\x89\x31\x8b\x33])([\xc0-\xff])")
