@@ -14,7 +14,7 @@ from kdump_elftool.plain.vmas import Vma, process_vmas
 from kdump_elftool.plain.walking import WalkError
 from kdump_elftool.safe_text import printable
 
-_PAGE_SHIFT = 12
+_PAGE_SHIFTS = range(12, 21)
 
 
 class KdFiles(Command):
@@ -56,7 +56,8 @@ class KdVmas(Command):
         kernel = target()
         task = Chosen(kernel, words[0])
         say(f"task {task.tid} {printable(task.comm)}")
-        shift = kernel.number("PAGE_SHIFT") or _PAGE_SHIFT
+        shift = kernel.number("PAGE_SHIFT")
+        shift = shift if shift is not None and shift in _PAGE_SHIFTS else _PAGE_SHIFTS[0]
         _show(process_vmas(kernel, task.vaddr), lambda vma: _vma_line(vma, shift), "areas")
 
 

@@ -14,6 +14,7 @@ rtmutex_common.h.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from kdump_elftool.plain import wait_lists
@@ -38,6 +39,8 @@ _BLOCKERS = (MUTEX, SEMAPHORE, RWSEM, RWSEM)
 _STACK = {4: 1 << 14, 8: 1 << 15}
 """Bytes to look at where the size of a stack is not known: THREAD_SIZE, and twice that."""
 _LARGEST_STACK = 1 << 17
+_MOST_PLACES = 256
+"""Of a stack that has pointers to its task: a real one has some dozens."""
 _BY_NAME = (
     ("mutex", MUTEX),
     ("rwsem", RWSEM),
@@ -104,7 +107,7 @@ class LockFinder:
             return None
         pieces = read_pieces(self._target, stack, self._stack_size)
         found: dict[str, Wait] = {}
-        for at in self._places(pieces, task.vaddr):
+        for at in islice(self._places(pieces, task.vaddr), _MOST_PLACES):
             for layout in self._layouts:
                 node = stack + at - layout.task + layout.node
                 for lock in self._locks(layout, node, pieces):

@@ -14,8 +14,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kdump_elftool.errors import FaultError, IdentityError
+from kdump_elftool.plain.taints import taint_letters
 from kdump_elftool.plain.target import Field, Target, field, struct_size, unsigned
 from kdump_elftool.plain.tasks import walk_list
+from kdump_elftool.plain.walking import string
 
 MOST_MODULES = 1 << 12
 _MOST_USERS = 1 << 10
@@ -31,8 +33,6 @@ _FIRST_LAYOUT = (
 )
 STATES = ("Live", "Loading", "Unloading", "Unformed")
 """By enum module_state, in the words of /proc/modules; that one leaves out the unformed ones."""
-_TAINTS = "PFSRMBUDAWCIOELKXTNJ"
-"""Letters by bit (kernel/panic.c, taint_flags)."""
 
 NEEDS: tuple[str, ...] = (
     "SYMBOL(modules)",
@@ -112,7 +112,7 @@ class Module(NamedTuple):
     @property
     def taint_letters(self) -> str:
         """Why the module taints the kernel: ``OE`` for one from elsewhere without signature."""
-        return "".join(letter for bit, letter in enumerate(_TAINTS) if self.taints >> bit & 1)
+        return taint_letters(self.taints)
 
     def region_of(self, vaddr: int, size: int = 1) -> Region | None:
         """The region that holds all of this."""
@@ -188,18 +188,11 @@ def optional_field(target: Target, name: str, width: int) -> Field | None:
 
 def read_string(target: Target, vaddr: int, most: int) -> bytes | None:
     """The text at ``vaddr`` up to its NUL; None where there is none within ``most`` bytes."""
-    text = b""
-    while len(text) < most:
-        at = vaddr + len(text)
-        step = min(256 - at % 256, most - len(text))
-        try:
-            piece, nul, _ = target.read(at, step).partition(b"\0")
-        except FaultError:
-            return None
-        text += piece
-        if nul:
-            return text
-    return None
+    try:
+        text = string(target, vaddr, most)
+    except FaultError:
+        return None
+    return text if len(text) < most else None
 
 
 def _layout(target: Target) -> _Layout:
@@ -249,6 +242,10 @@ def _specs(target: Target) -> tuple[_Spec, ...]:
 def _specs_by_kind(target: Target) -> tuple[_Spec, ...]:
     each, whole = struct_size(target, "module_memory"), target.size("module.mem")
     count = len(_KINDS) if whole is None else min(whole // each, _MOST_KINDS)
+    if count < 1:
+        raise IdentityError(
+            "SIZE(module.mem)", f"the size of module.mem is said to be {whole}, which cannot be"
+        )
     start = field(target, "module.mem", count * each).offset
     base, size = field(target, "module_memory.base", target.word), field(target, "module_memory.size", 4)
     kinds = {}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kdump_elftool.errors import FaultError
 from kdump_elftool.plain import memmap
 from kdump_elftool.plain.memmap import Memmap
+from kdump_elftool.plain.paths import inode_number
 from kdump_elftool.plain.target import Target, struct_size, unsigned
 from kdump_elftool.plain.walking import known_offset, number, pointer, string
 
@@ -110,12 +111,18 @@ def flag_names(target: Target, flags: int) -> tuple[str, ...]:
     """By bit; a bit that no name is known of is its number."""
     named: dict[int, str] = {}
     for name in FLAGS:
-        bit = target.number(f"PG_{name}")
+        bit = _flag(target, name)
         if bit is not None:
             named.setdefault(bit, name)
     count = target.number("__NR_PAGEFLAGS")
     top = max(named, default=-1) + 1 if count is None or not 0 < count <= 64 else count
     return tuple(named.get(bit, f"bit {bit}") for bit in range(top) if flags >> bit & 1)
+
+
+def _flag(target: Target, name: str) -> int | None:
+    """Its bit, if that can be one."""
+    bit = target.number(f"PG_{name}")
+    return bit if bit is not None and 0 <= bit < 64 else None
 
 
 def _kind(target: Target, head: int, flags: int, mapcount: int) -> str:
@@ -124,10 +131,10 @@ def _kind(target: Target, head: int, flags: int, mapcount: int) -> str:
         value = target.number(f"PAGE_{name}_MAPCOUNT_VALUE")
         if value is not None and value & 0xFFFFFFFF == mapcount:
             return said
-    buddy = target.number("PG_buddy")  # until v2.6.37
+    buddy = _flag(target, "buddy")  # until v2.6.37
     if buddy is not None and flags >> buddy & 1:
         return "free"
-    slab = target.number("PG_slab")
+    slab = _flag(target, "slab")
     if slab is None or target.number("PAGE_SLAB_MAPCOUNT_VALUE") is not None:
         return "slab" if _type_of(target, head) == "slab" else ""
     of_head = _there(target, head, "page.flags")
@@ -149,7 +156,7 @@ def _head(target: Target, array: Memmap, vaddr: int, flags: int) -> int:
     """The first page of a compound one: this one where it is none of its tails."""
     found = known_offset(target, "page.compound_head", "page.compound_info")
     if found is None:  # until v4.3
-        tail = target.number("PG_tail")
+        tail = _flag(target, "tail")
         is_tail = tail is not None and flags >> tail & 1
         head = _maybe(target, vaddr, "page.first_page") if is_tail else vaddr
     else:
@@ -167,7 +174,7 @@ def _told(target: Target, vaddr: int, told: int) -> int:
 
 def _behind_fake(target: Target, vaddr: int, offset_of_head: int, flags: int) -> int:
     """Huge pages of hugetlb share the memory of their descriptions, and with it PG_head (v5.18 to v7.0)."""
-    bit = target.number("PG_head")
+    bit = _flag(target, "head")
     if bit is None or not flags >> bit & 1:
         return vaddr
     try:
@@ -188,8 +195,7 @@ def _about(target: Target, kind: str, head: int, mapping: int, private: int) -> 
             return f"anon_vma {_HEX(mapping & ~3)}"
         if kind == "file" and not mapping & _MOVABLE:
             inode = pointer(target, mapping, "address_space.host")
-            width = target.size("inode.i_ino")
-            ino = number(target, inode, width if width in (4, 8) else target.word, "inode.i_ino")
+            ino = inode_number(target, inode)
             return f"address_space {_HEX(mapping)} inode {_HEX(inode)} number {ino}"
     except FaultError:
         pass

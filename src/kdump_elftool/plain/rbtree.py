@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdump_elftool.plain.target import Target, unsigned
-from kdump_elftool.plain.walking import WalkError, aligned, words
+from kdump_elftool.plain.walking import WalkError, words
 
 NEEDS = ("OFFSET(rb_node.rb_right)", "OFFSET(rb_node.rb_left)", "SIZE(rb_node)")
 _COLOUR = 3
@@ -35,7 +35,11 @@ def rbtree_nodes(target: Target, root: int) -> Iterator[int]:
 
 def _children(target: Target, node: int, parent: int) -> tuple[int, int]:
     """Right, left: the order of the members has never changed."""
-    up, right, left = words(target, target.read(aligned(target, node, "a node"), 3 * target.word))
+    if node % 4:
+        raise WalkError(f"the tree is damaged: no node can be at {node:#x}")
+    up, right, left = words(target, target.read(node, 3 * target.word))
     if up & ~_COLOUR != parent:
         raise WalkError(f"the tree is damaged: {node:#x} hangs on {parent:#x}, but names {up & ~_COLOUR:#x}")
+    if right == left != 0:  # else a chain of these would be twice as long at each node
+        raise WalkError(f"the tree is damaged: both children of {node:#x} are {left:#x}")
     return right, left

@@ -238,13 +238,16 @@ def _listed(target: Target, most: int) -> tuple[list[int], int]:
     nodes, whole = walk_list(target, init_task + offset, most)
     broken = int(not whole)
     listed: dict[int, None] = {}
+    left = most  # a forged list of threads may be that of many processes
     for node in nodes:
         leader = node - offset & mask
-        members, whole = _threads(target, leader, most)
+        if left <= 0:
+            return list(listed), broken + 1
+        members, whole = _threads(target, leader, left)
         broken += not whole
+        left -= 1 + len(members)
         for vaddr in (leader, *members):
-            if len(listed) < most:
-                listed[vaddr & mask] = None
+            listed[vaddr & mask] = None
     return list(listed), broken
 
 

@@ -79,11 +79,3 @@ def string(target: Target, vaddr: int, limit: int = 256) -> bytes:
             break
         vaddr += step
     return found
-
-
-def aligned(target: Target, vaddr: int, what: str) -> int:
-    """``vaddr``, if a structure can be there.  Raises WalkError."""
-    if vaddr % 4 or not vaddr:
-        raise WalkError(f"{what} would be at {vaddr:#x}, where none can be")
-    del target
-    return vaddr

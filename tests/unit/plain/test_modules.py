@@ -246,3 +246,13 @@ def test_names_that_run_over() -> None:
     assert table is not None
     memory.put(table.symtab + 24, 4, 0x7FFFFFFF)
     assert read_symbols(memory.target(), table) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, -48])
+def test_memory_described_as_impossible(size: int) -> None:
+    memory = make_modules("mem", Made())
+    info = memory.info
+    values = {**info.values, "SIZE(module.mem)": str(size)}
+    told = PlainTarget(memory.virtual(), type(info)(values), memory.order, memory.word)
+    with pytest.raises(IdentityError, match=r"module\.mem"):
+        read_modules(told)

@@ -190,3 +190,13 @@ def test_a_head_beyond_the_array_is_not_believed():
 def test_a_frame_without_a_page():
     frame = Frame()
     assert read_page(frame.memory, find_memmap(frame.memory), 0) is None
+
+
+@pytest.mark.parametrize("bit", [-1, 64, 1 << 62])
+@pytest.mark.parametrize("name", ["locked", "slab", "buddy", "tail", "head"])
+def test_a_flag_described_as_impossible(name, bit):
+    """It names nothing, and nobody counts up to it."""
+    frame = Frame(head="first_page" if name == "tail" else "compound_head")
+    frame.memory.keys |= {f"NUMBER(PG_{name})": bit, "NUMBER(__NR_PAGEFLAGS)": 1 << 62}
+    frame.put("flags", 2)
+    assert len(frame.read().names) == 1

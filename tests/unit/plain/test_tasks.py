@@ -172,3 +172,29 @@ def test_they_are_the_tasks_of_ps(tmp_path):
     ]
     assert [task.lwp for task in found.tasks if task.on_cpu] == [-2, 1]
     assert [task.state for task in sorted(found.tasks, key=lambda task: task.lwp)][2:7] == [*"RSDIT"]
+
+
+class Counting(PlainTarget):
+    """Counts what is read."""
+
+    reads = 0
+
+    def read(self, vaddr: int, size: int, /) -> bytes:
+        Counting.reads += 1
+        return super().read(vaddr, size)
+
+
+def test_processes_that_share_a_list_of_threads():
+    """A forgery: each of them would have the threads of all; who reads them all again never ends."""
+    made = make_tasks("thread_head", [400, *[1] * 400])
+    signal = OFFSETS["task_struct.signal"]
+    first = made.expected[0][0]
+    shared = int.from_bytes(made.data[first - made.base + signal :][:8], "little")
+    for vaddr, *_ in made.expected[400:]:
+        made.put(vaddr + signal, 8, shared)
+    target = Counting(made.virtual(), made.info, "<", 8)
+    Counting.reads = 0
+    found = all_tasks(target, 2000)
+    assert Counting.reads < 10_000
+    assert found.broken > 0
+    assert len(found.tasks) > 400

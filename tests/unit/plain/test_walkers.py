@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from random import Random
 
 import pytest
@@ -98,6 +99,22 @@ def test_rbtree_that_is_a_chain_ends():
     found, why = collect(rbtree_nodes(memory, root))
     assert found == []
     assert why is not None and "deeper" in why
+
+
+def test_rbtree_whose_nodes_are_both_children_ends():
+    """Each node has the parent that it names, and yet there would be 2**100 ways down."""
+    memory = Memory()
+    root = memory.take(8)
+    nodes = [memory.take(24) for _ in range(100)]
+    memory.put(root, nodes[0])
+    for parent, node in zip([0, *nodes], nodes, strict=False):
+        memory.put(node, parent)
+        if parent:
+            memory.put(parent + 8, node)
+            memory.put(parent + 16, node)
+    found, why = collect(islice(rbtree_nodes(memory, root), 1000))
+    assert found == []
+    assert why == f"the tree is damaged: both children of {nodes[0]:#x} are {nodes[1]:#x}"
 
 
 @pytest.mark.parametrize("form", FORMS)
