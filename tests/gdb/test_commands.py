@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
+from kdump_elftool.elf.structs import ElfKind
+from tests.builders import btf as b
+from tests.builders.dwarf_text import debug_file
+from tests.builders.random_btf import converted
 from tests.builders.task_kernel import make_task_kernel
 from tests.builders.tools import gdb_batch, run_command
 
@@ -132,3 +138,63 @@ def test_hostile_names_are_shown_and_do_nothing(tmp_path, monkeypatch):
     assert re.findall(r"[^ -~\n\t]", shown) == []
     assert shown.count(r"\x1b[2J\x0ashell >x") == 3
     assert {path.name for path in tmp_path.iterdir()} == {"dump", "extra", "velf", "script"}
+
+
+TARGET = "python from kdump_elftool.gdbside.target import target"
+
+
+def test_symbols_that_come_later_answer(core, tmp_path):
+    """The hint says to load the vmlinux: what was not known before is then."""
+    bare = tmp_path / "bare"
+    assert run_command("tovelf", str(core.parent / "dump"), "-o", str(bare)).returncode == 0
+    w = b.BtfWriter()
+    w.struct("task_struct", 64, [("comm", w.array(w.integer("char", 1, 1), 16), 40)])
+    types = tmp_path / "types.elf"
+    types.write_bytes(debug_file(converted(w.finish()), ElfKind(64, "<")))
+    ask = "python print('told', target().offset('task_struct.comm'))"
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    words = [f"source {gdbinit}", f"core-file {bare}", TARGET, ask, f"symbol-file {types}", ask, ask]
+    assert re.findall(r"^told .*", gdb_batch(words), re.M) == ["told None", "told 40", "told 40"]
+
+
+def test_another_core_of_the_same_name(core, tmp_path):
+    velf = tmp_path / "velf"
+    shutil.copy(core.parent / "cpus", velf)
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    ask = "python print('threads', len(target().tasks()))"
+    copy = f"python import shutil; shutil.copy({str(core)!r}, {str(tmp_path / 'new')!r})"
+    move = f"python import os; os.replace({str(tmp_path / 'new')!r}, {str(velf)!r})"
+    words = [f"source {gdbinit}", f"core-file {velf}", TARGET, ask, copy, move, f"core-file {velf}", ask]
+    assert re.findall(r"^threads .*", gdb_batch(words), re.M) == ["threads 0", "threads 8"]
+
+
+def test_notes_that_cannot_be(core, tmp_path):
+    """Nowhere in any file, or together too large: left out."""
+    size = 40 << 20
+    notes, headers = {}, b""
+    for number in range(3):
+        at = 0x1000 + number * size
+        text = b"OSRELEASE=%d\n" % number
+        note = struct.pack("<III", 11, size - 24, 0) + b"VMCOREINFO\0\0" + text
+        notes[at] = note
+        file_offset = 1 << 63 if number == 0 else at
+        headers += struct.pack("<IIQQQQQQ", 4, 0, file_offset, 0, 0, size, 0, 4)
+    path = tmp_path / "forged"
+    with path.open("wb") as file:
+        ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
+        file.write(
+            ident + struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0) + headers
+        )
+        for at, note in notes.items():
+            file.seek(at)
+            file.write(note)
+        file.truncate(0x1000 + 3 * size)
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    shown = gdb_batch(
+        [
+            f"source {gdbinit}",
+            "python from kdump_elftool.gdbside.core_file import CoreFile",
+            f"python print('found', CoreFile({str(path)!r}).vmcoreinfo[:12])",
+        ]
+    )
+    assert re.findall(r"^found .*", shown, re.M) == [r"found b'OSRELEASE=1\n'"], shown

@@ -137,7 +137,7 @@ def test_a_forged_summary(velf, crash):
     def change(document: dict) -> None:
         del document["made_of"], document["coverage"]
         document["facts"] = [{"name": "release", "value": EVIL}, 5, {"name": ["release"]}][
-            : 1 if crash else 2
+            : 1 if crash else 3
         ]
         document["crash"] = crash
 

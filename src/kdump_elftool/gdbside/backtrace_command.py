@@ -13,7 +13,7 @@ from kdump_elftool.gdbside.target import GdbTarget, target
 from kdump_elftool.gdbside.threads import ONLY_CPUS, TaskThread, task_threads
 from kdump_elftool.plain.backtraces import group_lines, grouped
 
-_FORM = re.compile(r"state=(?P<state>[A-Za-z]+)|cpu=(?P<cpu>\d+)|(?P<pid>-?\d+)")
+_FORM = re.compile(r"state=(?P<state>[A-Za-z]+)|cpu=(?P<cpu>\d{1,10})|(?P<pid>-?\d{1,10})", re.ASCII)
 
 
 class Backtraces(Command):

@@ -19,7 +19,9 @@ SUMMARY, TASKS, LAYOUT = 1, 2, 4
 _SCHEMAS = {SUMMARY: "kdump-elftool/velf/1", TASKS: "kdump-elftool/tasks/1", LAYOUT: "kdump-elftool/layout/1"}
 _CORE = re.compile(r"^Local core dump file:\n\t[`'](.*)', file type", re.MULTILINE)
 _LARGEST = 64 << 20
+"""Bytes of all notes together."""
 _MOST_HEADERS = 1 << 20
+_LARGEST_OFFSET = 1 << 62
 _PT_NOTE = 4
 _PN_XNUM = 0xFFFF
 
@@ -80,9 +82,9 @@ class CoreFile:
         each = struct.Struct(self.order + ("8I" if self.word == 4 else "IIQQQQQQ"))
         count, offset = fields[10], fields[5]
         if count == _PN_XNUM:  # sh_info of the first section
-            file.seek(fields[6] + (28 if self.word == 4 else 44))
+            file.seek(min(fields[6], _LARGEST_OFFSET) + (28 if self.word == 4 else 44))
             count = int.from_bytes(_exactly(file, 4), "little" if self.order == "<" else "big")
-        if count > _MOST_HEADERS or fields[9] != each.size:
+        if count > _MOST_HEADERS or fields[9] != each.size or offset > _LARGEST_OFFSET:
             raise ValueError("program headers that cannot be")
         file.seek(offset)
         return fields[2], each.iter_unpack(_exactly(file, count * each.size))
@@ -97,9 +99,11 @@ class CoreFile:
     def _notes(self, file: Any) -> Iterator[tuple[bytes, int, bytes]]:
         """Owner, type and content of every note."""
         head = struct.Struct(self.order + "III")
+        left = _LARGEST
         for segment in self.segments:
-            if segment.type != _PT_NOTE or segment.file_size > _LARGEST:
+            if segment.type != _PT_NOTE or segment.file_size > left or segment.file_offset > _LARGEST_OFFSET:
                 continue
+            left -= segment.file_size
             file.seek(segment.file_offset)
             data = file.read(segment.file_size)
             at = 0

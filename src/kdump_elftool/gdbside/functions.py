@@ -93,6 +93,6 @@ def _text(value: Any) -> str:
     """A string of gdb's."""
     try:
         text = value.string()
-    except gdb.error:
+    except (gdb.error, UnicodeError):
         raise gdb.GdbError('a name in quotes is wanted, as in $kd_percpu("runqueues", 0)') from None
     return str(text)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-from kdump_elftool.errors import FaultError
 from kdump_elftool.gdbside.arguments import Chosen
 from kdump_elftool.gdbside.command import Command, say, usage
 from kdump_elftool.gdbside.target import target
+from kdump_elftool.gdbside.walk_commands import show
 from kdump_elftool.plain.files import OpenFile, open_files
 from kdump_elftool.plain.vmas import Vma, process_vmas
-from kdump_elftool.plain.walking import WalkError
 from kdump_elftool.safe_text import printable
 
 _PAGE_SHIFTS = range(12, 21)
@@ -36,7 +32,7 @@ class KdFiles(Command):
         say(f"task {task.tid} {printable(task.comm)}")
         width = 2 + 2 * kernel.word
         say(f"{'FD':>3} {'FILE':{width}} {'INODE':{width}} TYPE NAME")
-        _show(open_files(kernel, task.vaddr), lambda file: _file_line(file, width), "open files")
+        show(open_files(kernel, task.vaddr), lambda file: _file_line(file, width), "open files", total=False)
 
 
 class KdVmas(Command):
@@ -58,21 +54,7 @@ class KdVmas(Command):
         say(f"task {task.tid} {printable(task.comm)}")
         shift = kernel.number("PAGE_SHIFT")
         shift = shift if shift is not None and shift in _PAGE_SHIFTS else _PAGE_SHIFTS[0]
-        _show(process_vmas(kernel, task.vaddr), lambda vma: _vma_line(vma, shift), "areas")
-
-
-def _show(walk: Iterable[Any], line: Any, what: str) -> None:
-    """Lines, and something to read where there are none or the walk ended early."""
-    count = 0
-    try:
-        for item in walk:
-            say(line(item))
-            count += 1
-    except (FaultError, WalkError) as error:
-        say(f"stopped after {count} {what}: {error.message}")
-        return
-    if not count:
-        say(f"no {what}")
+        show(process_vmas(kernel, task.vaddr), lambda vma: _vma_line(vma, shift), "areas", total=False)
 
 
 def _file_line(file: OpenFile, width: int) -> str:

@@ -38,7 +38,7 @@ class Start(Command):
         if words:
             raise usage(self)
         kernel = target()
-        rows = {row["lwp"]: row for row in kernel.tasks() if type(row.get("lwp")) is int}
+        rows = kernel.tasks_by_lwp()
         threads = gdb.selected_inferior().threads()
         for thread in threads:
             row = rows.get(thread.ptid[1])
@@ -74,13 +74,11 @@ def _crashed(crash: dict[str, Any], rows: dict[int, Any], threads: Any) -> Any:
     if pid is not None and pid > len(by_lwp) and pid in by_lwp:
         return by_lwp[pid]
     in_order = sorted(threads, key=lambda thread: thread.num)
-    return in_order[cpu] if cpu is not None and cpu < len(in_order) else None
+    return in_order[cpu] if cpu is not None and 0 <= cpu < len(in_order) else None
 
 
 def _summary(kernel: GdbTarget, crash: dict[str, Any], rows: dict[int, Any], threads: int) -> Any:
-    facts = kernel.summary.get("facts")
-    known = {fact.get("name"): fact.get("value") for fact in facts or [] if isinstance(fact, dict)}
-    yield "release", _text(known.get("release")) or "unknown"
+    yield "release", _text(kernel.fact("release")) or "unknown"
     yield "panic message", _text(crash.get("message")) or "none in the log"
     selected = gdb.selected_thread()
     row = None if selected is None else rows.get(selected.ptid[1])

@@ -7,8 +7,9 @@ vmlinux for it: up to 20 s, once.
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import gdb
 
@@ -22,7 +23,7 @@ _TELLS_TYPES = "OFFSET(task_struct.comm)"
 
 
 class GdbTarget:
-    """What is read stays in gdb; answers are remembered for as long as the core is open."""
+    """What is read stays in gdb; answers are remembered for as long as core and symbols are the same."""
 
     def __init__(self, core: CoreFile | None) -> None:
         self.core = core
@@ -96,6 +97,10 @@ class GdbTarget:
         rows = [] if self.core is None else self.core.document(TASKS).get("tasks")
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
+    def tasks_by_lwp(self) -> dict[int, dict[str, Any]]:
+        """The same, by the number of the thread."""
+        return {row["lwp"]: row for row in self.tasks() if type(row.get("lwp")) is int}
+
     def _answer(self, kind: str, name: str, ask: Any) -> int | None:
         key = f"{kind}({name})"
         if key not in self._answers or (kind == "SYMBOL" and self._answers[key] is None):
@@ -103,22 +108,49 @@ class GdbTarget:
         return self._answers[key]
 
 
-_open: dict[str, GdbTarget] = {}
+class _Opened(NamedTuple):
+    """A core, and the files of symbols by which questions were answered."""
+
+    path: str
+    stamp: tuple[int, int, int]
+    symbols: list[Any]
+    target: GdbTarget
+
+
+_open: list[_Opened] = []
 
 
 def target() -> GdbTarget:
-    """The target of the core that is open now.  Raises gdb.GdbError when there is none."""
+    """The target of the core that is open now.  Raises gdb.GdbError when there is none.
+
+    Another core, or other symbols, may answer what was not known before.
+    """
     path = core_path()
     if path is None:
         raise gdb.GdbError("no core is open: core-file FILE opens one that 'kdump-elftool tovelf' made")
-    if path not in _open:
-        _open.clear()
-        try:
-            core: CoreFile | None = CoreFile(path)
-        except (OSError, ValueError):
-            core = None
-        _open[path] = GdbTarget(core)
-    return _open[path]
+    stamp, symbols = _stamp(path), gdb.objfiles()
+    before = _open.pop() if _open else None
+    if before is not None and (before.path, before.stamp) == (path, stamp):
+        now = before.target if before.symbols == symbols else GdbTarget(before.target.core)
+    else:
+        now = GdbTarget(_core(path))
+    _open.append(_Opened(path, stamp, symbols, now))
+    return now
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _core(path: str) -> CoreFile | None:
+    try:
+        return CoreFile(path)
+    except (OSError, ValueError):
+        return None
 
 
 def symbols_alone() -> GdbTarget:

@@ -27,7 +27,7 @@ class TaskThread(NamedTuple):
 
 def task_threads(kernel: GdbTarget) -> list[TaskThread]:
     """All threads in the order of the core: what the CPUs ran, then the others by number."""
-    table = {row["lwp"]: row for row in kernel.tasks() if type(row.get("lwp")) is int}
+    table = kernel.tasks_by_lwp()
     found = gdb.selected_inferior().threads()
     return [_task_thread(thread, table.get(thread.ptid[1])) for thread in sorted(found, key=_number)]
 

@@ -17,8 +17,8 @@ from kdump_elftool.plain.walking import WalkError
 from kdump_elftool.plain.xarray import Entry, xarray_entries
 
 
-def show(walk: Iterable[Any], line: Callable[[Any], str], what: str) -> None:
-    """Each thing that a walk finds as a line, and how it ended as the last one."""
+def show(walk: Iterable[Any], line: Callable[[Any], str], what: str, *, total: bool = True) -> None:
+    """Each thing that a walk finds as a line; as the last one how it ended, if that is worth a line."""
     count = 0
     try:
         for item in walk:
@@ -27,7 +27,8 @@ def show(walk: Iterable[Any], line: Callable[[Any], str], what: str) -> None:
     except (FaultError, WalkError) as error:
         say(f"stopped after {count} {what}: {error.message}")
         return
-    say(f"{count} {what}")
+    if total or not count:
+        say(f"{count or 'no'} {what}")
 
 
 class _Nodes(Command):
