@@ -198,3 +198,16 @@ def test_notes_that_cannot_be(core, tmp_path):
         ]
     )
     assert re.findall(r"^found .*", shown, re.M) == [r"found b'OSRELEASE=1\n'"], shown
+
+
+@pytest.mark.parametrize("command", ["ps", "kd-task 1", "kd-bt all"])
+def test_silent_work_is_heard_of(core, command):
+    """A clock by which all is slow; a terminal in the place of what gdb prints, which else hears nothing."""
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    slow = "python from kdump_elftool.gdbside.at_work import patience as p; p.quiet = 0"
+    terminal = "python p.write = gdb.write"
+    shown = gdb_batch(
+        [f"source {gdbinit}", f"core-file {core}", slow, command, "echo --\\n", terminal, command]
+    )
+    said = f"({command.split()[0]} is still at work after 0 s; Ctrl-C ends it)"
+    assert [said in part for part in shown.split("--\n")] == [False, True]

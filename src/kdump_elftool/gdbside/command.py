@@ -12,6 +12,7 @@ from typing import Any
 import gdb
 
 from kdump_elftool.errors import IdentityError, KdumpError
+from kdump_elftool.gdbside.at_work import patience
 
 _UNKNOWN = "make the core with 'tovelf -m vmlinux', or load the vmlinux: symbol-file -o OFFSET vmlinux"
 _CONTROL = re.compile(r"[^\x20-\x7e\t]")
@@ -30,7 +31,8 @@ class Command(gdb.Command):  # type: ignore[misc]
         """Called by gdb."""
         self.dont_repeat()
         try:
-            self.run(gdb.string_to_argv(text))
+            with patience.at_work(self.NAME):
+                self.run(gdb.string_to_argv(text))
         except KdumpError as error:
             hint = error.hint or (_UNKNOWN if isinstance(error, IdentityError) else "")
             hint = f"\nhint: {hint}" if hint else ""
@@ -46,6 +48,7 @@ class Command(gdb.Command):  # type: ignore[misc]
 def say(line: str) -> None:
     """One line to the user."""
     gdb.write(_CONTROL.sub("?", line) + "\n")
+    patience.heard()
 
 
 def warn(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gdb
 
+from kdump_elftool.gdbside.at_work import patience
 from kdump_elftool.gdbside.target import GdbTarget
 from kdump_elftool.plain.backtraces import Backtrace, Step, lowest_kernel_address
 
@@ -30,6 +31,7 @@ class Unwinder:
     def backtrace(self, thread: Any) -> Backtrace:
         """The frames of a thread, which is selected afterwards; those of user space are left out."""
         steps: list[Step] = []
+        patience.tick()
         try:
             thread.switch()
             end = self._walk(gdb.newest_frame(), steps)

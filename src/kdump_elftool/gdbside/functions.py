@@ -7,6 +7,7 @@ from typing import Any
 import gdb
 
 from kdump_elftool.errors import KdumpError
+from kdump_elftool.gdbside.at_work import patience
 from kdump_elftool.gdbside.find_task import task_address
 from kdump_elftool.gdbside.percpu import percpu_variable
 from kdump_elftool.gdbside.target import member_place, target
@@ -29,7 +30,8 @@ class Function(gdb.Function):  # type: ignore[misc]
         if len(values) != self.ARGUMENTS:
             raise gdb.GdbError(f"what is asked for is {self.__doc__}")
         try:
-            return self.call(*values)
+            with patience.at_work(f"${self.NAME}"):
+                return self.call(*values)
         except KdumpError as error:
             raise gdb.GdbError(error.message) from None
         except gdb.error as error:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import gdb
 
 from kdump_elftool.errors import FaultError
+from kdump_elftool.gdbside.at_work import patience, types_are_read
 from kdump_elftool.gdbside.core_file import LAYOUT, SUMMARY, TASKS, CoreFile, core_path
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -52,6 +53,7 @@ class GdbTarget:
         """Exactly ``size`` bytes.  Raises FaultError."""
         if not 0 <= vaddr <= (1 << (8 * self.word)) - size:
             raise FaultError("vaddr", vaddr, "beyond the last address")
+        patience.tick()
         if not size:
             return b""
         try:
@@ -198,6 +200,7 @@ def _address(name: str) -> int | None:
 
 def lookup_type(name: str) -> Any:
     """A type by its name; None when gdb knows none."""
+    types_are_read()
     for word in ("struct ", "union ", ""):
         try:
             return gdb.lookup_type(word + name).strip_typedefs()
