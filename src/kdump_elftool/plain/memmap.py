@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kdump_elftool.errors import FaultError, IdentityError
-from kdump_elftool.plain.target import Target, struct_size, unsigned
-from kdump_elftool.plain.walking import known_offset, offset, pointer, words
+from kdump_elftool.plain.target import Target, field, struct_size, unsigned
+from kdump_elftool.plain.walking import known_offset, pointer, words
 
 NEEDS = (
     *("SIZE(page)", "SIZE(mem_section)", "OFFSET(mem_section.section_mem_map)"),
@@ -26,7 +26,7 @@ NEEDS = (
 _PRESENT_WITH_MAP = 3
 _FLAGS = 31
 _MOST_ROOTS, _MOST_PARTS, _MOST_NODES = 1 << 18, 1 << 16, 1 << 10
-_SAMPLES = 16
+_SAMPLES, _MOST_MISSED = 16, 1 << 12
 _AT_ONCE = 1 << 16
 
 
@@ -101,6 +101,8 @@ def _readings(target: Target, base: int) -> Iterator[tuple[int, bool]]:
 def _roots(target: Target, at: int, section_bits: int, page_shift: int) -> Iterator[tuple[int, int]]:
     """Number of the first section of each root, and where the root is."""
     each = (1 << page_shift) // struct_size(target, "mem_section")
+    if not each:
+        return
     count = min(-(-(1 << section_bits) // each), _MOST_ROOTS)
     for first in range(0, count * target.word, 4096):
         try:
@@ -121,21 +123,25 @@ def _sections(
     page_shift: int,
 ) -> Iterator[Part]:
     """The sections that have an array; none where the first of them lead nowhere."""
-    each, member = struct_size(target, "mem_section"), offset(target, "mem_section.section_mem_map")
+    each = struct_size(target, "mem_section")
+    member = field(target, "mem_section.section_mem_map", target.word)
     count = (1 << page_shift) // each if is_extreme else _flat_length(target, each)
-    found = 0
+    found = missed = 0
     for first, table in tables:
         try:
             data = target.read(table, count * each)
         except FaultError:
             continue
         for index in range(count):
-            coded = words(target, data[index * each + member : index * each + member + target.word])[0]
+            coded = member.at(data, index * each, target.order)
             if coded & _PRESENT_WITH_MAP != _PRESENT_WITH_MAP:
                 continue
             pfn = first + index << shift
             vaddr = (coded & ~_FLAGS) + pfn * size & (1 << 8 * target.word) - 1
             if found < _SAMPLES and not _is_there(target, vaddr):
+                missed += 1
+                if missed >= _MOST_MISSED:
+                    return
                 continue
             found += 1
             yield Part(pfn, 1 << shift, vaddr)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from kdump_elftool.errors import IdentityError
@@ -12,47 +10,13 @@ from kdump_elftool.plain.module_sections import read_build_id, read_sections, sy
 from kdump_elftool.plain.module_symbols import Symbol, read_symbols
 from kdump_elftool.plain.modules import Module, read_modules
 from tests.builders.modules import BASE, LAYOUTS, REGION, Made, ModuleMemory, make_modules
+from tests.builders.recording import RecordingTarget
 from tests.builders.tasks import PlainTarget
 
 MACHINES = [("<", 8), (">", 8), ("<", 4), (">", 4)]
 machines = pytest.mark.parametrize(("order", "word"), MACHINES, ids=["le64", "be64", "le32", "be32"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 QUESTIONS = {*modules.NEEDS, *module_sections.NEEDS}
-
-
-@dataclass
-class Asking:
-    """A target that remembers every question."""
-
-    target: PlainTarget
-    asked: set[str] = field(default_factory=set)
-
-    @property
-    def order(self) -> str:
-        return self.target.order
-
-    @property
-    def word(self) -> int:
-        return self.target.word
-
-    def read(self, vaddr: int, size: int, /) -> bytes:
-        return self.target.read(vaddr, size)
-
-    def symbol(self, name: str, /) -> int | None:
-        self.asked.add(f"SYMBOL({name})")
-        return self.target.symbol(name)
-
-    def offset(self, name: str, /) -> int | None:
-        self.asked.add(f"OFFSET({name})")
-        return self.target.offset(name)
-
-    def size(self, name: str, /) -> int | None:
-        self.asked.add(f"SIZE({name})")
-        return self.target.size(name)
-
-    def number(self, name: str, /) -> int | None:
-        self.asked.add(f"NUMBER({name})")
-        return self.target.number(name)
 
 
 def only(memory: ModuleMemory) -> Module:
@@ -112,7 +76,7 @@ def test_every_layout(layout: str, order: str, word: int) -> None:
 
 @layouts
 def test_nothing_is_asked_that_is_not_declared(layout: str) -> None:
-    target = Asking(make_modules(layout, Made(users=(0,))).target())
+    target = RecordingTarget(make_modules(layout, Made(users=(0,))).target())
     (module,) = read_modules(target).modules
     read_sections(target, module)
     read_build_id(target, module)

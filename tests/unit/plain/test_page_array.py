@@ -45,6 +45,8 @@ def test_sections_that_lead_nowhere_are_none():
         ("NUMBER(SECTION_SIZE_BITS)", None),
         ("NUMBER(SECTION_SIZE_BITS)", 70),
         ("SIZE(mem_section)", 1 << 30),
+        ("SIZE(mem_section)", 1 << 13),
+        ("OFFSET(mem_section.section_mem_map)", 1 << 12),
         ("OFFSET(mem_section.section_mem_map)", None),
         ("SYMBOL(mem_section)", 0x123456789000),
     ],
@@ -200,3 +202,21 @@ def test_a_flag_described_as_impossible(name, bit):
     frame.memory.keys |= {f"NUMBER(PG_{name})": bit, "NUMBER(__NR_PAGEFLAGS)": 1 << 62}
     frame.put("flags", 2)
     assert len(frame.read().names) == 1
+
+
+def test_sections_without_end_that_lead_nowhere():
+    """Roots full of sections, none of whose arrays is there."""
+    memory, _ = make_array("extreme", 8)
+    memory.keys["NUMBER(MAX_PHYSMEM_BITS)"] = 52
+    root, roots = memory.take(4096, 4096), memory.take(1 << 18, 4096)
+    for at in range(0, 4096, 8):
+        memory.put(root + at, 0x123450000003)
+    for at in range(0, 1 << 18, 8):
+        memory.put(roots + at, root)
+    memory.keys["SYMBOL(mem_section)"] = roots
+    reads = []
+    read = memory.read
+    memory.read = lambda vaddr, size: (reads.append(vaddr), read(vaddr, size))[1]
+    with pytest.raises(IdentityError, match="was not found"):
+        find_memmap(memory)
+    assert len(reads) < 50_000
