@@ -100,7 +100,7 @@ def _commands() -> str:
     from kdump_elftool.gdbside.loader import COMMANDS  # which has this module's, too
 
     names = {command.NAME for command in COMMANDS}
-    return f"{', '.join(name for name in _FIRST if name in names)}; all {len(names)}: 'help user-defined'"
+    return f"{', '.join(name for name in _FIRST if name in names)}; all: 'help user-defined'"
 
 
 def _number(value: Any) -> int | None:
