@@ -79,7 +79,8 @@ def make_vmlinux(
     debug = None if types is None else _debug(words, known, types, parts[0], modules)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     missing += _frames_missing(frames, link_addresses)
-    data = _file(dump, kernel, parts, debug, frames, _banner(words.memory, known))
+    names = _names(dump, kernel, _banner(words.memory, known), link_addresses)
+    data = _file(dump, kernel, parts, debug, frames, names)
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
     return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
@@ -144,16 +145,11 @@ def _file(
     parts: Sequence[Part],
     debug: DebugSections | None,
     frames: FrameFile | None,
-    banner: bytes,
+    names: Sequence[Section],
 ) -> bytes:
     kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
     sections = [section for part in parts for section in part.sections]
-    if kernel.identity.build_id:
-        note = _build_id_note(kernel.identity.build_id, dump.kind.order)
-        sections.append(Section(".note.gnu.build-id", data=note, sh_type=c.SHT_NOTE, align=4))
-    if banner:
-        # of no address: gdb cannot take it for memory; the NUL parts it from what lies before it in the file
-        sections.append(Section(".linux_banner", data=b"\0" + banner))
+    sections += names
     if debug is not None:
         contents = (
             ("info", debug.info),
@@ -172,6 +168,22 @@ def _file(
         e_flags=dump.e_flags,
         loads=image_range(parts[0]),
     )
+
+
+def _names(dump: Dump, kernel: Kernel, banner: bytes, link_addresses: bool) -> list[Section]:
+    """By which others know whose vmlinux it is.
+
+    drgn wants the build id.  gdb's index cache goes by that alone: with the index of a made file gdb 13 ends
+    in an internal error when it opens the real one.
+    """
+    names = []
+    if kernel.identity.build_id and link_addresses:
+        note = _build_id_note(kernel.identity.build_id, dump.kind.order)
+        names.append(Section(".note.gnu.build-id", data=note, sh_type=c.SHT_NOTE, align=4))
+    if banner:
+        # of no address: gdb cannot take it for memory; the NUL parts it from what lies before it in the file
+        names.append(Section(".linux_banner", data=b"\0" + banner))
+    return names
 
 
 def _build_id_note(build_id: bytes, order: str) -> bytes:
