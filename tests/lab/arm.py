@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.lab.dumps import HERE, LabDump, selected_rows
+from tests.lab.dumps import HERE, LabDump, files_of, selected_rows
 
 FILES = {
     "kdump": ("vmcore",),
@@ -19,12 +19,7 @@ FILES = {
     "machine": ("qemu.elf", "qemu.stream", "qemu.raw"),
 }
 ROWS = [row for row in selected_rows() if row.guest.arch.name == "arm"]
-DUMPS = [
-    LabDump(row.name, row.scenario, file)
-    for row in ROWS
-    if row.scenario in FILES
-    for file in FILES[row.scenario]
-]
+DUMPS = [LabDump(row.name, row.scenario, file) for row in ROWS for file in files_of(row, FILES)]
 KDUMPS = [dump for dump in DUMPS if dump.file == "vmcore"]
 HEADED = [dump for dump in DUMPS if dump.file != "qemu.raw"]
 """Whose files say what they are."""

@@ -25,7 +25,16 @@ from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.kernel.pages import Category
 from kdump_elftool.safe_text import log_text
 from lab.roots import run_in_root
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, kdump_elftool, selected_rows, tool_root
+from tests.lab.dumps import (
+    GDB_MULTIARCH,
+    HERE,
+    PAGING,
+    LabDump,
+    files_of,
+    kdump_elftool,
+    selected_rows,
+    tool_root,
+)
 from tests.lab.test_addresses import ADDRESSES, SEED, ask_drgn, mapped_addresses
 from tests.lab.test_pages import classified
 
@@ -37,9 +46,9 @@ FILES = {
     "machine": ("qemu.elf", "qemu.stream", "qemu.raw"),
 }
 ROWS = [row for row in selected_rows() if row.guest.arch.name == "aarch64" and row.scenario in FILES]
-DUMPS = [LabDump(row.name, row.scenario, file) for row in ROWS for file in FILES[row.scenario]]
+DUMPS = [LabDump(row.name, row.scenario, file) for row in ROWS for file in files_of(row, FILES)]
 KDUMPS = [dump for dump in DUMPS if dump.file == "vmcore"]
-WITH_NOTES = [dump for dump in DUMPS if dump.file in ("vmcore", "qemu.elf", "qemu-paging.elf")]
+WITH_NOTES = [dump for dump in DUMPS if dump.file in ("vmcore", "qemu.elf", PAGING)]
 """drgn reads these."""
 FORMS = {
     "a64-612-16k": "arm64 16 KB pages, 52-bit",

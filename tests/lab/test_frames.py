@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,18 +20,18 @@ from kdump_elftool.jobs.frames import write_frame_file
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from tests.lab.cfa import FrameTable
-from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+from tests.lab.dumps import HERE, IN_CI, PAGING, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 KERNEL_HALF = 1 << 63
-SCENARIOS = ("kdump", "live") if os.environ.get("LAB_SET") == "matrix" else ("kdump",)
+SCENARIOS = ("kdump",) if IN_CI else ("kdump", "live")
 DUMPS = [
     dump
     for dump in selected_dumps()
-    if dump.scenario in SCENARIOS and dump.file != "qemu-paging.elf" and dump.row.startswith("x64")
+    if dump.scenario in SCENARIOS and dump.file != PAGING and dump.row.startswith("x64")
 ]
-COMPILED = [dump for dump in DUMPS if dump.scenario == "kdump" and len(SCENARIOS) > 1]
+COMPILED = [dump for dump in DUMPS if dump.scenario == "kdump" and not IN_CI]
 """Reading all of a kernel's frames twice takes a while."""
 CRASHES = {
     "oops.elf": ("asm_exc_page_fault", "sysrq_handle_crash", "write_sysrq_trigger", "do_syscall_64"),

@@ -25,7 +25,16 @@ from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.plain.needs import READERS
 from kdump_elftool.safe_text import log_text, printable
 from tests.builders.recording import asked_beyond
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+from tests.lab.dumps import (
+    GDB_MULTIARCH,
+    HERE,
+    PAGING,
+    LabDump,
+    gdb,
+    kdump_elftool,
+    selected_dumps,
+    selected_rows,
+)
 from tests.lab.hostile import plant
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -40,8 +49,7 @@ FOREIGN = [
     if row.guest.arch.name in OTHERS
     and (row.scenario in FILES or (row.scenario == "machine" and "mips" in row.guest.arch.name))
 ]
-# the paging dumps of QEMU have the same memory
-DUMPS = [dump for dump in (*selected_dumps(), *FOREIGN) if dump.file != "qemu-paging.elf"]
+DUMPS = [dump for dump in (*selected_dumps(), *FOREIGN) if dump.file != PAGING]
 COMMANDS = ("dmesg", "dmesg -r", "ps", "ps_old", "ps -a", "ps -t -a", "lsmod", "lsmod -l", "vminfo_qemu_all")
 MARK = "-- command "
 

@@ -21,13 +21,13 @@ from elftools.elf.elffile import ELFFile
 from lab.config import Row
 from tests.builders.pagetables import Leaf
 from tests.builders.pagetables32 import walk_plain32
-from tests.lab.dumps import DUMP_FILES, HERE, LabDump, gdb, gdb_bytes, kdump_elftool, selected_rows
+from tests.lab.dumps import HERE, LabDump, files_of, gdb, gdb_bytes, kdump_elftool, selected_rows
 from tests.lab.variants import ROM_BYTES, both, loads_of, same_bytes, tovelf
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 ROWS = [row for row in selected_rows() if row.guest.arch.name == "i386"]
-DUMPS = [LabDump(row.name, row.scenario, file) for row in ROWS for file in DUMP_FILES[row.scenario]]
+DUMPS = [LabDump(row.name, row.scenario, file) for row in ROWS for file in files_of(row)]
 KDUMPS = [dump for dump in DUMPS if dump.scenario == "kdump"]
 MACHINES = [row for row in ROWS if row.scenario in ("machine", "newer-machine")]
 PAGE_OFFSET = 0xC0000000

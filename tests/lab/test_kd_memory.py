@@ -7,7 +7,6 @@ velf is made without vmlinux where the dump has types, and gdb has no symbols.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from tests.lab.dumps import (
     DUMP_FILES,
     GDB_MULTIARCH,
     HERE,
+    IN_CI,
     LabDump,
     gdb,
     kdump_elftool,
@@ -40,7 +40,6 @@ OTHERS = ("i386", "aarch64", "arm", "mips", "mipsel", "mips64", "mips64el")
 RAW = {"mips", "mipsel", "mips64", "mips64el"}
 ARCH = {row.name: row.guest.arch.name for row in selected_rows()}
 FILES = {**DUMP_FILES, "machine": ("qemu.raw",)}
-EVERY_DUMP = os.environ.get("LAB_SET", "ci") != "ci"
 
 ALL_DUMPS = selected_dumps() + [
     LabDump(row.name, row.scenario, FILES[row.scenario][0])
@@ -49,7 +48,7 @@ ALL_DUMPS = selected_dumps() + [
     and (row.scenario == "machine") == (row.guest.arch.name in RAW)
     and FILES[row.scenario]
 ]
-DUMPS = ALL_DUMPS if EVERY_DUMP else one_of_each_kernel(ALL_DUMPS)
+DUMPS = one_of_each_kernel(ALL_DUMPS) if IN_CI else ALL_DUMPS
 READS_TABLES = ("x86_64", "aarch64")
 """Architectures whose page tables drgn reads; of the others it is given what we made."""
 WALKED = ("x86_64", "i386", "aarch64", "arm")

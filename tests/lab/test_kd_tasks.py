@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from tests.lab.dumps import (
     GDB,
     GDB_MULTIARCH,
     HERE,
+    IN_CI,
     LabDump,
     gdb,
     kdump_elftool,
@@ -41,9 +41,8 @@ ARM64 = [
     for row in selected_rows()
     if row.guest.arch.name == "aarch64" and row.scenario in ("kdump", "live") and not row.guest.fragments
 ]
-EVERY_DUMP = os.environ.get("LAB_SET", "ci") != "ci"
 ALL_DUMPS = [dump for dump in (*selected_dumps(), *ARM64) if dump.file in ("vmcore", "qemu.elf")]
-DUMPS = ALL_DUMPS if EVERY_DUMP else one_of_each_kernel(ALL_DUMPS)
+DUMPS = one_of_each_kernel(ALL_DUMPS) if IN_CI else ALL_DUMPS
 VARIABLES = ("runqueues.nr_running", "runqueues.cpu", "runqueues.clock", "runqueues", "kernel_cpustat")
 FRAME = re.compile(r"^#\d+ +(?:0x([0-9a-f]+) in )?(\S+) \(\)", re.M)
 GROUP = re.compile(r"^\d+ tasks?: (.*)\n((?:.|\n.)*)", re.M)

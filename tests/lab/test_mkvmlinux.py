@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
@@ -23,12 +22,11 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.kernel.btf import Btf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.kernel.vmlinux_source import vmlinux_btf
-from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import HERE, IN_CI, LabDump, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 SEED = 20261129
-IN_CI = os.environ.get("LAB_SET", "ci") == "ci"
 CI_ROWS = ("x64-61-l4.kdump", "x64-7x-l5.kdump")
 UNITS = ("schedule",)
 """Whose functions gdb is asked for."""

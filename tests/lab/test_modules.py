@@ -6,7 +6,6 @@ One dump of each kernel: what is read does not depend on the format of the dump.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,16 @@ from kdump_elftool.jobs.module_symbols import ModuleSymbols, module_symbols
 from kdump_elftool.jobs.modules import LoadedModules, list_modules
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from lab.kernels import module_depends
-from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, one_of_each_kernel, selected_rows
+from tests.lab.dumps import (
+    GDB_MULTIARCH,
+    IN_CI,
+    IN_FULL,
+    LabDump,
+    gdb,
+    kdump_elftool,
+    one_of_each_kernel,
+    selected_rows,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -55,11 +63,7 @@ DUMPS = one_of_each_kernel(
         if row.scenario in FILES and (row.scenario != "machine" or row.guest.arch.name in RAW)
     ]
 )
-NAMED = [
-    dump
-    for dump in DUMPS
-    if os.environ.get("LAB_SET", "ci") != "ci" or dump.row.startswith(("x64-61-l4.", "x64-7x-l5."))
-]
+NAMED = [dump for dump in DUMPS if not IN_CI or dump.row.partition(".")[0] in IN_FULL]
 """Whose symbols gdb is asked for: it takes seconds each."""
 
 
