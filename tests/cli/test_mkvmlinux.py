@@ -12,6 +12,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from kdump_elftool.cli.main import main
+from kdump_elftool.files import InputFile
+from kdump_elftool.kernel.vmlinux import read_vmlinux
 from tests.builders import btf as b
 from tests.builders.dwarf_text import described, value
 from tests.builders.kallsyms import FORMS, build
@@ -162,6 +164,16 @@ def test_banner(mkvmlinux, there, strings):
     assert (section is None) == (not strings)
     if section:
         assert (section["sh_flags"], section["sh_addr"], section["sh_type"]) == (0, 0, "SHT_PROGBITS")
+
+
+def test_whose_kernel_it_is(mkvmlinux):
+    """By its release, since it has no build id."""
+    kernel = with_symbols(make_kernel(SMALL), types())
+    kernel.ram.write(kernel.spec.text_paddr + 0x200000, b"Linux version 6.0.0-other (a@b) (gcc) #1 SMP\n\0")
+    path = mkvmlinux(kernel)[3]
+    with InputFile.open(str(path)) as file:
+        vmlinux = read_vmlinux(file)
+    assert (vmlinux.release, vmlinux.build_id, vmlinux.banner) == ("6.0.0-other", None, None)
 
 
 def test_as_json(mkvmlinux):

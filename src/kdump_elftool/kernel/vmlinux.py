@@ -79,7 +79,8 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
     found = {name: table.find(name) for name in WANTED}
     symbols = {name: value for name, value in found.items() if value is not None}
     banner = _banner(elf, symbols.get("linux_banner"))
-    said = _BANNER.match(banner) if banner else None
+    sections = section_headers(elf)
+    said = _BANNER.match(banner or _banner_of_a_made_file(elf, sections))
     return Vmlinux(
         file=file,
         e_machine=header.e_machine,
@@ -89,10 +90,19 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
         release=said[1].decode("latin-1") if said else None,
         symbols=symbols,
         table=table,
-        has_types=not section_headers(elf).keys().isdisjoint((b".BTF", b".debug_info")),
-        banner=banner if said else None,
+        has_types=not sections.keys().isdisjoint((b".BTF", b".debug_info")),
+        banner=banner if banner and said else None,
         e_flags=header.e_flags,
     )
+
+
+def _banner_of_a_made_file(elf: ElfFile, sections: dict[bytes, np.void]) -> bytes:
+    """What mkvmlinux puts beside the memory, behind a NUL; empty in other files."""
+    section = sections.get(b".linux_banner")
+    if section is None:
+        return b""
+    size = min(int(section["sh_size"]), _BANNER_SIZE)
+    return elf.file.read_at(int(section["sh_offset"]), size).lstrip(b"\0")
 
 
 def read_symbols(elf: ElfFile) -> SymbolTable:
