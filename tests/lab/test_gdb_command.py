@@ -40,6 +40,7 @@ IN_AN_ENVIRONMENT = [
     dump for dump in DUMPS if dump.scenario == "kdump" and ARCHITECTURES[dump.row] == "x86_64"
 ]
 PANIC = ("panic", "sysrq_handle_crash", "__handle_sysrq", "write_sysrq_trigger")
+README = HERE.parents[1] / "README.md"
 DOCUMENT = HERE.parents[1] / "docs" / "gdb.md"
 MEMBERS = ("kd-list modules module list name", "kd-list init_task.tasks task_struct tasks pid comm")
 """With types of the vmlinux, which gdb finds at once where it has an index: in the second run."""
@@ -108,6 +109,8 @@ def test_the_summary_is_the_guests(shown: Shown) -> None:
         "tasks",
         "commands",
     ]
+    for document in (README, DOCUMENT):
+        assert lines[4] in document.read_text(encoding="utf-8"), "the number of commands"
     told = [line.partition(":")[2].strip() for line in lines]
     assert told[0] == truth["release"]
     if shown.dump.scenario in ("kdump", "panic"):
