@@ -45,18 +45,30 @@ print(prog.crashed_thread().stack_trace())
 
 def measure_gdb(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterator[Figure]:
     """CPU seconds of ``gdb --batch``: the first time, and the second; those of crash and drgn beside them."""
-    for path in dumps:
-        vmlinux = (path.parent / "vmlinux").resolve()
-        if not path.parent.name.endswith(SCENARIOS) or not vmlinux.exists():
-            continue
+    for path, vmlinux in _panicked(dumps):
         for file in (path, vmlinux):
             rivals.warm(file)
         home, velf = work / "gdb-cache", work / "gdb.velf"
         try:
             yield from _of_dump(path, vmlinux, home, velf, slowness)
         finally:
-            shutil.rmtree(home, ignore_errors=True)
-            velf.unlink(missing_ok=True)
+            _forget(home, velf)
+
+
+def _panicked(dumps: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
+    """Each with its vmlinux."""
+    for path in dumps:
+        vmlinux = (path.parent / "vmlinux").resolve()
+        if path.parent.name.endswith(SCENARIOS) and vmlinux.exists():
+            yield path, vmlinux
+
+
+def _forget(home: Path, *cores: Path) -> None:
+    """What ``gdb`` keeps: the index, cores and the symbols beside them."""
+    shutil.rmtree(home, ignore_errors=True)
+    for core in cores:
+        shutil.rmtree(f"{core}.symbols", ignore_errors=True)
+        core.unlink(missing_ok=True)
 
 
 def _of_dump(path: Path, vmlinux: Path, home: Path, velf: Path, slowness: float) -> Iterator[Figure]:
@@ -64,7 +76,7 @@ def _of_dump(path: Path, vmlinux: Path, home: Path, velf: Path, slowness: float)
     command = ["env", f"XDG_CACHE_HOME={home}", *rivals.tool(*words)]
 
     def cold() -> Cost:
-        shutil.rmtree(home, ignore_errors=True)
+        _forget(home, velf)
         rivals.discard(velf)
         return rivals.run(command)
 
@@ -89,10 +101,7 @@ def _of_dump(path: Path, vmlinux: Path, home: Path, velf: Path, slowness: float)
 
 def measure_backtraces(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterator[Figure]:
     """CPU seconds of ``kd-bt all``: of a dump as it is, and with its tasks' stacks many times over."""
-    for path in dumps:
-        vmlinux = (path.parent / "vmlinux").resolve()
-        if not path.parent.name.endswith(SCENARIOS) or not vmlinux.exists():
-            continue
+    for path, vmlinux in _panicked(dumps):
         home, velf, many = work / "gdb-cache", work / "gdb.velf", work / "many.velf"
         try:
             command = [f"XDG_CACHE_HOME={home}", *rivals.tool("gdb", "--batch", "-q", "-m", str(vmlinux))]
@@ -106,10 +115,7 @@ def measure_backtraces(dumps: tuple[Path, ...], work: Path, slowness: float) -> 
                 subject = f"{path.parent.name}/{path.name}, {count} tasks"
                 yield Figure("kd-bt all", subject, cost.cpu / slowness, "s", limit, {}, raw)
         finally:
-            shutil.rmtree(home, ignore_errors=True)
-            for file in (velf, many):
-                shutil.rmtree(f"{file}.symbols", ignore_errors=True)
-                file.unlink(missing_ok=True)
+            _forget(home, velf, many)
 
 
 def _with_many_threads(velf: Path, many: Path) -> int:

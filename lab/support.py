@@ -121,7 +121,10 @@ def read_result(name: str) -> Result | None:
 
 
 def _results() -> dict[str, Any]:
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    try:
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
         raise LabError(f"{RESULTS} holds no results: delete it")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lab import support
-from lab.config import load_config
+from lab.config import LabError, load_config
 from lab.support import Count, Result, aspect_of, document, read_junit, read_result
 
 REPORT = """<testsuites><testsuite>
@@ -79,3 +79,6 @@ def test_a_result_is_read_back_and_a_damaged_one_is_none(results):
     assert read_result("i386.live") == written
     results.write_text('{"i386.live": {"name": "i386.live"}}')
     assert read_result("i386.live") is None
+    results.write_text("{")
+    with pytest.raises(LabError, match="delete it"):
+        support._remember(written)
