@@ -6,12 +6,9 @@ tests/builders/arm_tables.py, which know nothing of the package, and the guests'
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.lab.dumps import HERE, LabDump, files_of, selected_rows
+from tests.lab.dumps import LabDump, files_of, selected_rows
 
 FILES = {
     "kdump": ("vmcore",),
@@ -30,17 +27,3 @@ CPUS = 2
 def words_for(dump: LabDump) -> list[str | Path]:
     """What a command needs to know of a dump: raw memory says nothing itself."""
     return ["-I", "raw", "--arch", "arm", dump.path] if dump.file == "qemu.raw" else [dump.path]
-
-
-def answer_of(script: str, dump: LabDump, scratch: Path, request: dict[str, object]) -> dict:
-    """What drgn says of a dump."""
-    answer = scratch / "answer.json"
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), str(dump.path), str(dump.vmlinux), str(answer)],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(answer.read_text())

@@ -169,15 +169,21 @@ def gdb_bytes(core: Path, addresses: list[int], scratch: Path, program: str = GD
     return dict(zip(addresses, json.loads(answer.read_text()), strict=True))
 
 
-def drgn_oracle(core: Path, vmlinux: Path, request: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Ask drgn about a core; see oracle_drgn.py."""
+def drgn_says(script: str, core: Path, vmlinux: Path, scratch: Path, *options: str, **request: object) -> Any:
+    """What one of the scripts oracle_*.py, which run drgn, answers."""
     answer = scratch / "drgn.json"
+    answer.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, str(HERE / "oracle_drgn.py"), str(core), str(vmlinux), str(answer)],
+        [sys.executable, str(HERE / script), str(core), str(vmlinux), str(answer), *options],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(answer.read_text())
+
+
+def drgn_oracle(core: Path, vmlinux: Path, request: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Ask drgn about a core; see oracle_drgn.py."""
+    return dict(drgn_says("oracle_drgn.py", core, vmlinux, scratch, **request))

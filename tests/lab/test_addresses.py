@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.jobs.selection import cut
-from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import LabDump, drgn_says, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -30,16 +28,8 @@ MAKEDYN = [dump for dump in KDUMPS if dump.row == "x64-61-l4.kdump"]
 
 
 def ask_drgn(dump: LabDump, scratch: Path, **request: object) -> dict:
-    answer = scratch / "drgn.json"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "oracle_translate.py"), str(dump.path), str(dump.vmlinux), str(answer)],
-        input=json.dumps({"addresses": [], "pids": [], **request}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(answer.read_text())
+    wanted = {"addresses": [], "pids": [], **request}
+    return drgn_says("oracle_translate.py", dump.path, dump.vmlinux, scratch, **wanted)
 
 
 def mapped_addresses(dump: LabDump) -> list[int]:

@@ -11,8 +11,8 @@ import pytest
 
 from kdump_elftool.kernel.pages import Category
 from kdump_elftool.safe_text import log_text
-from tests.lab.arm import DUMPS, FRAMES, KDUMPS, SEED, answer_of, words_for
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool
+from tests.lab.arm import DUMPS, FRAMES, KDUMPS, SEED, words_for
+from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, drgn_says, gdb, kdump_elftool
 from tests.lab.test_pages import classified
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 @pytest.mark.parametrize("dump", KDUMPS, ids=lambda dump: dump.id)
 def test_what_pages_are_is_drgns(dump: LabDump, tmp_path: Path) -> None:
     dump.check()
-    judged = answer_of("oracle_pages.py", dump, tmp_path, {"seed": SEED, "count": FRAMES})
+    judged = drgn_says("oracle_pages.py", dump.path, dump.vmlinux, tmp_path, seed=SEED, count=FRAMES)
     codes, known = classified(dump.path)
     wrong = [
         (hex(pfn), theirs, ours)

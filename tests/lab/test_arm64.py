@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from tests.lab.dumps import (
     HERE,
     PAGING,
     LabDump,
+    drgn_says,
     files_of,
     kdump_elftool,
     selected_rows,
@@ -101,19 +100,6 @@ def newer_gdb(core: Path, offset: str, vmlinux: Path, *commands: str) -> tuple[d
     return stacks, shown.stdout
 
 
-def drgn_says(script: str, dump: LabDump, scratch: Path, **request: object) -> dict:
-    answer = scratch / "drgn.json"
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), str(dump.path), str(dump.vmlinux), str(answer)],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(answer.read_text())
-
-
 @dataclass(frozen=True)
 class Threads:
     """A velf with a thread a task, and what gdb shows of each: return addresses, and the text of ``bt``."""
@@ -177,7 +163,7 @@ def test_frames_have_names_and_lines(threads: Threads) -> None:
 def test_tasks_and_frames_are_drgns(dump: LabDump, tmp_path: Path) -> None:
     """Return addresses of every sleeping task, signatures taken off, without vmlinux where there is BTF."""
     dump.check()
-    judged = drgn_says("oracle_tasks.py", dump, tmp_path)
+    judged = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path)
     velf = tmp_path / "velf"
     done = kdump_elftool("tovelf", "-p", "-o", velf, *words_for(dump), "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -234,7 +220,7 @@ def test_translations_are_drgns(dump: LabDump, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dump", WITH_NOTES, ids=lambda dump: dump.id)
 def test_what_pages_are_is_drgns(dump: LabDump, tmp_path: Path) -> None:
     dump.check()
-    judged = drgn_says("oracle_pages.py", dump, tmp_path, seed=SEED, count=FRAMES)
+    judged = drgn_says("oracle_pages.py", dump.path, dump.vmlinux, tmp_path, seed=SEED, count=FRAMES)
     codes, known = classified(dump.path)
     wrong = [
         (hex(pfn), theirs, ours)

@@ -16,8 +16,8 @@ from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.memory.physical import PhysicalMemory
 from tests.builders.arm_tables import walk_long, walk_short
-from tests.lab.arm import ADDRESSES, HEADED, KDUMPS, PAGE, SEED, answer_of
-from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb_bytes, kdump_elftool
+from tests.lab.arm import ADDRESSES, HEADED, KDUMPS, PAGE, SEED
+from tests.lab.dumps import GDB_MULTIARCH, LabDump, drgn_says, gdb_bytes, kdump_elftool
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -36,7 +36,9 @@ def test_translations_are_drgns(dump: LabDump, tmp_path: Path) -> None:
         rows = [chance.randrange(len(vaddr)) for _ in range(ADDRESSES)]
         addresses = [vaddr[row] + chance.randrange(size[row]) & ~0xF for row in rows]
         pids = [marker["pid"] for marker in dump.truth["markers"]]
-        judged = answer_of("oracle_translate.py", dump, tmp_path, {"addresses": addresses, "pids": pids})
+        judged = drgn_says(
+            "oracle_translate.py", dump.path, dump.vmlinux, tmp_path, addresses=addresses, pids=pids
+        )
         assert [translate(opened.memory, form, root, address).paddr for address in addresses] == judged[
             "paddrs"
         ]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.arm import CPUS, DUMPS, KDUMPS, answer_of, words_for
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool
+from tests.lab.arm import CPUS, DUMPS, KDUMPS, words_for
+from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, drgn_says, gdb, kdump_elftool
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -98,7 +98,7 @@ def test_frames_have_names_and_lines(threads: Threads) -> None:
 def test_tasks_and_frames_are_drgns(dump: LabDump, tmp_path: Path) -> None:
     """Return addresses of every sleeping task, up to where drgn's unwinder stops."""
     dump.check()
-    judged = answer_of("oracle_tasks.py", dump, tmp_path, {})
+    judged = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path)
     velf, answer = tmp_path / "velf", tmp_path / "stacks.json"
     done = kdump_elftool("tovelf", "-q", "-p", "-m", dump.vmlinux, "-o", velf, dump.path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from lab.truth import task_comm
-from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_rows
+from tests.lab.dumps import LabDump, drgn_says, gdb, kdump_elftool, selected_rows
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -149,17 +148,9 @@ def test_ps(failed: Failed, kernel: str) -> None:
 
 def test_ps_is_drgns(failed: Failed, kernel: str, tmp_path: Path) -> None:
     """drgn reads the original file, given the text that the file itself has in memory."""
-    answer = tmp_path / "drgn.json"
     note = failed.vmcoreinfo(kernel, tmp_path)
-    judged = subprocess.run(
-        [sys.executable, str(HERE / "oracle_tasks.py"), str(failed.dump.path), str(failed.dump.vmlinux)]
-        + [str(answer), str(note)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert judged.returncode == 0, judged.stderr
-    theirs = json.loads(answer.read_text())["tasks"]
+    judged = drgn_says("oracle_tasks.py", failed.dump.path, failed.dump.vmlinux, tmp_path, str(note))
+    theirs = judged["tasks"]
     done = kdump_elftool("ps", "--kernel", kernel, "--json", failed.dump.path)
     ours = {
         str(task["lwp"]): [task["pid"], task["comm"], int(task["task"], 16)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +18,17 @@ from kdump_elftool.jobs.frames import write_frame_file
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from tests.lab.cfa import FrameTable
-from tests.lab.dumps import HERE, IN_CI, PAGING, LabDump, gdb, kdump_elftool, selected_dumps, selected_rows
+from tests.lab.dumps import (
+    HERE,
+    IN_CI,
+    PAGING,
+    LabDump,
+    drgn_says,
+    gdb,
+    kdump_elftool,
+    selected_dumps,
+    selected_rows,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -87,23 +95,11 @@ def stacks_in_gdb(velf: Path, frames: Path, scratch: Path, *more: str) -> Stacks
     return Stacks({int(lwp): found for lwp, found in json.loads(answer.read_text()).items()})
 
 
-def asked(oracle: str, dump: LabDump, scratch: Path, *options: str) -> dict:
-    answer = scratch / "drgn.json"
-    done = subprocess.run(
-        [sys.executable, str(HERE / oracle), str(dump.path), str(dump.vmlinux), str(answer), *options],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(answer.read_text())
-
-
 @cache
 def panic_of(dump: LabDump) -> list[tuple[int, str]]:
     """Return addresses and functions of the CPU that panicked, as far as they are the kernel's."""
     with tempfile.TemporaryDirectory() as scratch:
-        frames = asked("oracle_panic.py", dump, Path(scratch))["frames"]
+        frames = drgn_says("oracle_panic.py", dump.path, dump.vmlinux, Path(scratch))["frames"]
     return [(pc, name) for pc, name in frames[: len(kernel_part([pc for pc, _ in frames]))]]
 
 
@@ -124,7 +120,7 @@ def test_every_stack_by_the_dump_alone(converted, tmp_path: Path) -> None:
     """Without any vmlinux: the return addresses of every task are those that drgn finds with it."""
     dump, velf, _ = converted
     found = stacks_in_gdb(velf, frame_file(dump, tmp_path / "frames"), tmp_path)
-    said = asked("oracle_tasks.py", dump, tmp_path)["stacks"]
+    said = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path)["stacks"]
     different = {
         lwp: (list(map(hex, frames)), list(map(hex, found.by_lwp[int(lwp)])))
         for lwp, frames in said.items()
@@ -132,7 +128,7 @@ def test_every_stack_by_the_dump_alone(converted, tmp_path: Path) -> None:
     }
     assert not different, f"{len(different)} of {len(said)}: {dict(list(different.items())[:3])}"
     assert sum(len(kernel_part(frames or [])) for frames in said.values()) > 4 * len(said) > 160
-    running = asked("oracle_tasks.py", dump, tmp_path, "running")["running"]
+    running = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path, "running")["running"]
     for cpu, frames in running.items():
         assert found.whose(kernel_part(frames)), (cpu, list(map(hex, frames)))
 

@@ -6,10 +6,8 @@ nothing but show them, escaped.
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +25,9 @@ from kdump_elftool.safe_text import log_text, printable
 from tests.builders.recording import asked_beyond
 from tests.lab.dumps import (
     GDB_MULTIARCH,
-    HERE,
     PAGING,
     LabDump,
+    drgn_says,
     gdb,
     kdump_elftool,
     selected_dumps,
@@ -174,22 +172,8 @@ def test_ps_is_that_of_the_command_line(seen: Seen) -> None:
 @pytest.mark.parametrize("seen", KNOWN_TO_DRGN, ids=lambda dump: dump.id, indirect=True)
 def test_ps_is_drgns(seen: Seen, tmp_path: Path) -> None:
     """Parents, CPUs and states too.  It walks the tables of x86_64 and arm64 itself."""
-    answer = tmp_path / "drgn.json"
     core = seen.dump.path if seen.machine in ("x86_64", "arm64") else seen.velf
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "oracle_ps.py"),
-            str(core),
-            str(seen.dump.vmlinux),
-            str(answer),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    theirs: list[dict[str, Any]] = json.loads(answer.read_text())
+    theirs: list[dict[str, Any]] = drgn_says("oracle_ps.py", core, seen.dump.vmlinux, tmp_path)
     ours = {row[5]: (marked, row) for marked, row in map(columns_of, seen.shown["ps -a"][1:])}
     assert len(theirs) == len(ours) > 30
     for task in theirs:

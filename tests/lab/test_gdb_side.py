@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lab.roots import run_in_root
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, gdb, kdump_elftool, tool_root
-from tests.lab.test_arm64 import DUMPS, drgn_says
+from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, drgn_says, gdb, kdump_elftool, tool_root
+from tests.lab.test_arm64 import DUMPS
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.root, pytest.mark.slow]
 
@@ -100,7 +100,7 @@ def known_lines(text: str) -> list[str]:
 
 def test_frames_are_drgns(core: Core, tmp_path: Path) -> None:
     """Every return address of every sleeping task, up to where it entered the kernel or was made."""
-    judged = drgn_says("oracle_tasks.py", core.dump, tmp_path)
+    judged = drgn_says("oracle_tasks.py", core.dump.path, core.dump.vmlinux, tmp_path)
     answer = tmp_path / "stacks.json"
     ours(core, f"source {HERE / 'gdb_stacks.py'}", KD_ANSWER=str(answer))
     found = {int(lwp): frames for lwp, frames in json.loads(answer.read_text()).items()}

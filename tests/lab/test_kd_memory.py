@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from tests.lab.dumps import (
     HERE,
     IN_CI,
     LabDump,
+    drgn_says,
     gdb,
     kdump_elftool,
     one_of_each_kernel,
@@ -71,18 +70,6 @@ class Asked:
     @property
     def processes(self) -> dict[int, dict[str, Any]]:
         return {int(task): said for task, said in self.judged["tasks"].items()}
-
-
-def drgn_says(core: Path, vmlinux: Path, answer: Path) -> dict[str, Any]:
-    judged = subprocess.run(
-        [sys.executable, str(HERE / "oracle_structures.py"), str(core), str(vmlinux), str(answer)],
-        input=json.dumps({"seed": SEED, "pages": PAGES}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert judged.returncode == 0, judged.stderr[-3000:]
-    return dict(json.loads(answer.read_text()))
 
 
 def for_drgn(velf: Path, kaslr_offset: str) -> Path:
@@ -156,7 +143,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     done = kdump_elftool("tovelf", "-p", *given, *vmlinux, "-i", dump.path, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     judge = dump.path if arch in READS_TABLES else for_drgn(velf, json.loads(done.stdout)["kaslr_offset"])
-    judged = drgn_says(judge, dump.vmlinux, folder / "drgn.json")
+    judged = drgn_says("oracle_structures.py", judge, dump.vmlinux, folder, seed=SEED, pages=PAGES)
     commands = questions(judged, dump)
     wanted.write_text(json.dumps(commands))
     ran = gdb(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from tests.lab.dumps import (
     HERE,
     IN_CI,
     LabDump,
+    drgn_says,
     gdb,
     kdump_elftool,
     one_of_each_kernel,
@@ -81,21 +80,14 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     dump: LabDump = request.param
     dump.check()
     folder = tmp_path_factory.mktemp("kd_tasks")
-    velf, poor, answer = folder / "velf", folder / "poor", folder / "drgn.json"
+    velf, poor = folder / "velf", folder / "poor"
     # where its kernel has variables, an arm64 dump of Debian's does not say
     words = ["-m", dump.vmlinux, dump.path] if dump in ARM64 else [dump.path]
     done = kdump_elftool("tovelf", "-p", "-l", "user", "--json", "-o", velf, *words)
     assert done.returncode == 0, done.stderr
     offset = json.loads(done.stdout)["kaslr_offset"] or "0"
     assert kdump_elftool("tovelf", "-q", "-o", poor, *words).returncode == 0
-    judged = subprocess.run(
-        [sys.executable, str(HERE / "oracle_kd_tasks.py"), str(dump.path), str(dump.vmlinux), str(answer)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert judged.returncode == 0, judged.stderr
-    said = json.loads(answer.read_text())
+    said = drgn_says("oracle_kd_tasks.py", dump.path, dump.vmlinux, folder)
     known = ["kd-info", "kd-task " + " ".join(said["tasks"]), "kd-bt all"]
     wanted, functions = folder / "wanted.json", folder / "functions.json"
     wanted.write_text(json.dumps({"tasks": list(said["tasks"]), "cpus": list(said["current"])}))

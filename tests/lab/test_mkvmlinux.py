@@ -6,7 +6,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.kernel.btf import Btf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.kernel.vmlinux_source import vmlinux_btf
-from tests.lab.dumps import HERE, IN_CI, LabDump, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import HERE, IN_CI, LabDump, drgn_says, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -121,14 +120,6 @@ def flat(text: str) -> str:
     return re.sub(r"(\[\d*\])+", product, text)
 
 
-def by_drgn(dump: LabDump, vmlinux: Path, request: dict[str, Any], answer: Path) -> dict[str, Any]:
-    """See oracle_made.py."""
-    argv = [sys.executable, str(HERE / "oracle_made.py"), str(dump.path), str(vmlinux), str(answer)]
-    done = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(answer.read_text()))
-
-
 def test_drgn_takes_from_it_what_it_takes_from_the_real_one(made: Made, tmp_path: Path) -> None:
     """Every type with all of its layout, what functions take and return, and tasks through both."""
     path, dump = tmp_path / "vmlinux.link", made.dump
@@ -136,13 +127,16 @@ def test_drgn_takes_from_it_what_it_takes_from_the_real_one(made: Made, tmp_path
     count = Counter(name for _, _, kind, name in symbols(dump.vmlinux) if kind == "FUNC")
     unique = sorted(name for name, times in count.items() if times == 1)
     functions = random.Random(SEED).sample(unique, FUNCTIONS)
-    request = {"types": of_one_definition(dump.vmlinux), "functions": functions}
-    theirs, ours = (by_drgn(dump, file, request, tmp_path / "drgn.json") for file in (dump.vmlinux, path))
+    types = of_one_definition(dump.vmlinux)
+    theirs, ours = (
+        drgn_says("oracle_made.py", dump.path, file, tmp_path, types=types, functions=functions)
+        for file in (dump.vmlinux, path)
+    )
     path.unlink()
     assert (ours["banner"], ours["tasks"]) == (theirs["banner"], theirs["tasks"])
     assert ours["banner"].endswith(f" {made.summary['release']}") and ours["tasks"] > 40
     real = {name: found for name, found in theirs["types"].items() if found is not None}
-    assert len(real) > 0.95 * len(request["types"]) > 5_000
+    assert len(real) > 0.95 * len(types) > 5_000
     assert [name for name, found in real.items() if ours["types"][name] is None] == []
     different = {name: (found, ours["types"][name]) for name, found in real.items()}
     different = {name: pair for name, pair in different.items() if len({type_key(each) for each in pair}) > 1}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lab.roots import run_in_root
-from tests.lab.dumps import HERE, LabDump, kdump_elftool, selected_dumps, tool_root
+from tests.lab.dumps import LabDump, drgn_says, kdump_elftool, selected_dumps, tool_root
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -67,16 +64,9 @@ def test_crash_without_the_debug_package(of_the_dump: str, tmp_path: Path) -> No
     assert ask_crash(tool_root("sid"), DUMP.path, scratch, made) == of_the_dump
 
 
-def on_cpus(core: Path, vmlinux: Path, answer: Path) -> dict[str, list[int] | None]:
+def on_cpus(core: Path, vmlinux: Path, scratch: Path) -> dict[str, list[int] | None]:
     """drgn's frames of what each CPU runs; of user mode the first alone, since its stack is not kept."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "oracle_tasks.py"), str(core), str(vmlinux), str(answer), "running"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(answer.read_text())["running"]
+    found = drgn_says("oracle_tasks.py", core, vmlinux, scratch, "running")["running"]
     return {cpu: frames and as_far_as_kept(frames) for cpu, frames in found.items()}
 
 
@@ -91,11 +81,11 @@ def test_drgn_wants_the_numbers_of_qemu(dump: LabDump, tmp_path: Path) -> None:
     """It looks a CPU's registers up by number: right in a velf, not in one with task threads.  The documents
     say so, and this shows it."""
     dump.check()
-    velf, answer = tmp_path / "velf", tmp_path / "answer"
-    original = on_cpus(dump.path, dump.vmlinux, answer)
+    velf = tmp_path / "velf"
+    original = on_cpus(dump.path, dump.vmlinux, tmp_path)
     assert any(original.values())
     for options, same in (((), True), (("-p",), False)):
         done = kdump_elftool("tovelf", "-i", dump.path, *options, "-o", velf, "-q")
         assert done.returncode == 0, done.stderr
-        assert (on_cpus(velf, dump.vmlinux, answer) == original) is same
+        assert (on_cpus(velf, dump.vmlinux, tmp_path) == original) is same
         velf.unlink()

@@ -25,7 +25,7 @@ from kdump_elftool.kernel.memmap import SparseGeometry, find_memmap
 from kdump_elftool.kernel.pages import LEVELS, Category, PageAccount, classify, page_fields
 from kdump_elftool.kernel.words import Words
 from tests.lab.bitmaps import fair_copy, makedumpfile
-from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import LabDump, drgn_says, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -92,16 +92,7 @@ def test_the_guest_made_pages_of_every_kind(dump: LabDump) -> None:
 @pytest.mark.parametrize("dump", STOPPED + PAGES, ids=lambda dump: dump.id)
 def test_frames_are_what_drgn_says(dump: LabDump, tmp_path: Path) -> None:
     dump.check()
-    answer = tmp_path / "frames.json"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "oracle_pages.py"), str(dump.path), str(dump.vmlinux), str(answer)],
-        input=json.dumps({"seed": SEED, "count": FRAMES}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    judged = json.loads(answer.read_text())
+    judged = drgn_says("oracle_pages.py", dump.path, dump.vmlinux, tmp_path, seed=SEED, count=FRAMES)
     codes, known = classified(dump.path)
     wrong = [
         (hex(pfn), theirs, ours)

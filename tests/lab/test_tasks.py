@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols, vmlinux_btf
-from tests.lab.dumps import HERE, LabDump, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import HERE, LabDump, drgn_says, gdb, kdump_elftool, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -50,19 +48,12 @@ def converted(
     dump: LabDump = request.param
     dump.check()
     folder = tmp_path_factory.mktemp("tasks")
-    velf, answer = folder / "velf", folder / "drgn.json"
+    velf = folder / "velf"
     done = kdump_elftool("tovelf", "-p", "-i", dump.path, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["warnings"] == []
-    judged = subprocess.run(
-        [sys.executable, str(HERE / "oracle_tasks.py"), str(dump.path), str(dump.vmlinux), str(answer)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert judged.returncode == 0, judged.stderr
-    said = json.loads(answer.read_text())
+    said = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, folder)
     tasks, stacks = ({int(lwp): value for lwp, value in said[name].items()} for name in ("tasks", "stacks"))
     yield Converted(dump, velf, summary, tasks, stacks)
     velf.unlink()
