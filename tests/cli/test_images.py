@@ -125,6 +125,20 @@ def test_memory_that_the_stream_was_not_given(tovelf, tmp_path, capfd, ranges, s
     assert told == [[f"{start:#x}", f"{end:#x}"] for start, end in ranges]
 
 
+@pytest.mark.parametrize("lists_memory", [True, False])
+def test_memory_that_no_table_maps(tovelf, tmp_path, lists_memory):
+    """As when much of memory lies elsewhere, and what the kernel says of it with it; but ``mem=`` is no reason."""
+    kernel = make_kernel(SMALL)
+    lines = with_resources(kernel, (0x1000, 12 << 20)) if lists_memory else kernel.vmcoreinfo_text()
+    (tmp_path / "e").write_text(lines)
+    image = stream_of([(start, bytes(data)) for start, data in kernel.ram.ranges], 128 << 20)
+    result = tovelf(image, "-e", str(tmp_path / "e"))
+    assert result.code == 0
+    said = [line for line in result.lines("warning") if "page tables map none of the " in line]
+    assert len(said) == (not lists_memory)
+    assert all("-0x8000000, where this dump" in line and "max-ram-below-4g" in line for line in said)
+
+
 def test_tables_where_no_memory_was_put(tovelf, kernel, tmp_path):
     """The kernel of a machine with another hole: its tables lie at the top of memory."""
     own = make_kernel(SMALL)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Ranges, subtract_ranges, u64
+from kdump_elftool.addr import NO_RANGES, U64, Ranges, merge_ranges, subtract_ranges, u64
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import knowledge
@@ -18,6 +18,8 @@ from kdump_elftool.kernel.iomem import SystemRam, read_system_ram
 
 TRIFLE = 1 << 20
 """Bytes outside of the assumed places that prove nothing; QEMU's places differ by hundreds of MB."""
+UNMAPPED_SHARE, UNMAPPED = 8, 64 << 20
+"""Of what a 64-bit kernel is given it maps nearly all; ``mem=`` makes it map less, but it says so."""
 _MOST_SHOWN = 4
 
 
@@ -38,6 +40,14 @@ def placement_warning(dump: Dump, kernel: Kernel) -> str | None:
             f"it is {dump.placed_by}"
         )
     told = system_ram(dump, kernel)
+    if told is None or not told.complete:
+        # what was put elsewhere reads as other memory: tables that lie there map little of it
+        idle = subtract_ranges(declared, _direct_map(kernel))
+        if kernel.arch.bits == 64 and idle.total > max(declared.total // UNMAPPED_SHARE, UNMAPPED):
+            return (
+                f"the kernel's page tables map none of the {idle.total >> 20} MB at {shown_ranges(idle)}, where "
+                f"this dump's memory was put: it is {dump.placed_by}"
+            )
     missed = subtract_ranges(told.ranges, declared) if told else None
     if missed is None or missed.total <= TRIFLE:
         return None
@@ -52,6 +62,16 @@ def shown_ranges(ranges: Ranges) -> str:
     pairs = list(zip(ranges.start[:_MOST_SHOWN].tolist(), ranges.end[:_MOST_SHOWN].tolist(), strict=True))
     more = len(ranges) - len(pairs)
     return ", ".join(f"{start:#x}-{end:#x}" for start, end in pairs) + (f" and {more} more" if more else "")
+
+
+def _direct_map(kernel: Kernel) -> Ranges:
+    """Memory by the distance from physical addresses that most of it has."""
+    mapped = kernel.walked.mappings
+    _, member = np.unique(mapped.vaddr - mapped.paddr, return_inverse=True)
+    if not len(member):
+        return NO_RANGES
+    direct = member == int(np.argmax(np.bincount(member, weights=mapped.size.astype(np.float64))))
+    return merge_ranges(mapped.paddr[direct], mapped.paddr[direct] + mapped.size[direct])
 
 
 def _lost_tables(kernel: Kernel) -> U64:
