@@ -202,6 +202,12 @@ def test_forged_tables_are_no_traceback(core, tmp_path, there, forged):
     assert re.findall(r"[^ -~\n\t]", shown) == []
 
 
+def test_forged_answers_are_no_traceback(core):
+    """What the core says of its kernel is anybody's as well: commands end, with errors that are meant."""
+    (shown,) = in_gdb(core, f"source {Path(__file__).parent / 'forged_answers.py'}")
+    assert shown.endswith("the end\n"), shown[-2000:]
+
+
 def test_without_a_core():
     gdbinit = run_command("gdbinit").stdout.decode().strip()
     shown = gdb_batch([f"source {gdbinit}", *COMMANDS, "output $kd_task(1)", "output $kd_current(0)"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from kdump_elftool import gdbside
 from kdump_elftool.cli.common import add_common
+from kdump_elftool.gdbside import gdbinit_path
 
 NAME = "gdbinit"
 HELP = "print the path of the file that adds this tool's part to gdb, for its command source"
@@ -20,6 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    path = str(Path(gdbside.__path__[0]).resolve() / "kdump_gdbinit")
+    path = gdbinit_path()
     print(json.dumps({"schema": "kdump-elftool/gdbinit/1", "path": path}) if args.json else path)
     return 0

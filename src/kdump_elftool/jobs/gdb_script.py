@@ -12,11 +12,10 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from kdump_elftool import gdbside
 from kdump_elftool.cache import Cache
 from kdump_elftool.errors import KdumpError
+from kdump_elftool.gdbside import gdbinit_path
 from kdump_elftool.jobs.gdb_session import Session
 from kdump_elftool.safe_text import printable
 
@@ -58,11 +57,6 @@ class Names:
                 hint="give the file a name of letters and digits, or set XDG_CACHE_HOME to such a directory",
             )
         return made
-
-
-def gdbinit_path() -> str:
-    """The file that gdb sources."""
-    return str(Path(gdbside.__path__[0]).resolve() / "kdump_gdbinit")
 
 
 def script(session: Session, names: Names, *, backtrace: bool = False) -> tuple[str, ...]:
