@@ -152,6 +152,20 @@ def test_a_forged_summary(velf, crash):
     assert planted() == []
 
 
+@pytest.mark.parametrize("cpu", [-5, -1, 2, 1 << 30])
+def test_a_forged_cpu_of_a_core_without_tasks(place, cpu):
+    """Threads are the CPUs in their order then; that one is none of them."""
+    run("--print-script", "-q", "-e", "extra", "--no-procthreads", "--velf", "cpus.velf", place / "vm core")
+
+    def change(document: dict) -> None:
+        del document["made_of"], document["coverage"]
+        document["crash"] = {"message": "x", "cpu": cpu, "pid": None}
+
+    shown = printable(run("--batch", forge(Path("cpus.velf").read_bytes(), change)))
+    labels = [line.partition(":")[0] for line in shown.splitlines()[:5]]
+    assert labels == ["release", "panic message", "task", "cpus", "commands"]
+
+
 OFFSETS_OF_SOMEBODY = [
     "0x1; shell touch planted",
     "1\nshell touch planted",
