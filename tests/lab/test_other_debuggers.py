@@ -61,7 +61,10 @@ def test_crash_without_the_debug_package(of_the_dump: str, tmp_path: Path) -> No
     scratch.mkdir()
     done = kdump_elftool("mkvmlinux", DUMP.path, "-o", made, "-q")
     assert done.returncode == 0, done.stderr
-    assert ask_crash(tool_root("sid"), DUMP.path, scratch, made) == of_the_dump
+    # the state of idle workers is told from others by task_state_array, whose length BTF does not have
+    expected = of_the_dump.replace("  ID  ", "  UN  ")
+    assert expected != of_the_dump
+    assert ask_crash(tool_root("sid"), DUMP.path, scratch, made) == expected
 
 
 def on_cpus(core: Path, vmlinux: Path, scratch: Path) -> dict[str, list[int] | None]:
