@@ -45,8 +45,8 @@ def placement_warning(dump: Dump, kernel: Kernel) -> str | None:
         idle = subtract_ranges(declared, _direct_map(kernel))
         if kernel.arch.bits == 64 and idle.total > max(declared.total // UNMAPPED_SHARE, UNMAPPED):
             return (
-                f"the kernel's page tables map none of the {idle.total >> 20} MB at {shown_ranges(idle)}, where "
-                f"this dump's memory was put: it is {dump.placed_by}"
+                f"the kernel's page tables map none of the {idle.total >> 20} MB at {shown_ranges(idle)}, "
+                f"where this dump's memory was put: it is {dump.placed_by}"
             )
     missed = subtract_ranges(told.ranges, declared) if told else None
     if missed is None or missed.total <= TRIFLE:
