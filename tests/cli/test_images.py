@@ -127,7 +127,7 @@ def test_memory_that_the_stream_was_not_given(tovelf, tmp_path, capfd, ranges, s
 
 @pytest.mark.parametrize("lists_memory", [True, False])
 def test_memory_that_no_table_maps(tovelf, tmp_path, lists_memory):
-    """As when much of memory lies elsewhere, and what the kernel says of it with it; but ``mem=`` is no reason."""
+    """As when much of memory lies elsewhere, and what the kernel says of it; but ``mem=`` is no reason."""
     kernel = make_kernel(SMALL)
     lines = with_resources(kernel, (0x1000, 12 << 20)) if lists_memory else kernel.vmcoreinfo_text()
     (tmp_path / "e").write_text(lines)
