@@ -27,8 +27,10 @@ def show(walk: Iterable[Any], line: Callable[[Any], str], what: str, *, total: b
     except (FaultError, WalkError) as error:
         say(f"stopped after {count} {what}: {error.message}")
         return
-    if total or not count:
-        say(f"{count or 'no'} {what}")
+    if total:
+        say(f"{count} {what}")
+    elif not count:
+        say(f"no {what}")
 
 
 class _Nodes(Command):
