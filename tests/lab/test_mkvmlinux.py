@@ -29,7 +29,7 @@ SEED = 20261129
 CI_ROWS = ("x64-61-l4.kdump", "x64-7x-l5.kdump")
 UNITS = ("schedule",)
 """Whose functions gdb is asked for."""
-STRUCTS, FUNCTIONS = 2_000, 3_000
+STRUCTS, FUNCTIONS = 200, 3_000
 
 
 def _one_a_kernel() -> list[LabDump]:
@@ -161,7 +161,7 @@ def type_key(found: list[Any]) -> str:
 
 @pytest.mark.parametrize("made", [] if IN_CI else DUMPS, ids=lambda dump: dump.id, indirect=True)
 def test_gdb_shows_the_types_of_the_real_vmlinux(made: Made, tmp_path_factory) -> None:
-    """gdb takes a minute of CPU time for them."""
+    """As gdb prints them: 0.1 s of CPU time for each, even with an index."""
     scratch = tmp_path_factory.mktemp("types")
     real = real_answer(made.dump.vmlinux, made.offset, scratch)
     structs = {name: text for name, text in real["structs"].items() if text is not None}
