@@ -150,4 +150,8 @@ def test_a_raw_file_says_what_it_is_of(row: Row):
     arch, base = WHAT[row.guest.arch.name]
     assert (said["arch"], said.get("ram_base", "0x0")) == (arch, base)
     assert said["release"] == read_row(row)["release"]
-    assert said["coverage"]["lost"] == []
+    # of a guest with a hole below 4 GB the file has as many bytes as there is memory: its end is missing
+    size = path.stat().st_size
+    where = [re.findall(r"0x[0-9a-f]+", lost["why"]) for lost in said["coverage"]["lost"]]
+    assert all(found and min(int(at, 16) for at in found) >= size for found in where), said["coverage"]
+    assert not where or size > 4 << 30
