@@ -159,6 +159,7 @@ def document(rows: tuple[Row, ...] | list[Row], template: Path = LAB_DIR / "supp
     """The whole document: the template, with tables in place of its marks."""
     text = template.read_text()
     text = text.replace("@REAL@", "\n".join(_real_table(rows)))
+    text = text.replace("@REST@", _rest(rows))
     return text.replace("@GENERATED@", "\n".join(_generated_table()))
 
 
@@ -173,6 +174,16 @@ def _real_table(rows: tuple[Row, ...] | list[Row]) -> Iterator[str]:
         cells = [result.counts.get(aspect, Count()).shown() for aspect in aspects]
         words = [row.guest.arch.name, row.name, result.release, row.scenario, *cells, result.when]
         yield f"| {' | '.join(words)} | {result.versions} |"
+
+
+def _rest(rows: tuple[Row, ...] | list[Row]) -> str:
+    """The rows that no run has tested yet, by name."""
+    names = [f"`{row.name}`" for row in rows if read_result(row.name) is None]
+    return (
+        f"Rows that this command has not tested yet: {', '.join(names)}."
+        if names
+        else "Every row was tested."
+    )
 
 
 def _generated_table() -> Iterator[str]:
