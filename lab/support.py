@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.collect import write_json
-from lab.config import LAB_DIR, LabError, Row, cache_dir, load_config, row_dir, say
+from lab.config import IN_ROOT, LAB_DIR, LabError, Row, cache_dir, load_config, row_dir, say
+from lab.crash_newer import SUITE
 from lab.matrix import Lab, read_row
+from lab.roots import chroot_argv, root_dir
 
 ROOT = LAB_DIR.parent
 DOCUMENT = ROOT / "docs" / "support-matrix.md"
@@ -237,9 +239,10 @@ def _remember(result: Result) -> Result:
 
 def _versions(row: Row) -> str:
     """What was tested, the programs that made the dump and those that judged the result."""
-    argv = list(map(str, read_row(row).get("qemu", [])))
-    program = next((at for at, word in enumerate(argv) if word.endswith(row.guest.arch.qemu)), 0)
-    qemu = _first_line(*argv[: program + 1], "--version").partition("version ")[2].split(" ")[0]
+    argv = [row.guest.arch.qemu, "--version"]
+    if row.scenario in IN_ROOT:
+        argv = chroot_argv(root_dir(SUITE), argv, {})
+    qemu = _first_line(*argv).partition("version ")[2].split(" ")[0]
     gdb = _first_line("gdb", "--version").split(" ")[-1]
     commit = _first_line("git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD")
     return f"{commit or '?'}, QEMU {qemu or '?'}, gdb {gdb}"
