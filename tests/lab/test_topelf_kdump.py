@@ -192,7 +192,7 @@ def test_drgn_on_a_live_machine_s_dump(stripped: bool, tmp_path: Path) -> None:
     answers = [drgn_oracle(path, LIVE.vmlinux, REQUEST, tmp_path) for path in (LIVE.path, small)]
     assert answers[0] == answers[1]
     assert len(answers[1]["tasks"]) > 40
-    running = [on_cpus(path, LIVE.vmlinux, tmp_path / "running") for path in (LIVE.path, small)]
+    running = [on_cpus(path, LIVE.vmlinux, tmp_path) for path in (LIVE.path, small)]
     assert running[0] == running[1] and any(running[0].values())
     dump = read_kdump(small.read_bytes())
     assert dump.vmcoreinfo == text
