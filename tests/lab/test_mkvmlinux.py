@@ -127,7 +127,8 @@ def test_drgn_takes_from_it_what_it_takes_from_the_real_one(made: Made, tmp_path
     count = Counter(name for _, _, kind, name in symbols(dump.vmlinux) if kind == "FUNC")
     unique = sorted(name for name, times in count.items() if times == 1)
     functions = random.Random(SEED).sample(unique, FUNCTIONS)
-    types = of_one_definition(dump.vmlinux)
+    # virtio_console has a struct of this name, too
+    types = [name for name in of_one_definition(dump.vmlinux) if name.split()[-1] != "console"]
     theirs, ours = (
         drgn_says("oracle_made.py", dump.path, file, tmp_path, types=types, functions=functions)
         for file in (dump.vmlinux, path)

@@ -15,6 +15,7 @@ from gdb.FrameDecorator import FrameDecorator, FrameVars
 from kdump_elftool.gdbside.target import target
 
 NAME = "kdump-elftool-entries"
+_EM_X86_64 = 62
 
 
 class _Named(FrameDecorator):  # type: ignore[misc]
@@ -39,20 +40,29 @@ class _Named(FrameDecorator):  # type: ignore[misc]
 
 
 class EntryNames:
-    """A frame filter, for cores of kernels alone."""
+    """A frame filter, for cores of x86_64 kernels alone: elsewhere nothing makes such frames."""
 
     def __init__(self) -> None:
         self.name = NAME
         self.priority = 100
-        self.enabled = True
+        self._wanted = True
+
+    @property
+    def enabled(self) -> bool:
+        """What gdb asks before each backtrace: it prints in its own way unless a filter is enabled."""
+        try:
+            core = target().core
+        except gdb.GdbError:
+            return False
+        return self._wanted and core is not None and bool(core.ours) and core.machine == _EM_X86_64
+
+    @enabled.setter
+    def enabled(self, wanted: bool) -> None:
+        self._wanted = wanted
 
     def filter(self, frames: Iterator[Any]) -> Iterator[Any]:
         """Each frame with its name."""
-        try:
-            ours = bool(target().summary)
-        except gdb.GdbError:
-            ours = False
-        return map(_Named, frames) if ours else frames
+        return map(_Named, frames)
 
 
 def register() -> None:
