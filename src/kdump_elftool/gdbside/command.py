@@ -7,6 +7,7 @@ through ``safe_text`` before it is said; ``say`` lets no control character pass,
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from typing import Any
 
 import gdb
@@ -40,9 +41,9 @@ class Command(gdb.Command):  # type: ignore[misc]
         except (gdb.error, OSError) as error:
             raise gdb.GdbError(_one_line(str(error))) from None
 
+    @abstractmethod
     def run(self, words: list[str]) -> None:
         """Do it.  Raises KdumpError and gdb.GdbError for what the user should know."""
-        raise NotImplementedError
 
 
 def say(line: str) -> None:

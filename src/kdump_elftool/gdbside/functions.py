@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import gdb
@@ -37,9 +38,9 @@ class Function(gdb.Function):  # type: ignore[misc]
         except gdb.error as error:
             raise gdb.GdbError(str(error)) from None
 
+    @abstractmethod
     def call(self, *values: Any) -> Any:
         """The value.  Raises KdumpError, gdb.GdbError."""
-        raise NotImplementedError
 
 
 class TaskOf(Function):
