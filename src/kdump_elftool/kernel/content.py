@@ -1,9 +1,9 @@
-"""What no table names is found by what it looks like: ``init_task``.
+"""What no table names is found by what it looks like: ``init_task`` and the lists of modules.
 
 Kernels without CONFIG_KALLSYMS_ALL list functions alone.  ``init_task`` is the task of pid 0 that
 is called swapper (``swapper/0`` on SMP kernels, init_idle() in kernel/sched/core.c) and from whose
 list of tasks both neighbours point back.  The idle tasks of the other CPUs have the same name but
-lie outside of the kernel image and on no list.
+lie outside of the kernel image and on no list.  Before the kernel starts its neighbours are itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from kdump_elftool.addr import MASK64
 from kdump_elftool.errors import FaultError
 from kdump_elftool.kernel.facts import Fact, Source
+from kdump_elftool.kernel.module_head import LISTS, find_module_list
+from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
@@ -25,22 +27,29 @@ _MOST_CANDIDATES = 1000
 
 @dataclass(frozen=True)
 class ContentSource:
-    """Symbols that can be found in the image between ``window``, given the offsets in ``known``."""
+    """Symbols that can be found in the image between ``window``, given the offsets in ``known``.
+
+    ``at_rest``: the image has not been started.
+    """
 
     memory: VirtualMemory
     known: Source
     window: tuple[int, int]
     order: str
     word: int
+    at_rest: bool = False
 
     def find(self, kind: str, name: str, /) -> Fact | None:
-        """As :class:`kernel.facts.Source`: answers SYMBOL(init_task)."""
-        if (kind, name) != ("SYMBOL", "init_task"):
+        """As :class:`kernel.facts.Source`: answers SYMBOL of init_task, modules and btf_modules."""
+        if kind != "SYMBOL" or name not in ("init_task", *LISTS):
             return None
-        vaddr = self._init_task()
-        if vaddr is None:
+        vaddr = self._init_task() if name == "init_task" else self._modules(name)
+        return None if vaddr is None else Fact(f"SYMBOL({name})", vaddr, "found by its content")
+
+    def _modules(self, name: str) -> int | None:
+        if self.at_rest:
             return None
-        return Fact("SYMBOL(init_task)", vaddr, "found by its content")
+        return find_module_list(Words(self.memory, self.order, self.word), self.known, self.window, name)
 
     def _init_task(self) -> int | None:
         offsets = {}
@@ -68,6 +77,8 @@ class ContentSource:
             if any(self._number(vaddr + offsets[member], 4) for member in ("pid", "tgid")):
                 return False
             following, preceding = self._number(node, self.word), self._number(node + self.word, self.word)
+            if self.at_rest:
+                return following == preceding == node
             return (
                 node not in (following, preceding)
                 and self._number(following + self.word, self.word) == node
