@@ -1,4 +1,4 @@
-"""``kdump-elftool mkvmlinux``: a vmlinux for debuggers, out of the dump alone."""
+"""``kdump-elftool mkvmlinux``: a vmlinux for debuggers, out of the dump or a kernel image alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from contextlib import ExitStack
 
 from kdump_elftool.cli.common import add_common, warn
 from kdump_elftool.cli.dump_input import add_dump, open_input
-from kdump_elftool.errors import KdumpError
+from kdump_elftool.errors import KdumpError, UsageError
 from kdump_elftool.files import InputFile, open_output, refuse_terminal
+from kdump_elftool.jobs.image_vmlinux import make_from_image
 from kdump_elftool.jobs.kernel import open_kernel
 from kdump_elftool.jobs.mkvmlinux import NO_LINES, MadeVmlinux, make_vmlinux
 from kdump_elftool.kernel.btf import MAX_SIZE
 
 NAME = "mkvmlinux"
-HELP = "make a vmlinux with symbols and types for gdb, out of the dump alone"
+HELP = "make a vmlinux with symbols and types for gdb, out of the dump or a kernel image alone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_dump(parser)
+    image = parser.add_argument_group("input instead of a dump")
+    image.add_argument(
+        "--from-image",
+        metavar="FILE",
+        help="a kernel image (vmlinuz, bzImage, zImage, Image) in place of DUMP: the addresses are those the "
+        "kernel was linked for, and there are no modules",
+    )
     output = parser.add_argument_group("selection and output")
     output.add_argument("-o", "--outfile", metavar="FILE", help="the file to write (default: stdout)")
     output.add_argument(
@@ -41,23 +49,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     refuse_terminal(args.outfile)
+    if args.from_image is not None and args.dump:
+        raise UsageError("a dump and --from-image: one of them is read", hint="leave out the other")
     with ExitStack() as stack:
-        opened = open_input(args, stack)
-        types = None
+        types, files = None, []
         if args.btf is not None:
-            file = stack.enter_context(InputFile.open(args.btf))
-            types = _read(file)
-            opened.files.append(file)
-        kernel = open_kernel(opened.dump, opened.request)
-        for message in kernel.warnings:
-            warn(message, args)
-        made = make_vmlinux(opened.dump, kernel, btf=types, link_addresses=args.link_addresses)
-        with open_output(args.outfile, opened.files) as out:
+            files.append(stack.enter_context(InputFile.open(args.btf)))
+            types = _read(files[0])
+        if args.from_image is not None:
+            files.append(stack.enter_context(InputFile.open(args.from_image)))
+            made = make_from_image(files[-1], btf=types, link_addresses=args.link_addresses)
+        else:
+            made = _of_dump(args, stack, types, files)
+        with open_output(args.outfile, files) as out:
             out.write_at(0, made.data)
             out.finish(len(made.data))
             to_stdout = not out.is_file and out.is_stdout()
             out.commit()
     return _report(args, made, to_stdout)
+
+
+def _of_dump(
+    args: argparse.Namespace, stack: ExitStack, types: bytes | None, files: list[InputFile]
+) -> MadeVmlinux:
+    """Of the dump that is named; what is opened for it is added to ``files``."""
+    opened = open_input(args, stack)
+    kernel = open_kernel(opened.dump, opened.request)
+    for message in kernel.warnings:
+        warn(message, args)
+    made = make_vmlinux(opened.dump, kernel, btf=types, link_addresses=args.link_addresses)
+    files += opened.files
+    return made
 
 
 def _read(file: InputFile) -> bytes:

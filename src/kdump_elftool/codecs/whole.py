@@ -1,8 +1,8 @@
-"""Small compressed files, decompressed as a whole: the modules of a kernel."""
+"""Small compressed files, decompressed as a whole: the modules of a kernel, and the kernel itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kdump_elftool.addr import NO_RANGES
@@ -41,13 +41,13 @@ class Held:
         view[:] = data
 
 
-def decompressed(file: ByteSource, most: int) -> bytes | None:
+def decompressed(file: ByteSource, most: int, streams: Sequence[Stream] = STREAMS) -> bytes | None:
     """The contents of a compressed file, None of one that is not.
 
     Raises FormatError when it is damaged or holds more than ``most`` bytes, MissingCodecError.
     """
     head = file.read_at(0, _HEAD)
-    stream = next((stream for stream in STREAMS if stream.probe(head)), None)
+    stream = next((stream for stream in streams if stream.probe(head)), None)
     if stream is None:
         return None
     run = Run(file, stream, Point(0, 0), verify=True)

@@ -66,7 +66,7 @@ def make_vmlinux(
         )
     missing: list[str] = []
     modules = module_parts(dump, kernel, known)
-    own = kernel_part(symbols, _variables(symbols, known))
+    own = kernel_part(symbols, variables(symbols, known))
     parts = [_placed(own, kernel, link_addresses), *modules.parts]
     missing += modules.warnings
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
@@ -75,18 +75,39 @@ def make_vmlinux(
     elif types is None:
         window = kernel.identity.image_window
         types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
-    missing += _types_missing(types, given=btf is not None)
+    missing += types_missing(types, "the dump", given=btf is not None)
     debug = None if types is None else _debug(words, known, types, parts[0], modules)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
-    missing += _frames_missing(frames, link_addresses)
-    names = _names(dump, kernel, _banner(words.memory, known), link_addresses)
-    data = _file(dump, kernel, parts, debug, frames, names)
+    missing += frames_missing(frames, "the dump", link_addresses)
+    build_id = kernel.identity.build_id if link_addresses else None
+    names = name_sections(dump.kind.order, build_id, _banner(words.memory, known))
+    kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
+    contents = contents_of(parts, debug, frames, names)
+    data = symbol_file(
+        kind,
+        kernel.arch.e_machine,
+        contents,
+        elf_symbols(parts),
+        e_flags=dump.e_flags,
+        loads=image_range(parts[0]),
+    )
+    return made(data, kernel.identity.release, parts, debug, missing)
+
+
+def made(
+    data: bytes,
+    release: str | None,
+    parts: Sequence[Part],
+    debug: DebugSections | None,
+    missing: Sequence[str],
+) -> MadeVmlinux:
+    """The file with what is to be said of it."""
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
-    return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
+    return MadeVmlinux(data, release, count, units, (*missing, *_cut(units)))
 
 
-def _variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
+def variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
     """Well-known variables of a kernel whose table has functions only, that are found otherwise."""
     found = ((name, known.symbol(name)) for name, _ in WELL_KNOWN if symbols.symbol(name) is None)
     return {name: vaddr for name, vaddr in found if vaddr is not None}
@@ -109,24 +130,26 @@ def _debug(words: Words, known: Knowledge, types: Btf, part: Part, modules: Modu
     return debug.finish()
 
 
-def _types_missing(types: Btf | None, *, given: bool) -> list[str]:
+def types_missing(types: Btf | None, where: str, *, given: bool) -> list[str]:
+    """What is to be said of types; ``where`` they were looked for."""
     if types is not None:
         return [] if types.damage is None else [f"BTF is damaged: {types.damage}"]
     if given:
         return ["the file of --btf is none that can be read: there are no types"]
-    return ["there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): functions and variables have no types"]
+    return [f"there is no BTF in {where} (CONFIG_DEBUG_INFO_BTF): functions and variables have no types"]
 
 
-def _frames_missing(frames: FrameFile | None, link_addresses: bool) -> tuple[str, ...]:
+def frames_missing(frames: FrameFile | None, where: str, link_addresses: bool) -> tuple[str, ...]:
+    """The same of frames."""
     if frames is not None:
         return frames.warnings
     if link_addresses:
         return ()
-    return ("there are no unwind tables (ORC) in the dump: backtraces are what a debugger makes of the code",)
+    return (f"there are no unwind tables (ORC) in {where}: backtraces are what a debugger makes of the code",)
 
 
 def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
-    """The kernel's linux_banner (init/version.c); empty if it is not where it should be.
+    """The kernel's linux_banner (init/version.c), or what is in its place.
 
     crash looks for it among the strings of a vmlinux (verify_namelist() in its kernel.c) and takes the file
     for another kernel's without.
@@ -135,19 +158,13 @@ def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
     text = bytearray(_LONGEST_BANNER)
     if vaddr is not None:
         memory.read_present(vaddr, memoryview(text))
-    banner = bytes(text).split(b"\0", 1)[0]
-    return harmless(banner.rstrip(b"\n")) + b"\n\0" if banner.startswith(b"Linux version ") else b""
+    return bytes(text).split(b"\0", 1)[0]
 
 
-def _file(
-    dump: Dump,
-    kernel: Kernel,
-    parts: Sequence[Part],
-    debug: DebugSections | None,
-    frames: FrameFile | None,
-    names: Sequence[Section],
-) -> bytes:
-    kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
+def contents_of(
+    parts: Sequence[Part], debug: DebugSections | None, frames: FrameFile | None, names: Sequence[Section]
+) -> list[Section]:
+    """All sections: those of the parts first, as their symbols count them."""
     sections = [section for part in parts for section in part.sections]
     sections += names
     if debug is not None:
@@ -160,29 +177,23 @@ def _file(
         sections += [Section(f".debug_{name}", data=data) for name, data in contents]
     if frames is not None:
         sections.append(Section(".debug_frame", data=frames.data, align=8))
-    return symbol_file(
-        kind,
-        kernel.arch.e_machine,
-        sections,
-        elf_symbols(parts),
-        e_flags=dump.e_flags,
-        loads=image_range(parts[0]),
-    )
+    return sections
 
 
-def _names(dump: Dump, kernel: Kernel, banner: bytes, link_addresses: bool) -> list[Section]:
+def name_sections(order: str, build_id: bytes | None, banner: bytes) -> list[Section]:
     """By which others know whose vmlinux it is.
 
     drgn wants the build id.  gdb's index cache goes by that alone: with the index of a made file gdb 13 ends
-    in an internal error when it opens the real one.
+    in an internal error when it opens the real one.  So gdb's has none.
     """
     names = []
-    if kernel.identity.build_id and link_addresses:
-        note = _build_id_note(kernel.identity.build_id, dump.kind.order)
+    if build_id:
+        note = _build_id_note(build_id, order)
         names.append(Section(".note.gnu.build-id", data=note, sh_type=c.SHT_NOTE, align=4))
-    if banner:
+    if banner.startswith(b"Linux version "):
         # of no address: gdb cannot take it for memory; the NUL parts it from what lies before it in the file
-        names.append(Section(".linux_banner", data=b"\0" + banner))
+        text = harmless(banner.rstrip(b"\n")) + b"\n\0"
+        names.append(Section(".linux_banner", data=b"\0" + text))
     return names
 
 

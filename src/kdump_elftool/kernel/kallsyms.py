@@ -12,6 +12,7 @@ of v4.6, v5.10, v6.1, v6.12, v7.0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,8 @@ BLOCK = 256
 """Symbols between two markers."""
 TOKENS = 256
 _MAX_TOKEN_TABLE = 1 << 16
+_NEARLY_ALL = 0.9
+"""Of the symbols; the others are per-CPU variables, or constants."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,8 @@ class Kallsyms:
         return None if value is None else Fact(f"SYMBOL({name})", value, self.label)
 
 
-def decode(tables: Tables, known: dict[str, int], *, word: int) -> Kallsyms | None:
-    """Decode the tables; None when they contradict themselves or what is known.
-
-    ``known`` are run-time addresses of symbols that the table must agree with; at least one of
-    them must be in it.
-    """
+def decode(tables: Tables, confirm: Callable[[Kallsyms], bool], *, word: int) -> Kallsyms | None:
+    """Decode the tables; None when they contradict themselves or ``confirm`` takes none of their forms."""
     start, length = _split(tables)
     if len(start) != tables.num_syms:
         return None
@@ -118,13 +117,13 @@ def decode(tables: Tables, known: dict[str, int], *, word: int) -> Kallsyms | No
         if address is None:
             continue
         found = Kallsyms(address, kind, text, begin, end)
-        if agrees(found, known):
+        if confirm(found):
             return found
     return None
 
 
-def agrees(found: Kallsyms, known: dict[str, int]) -> bool:
-    """True when some known symbols are in the table and all of those have their known address."""
+def agrees(found: Kallsyms, known: dict[str, int], least: int = 1) -> bool:
+    """True when ``least`` symbols of known addresses are in the table, and all that are have them."""
     seen = 0
     for name, vaddr in known.items():
         rows = found.rows(name)
@@ -133,7 +132,14 @@ def agrees(found: Kallsyms, known: dict[str, int]) -> bool:
         if not np.any(found.address[rows] == np.uint64(vaddr)):
             return False
         seen += 1
-    return seen > 0
+    return seen >= least
+
+
+def fills(found: Kallsyms, low: int, high: int) -> bool:
+    """True when nearly all symbols lie from ``low`` to ``high``, and they are in order."""
+    address = found.address
+    inside = (address >= np.uint64(low)) & (address <= np.uint64(high))
+    return bool(np.all(address[1:] >= address[:-1])) and float(inside.sum()) > _NEARLY_ALL * len(address)
 
 
 def _token_count(names: U8, at: Index) -> tuple[Index, Index]:

@@ -12,8 +12,8 @@ References: scripts/kallsyms.c (write_src()) of v4.6, v5.10, v6.1, v6.4, v7.0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,9 @@ from kdump_elftool.kernel.kallsyms import (
     TOKENS,
     Kallsyms,
     Tables,
+    agrees,
     decode,
+    fills,
     skip,
 )
 from kdump_elftool.memory.virtual import VirtualMemory
@@ -89,11 +91,49 @@ def open_kallsyms(
 
     ``window`` is where the kernel image is mapped.
     """
-    reader = _Reader(memory, order, word)
     addresses = {name: value for name in _KNOWN if (value := _symbol(known, name)) is not None}
-    for place in _places(reader, known, window):
+    reader = _Reader(memory, order, word)
+    return _first(reader, _places(reader, known, window), lambda found: agrees(found, addresses))
+
+
+def open_kallsyms_of_image(
+    memory: VirtualMemory, window: tuple[int, int], order: str, word: int, known: dict[str, int]
+) -> Kallsyms | None:
+    """As :func:`open_kallsyms`, of a kernel that lies in ``window``; little or nothing else is ``known``.
+
+    The row beside the right one would do then, too: so only places are tried where the linker puts tables.
+    """
+    reader = _Reader(memory, order, word)
+    places = (replace(place, values=_aligned(place, word)) for place in by_shape(reader, window))
+    return _first(reader, places, lambda found: fills(found, *window) and agrees(found, known, 0))
+
+
+def _aligned(place: Place, word: int) -> tuple[tuple[int, int | None, bool], ...]:
+    """Tables begin with a multiple of a word's size, those of v7.0 (without base) of 4 bytes."""
+    return tuple(
+        (start, base, wide)
+        for start, base, wide in place.values
+        if start % (4 if base is None and not wide else word) == 0
+    )
+
+
+def relative_bases(memory: VirtualMemory, window: tuple[int, int], order: str, word: int) -> Iterator[int]:
+    """What may be kallsyms_relative_base, the kernel's lowest address, wherever that lies in ``memory``."""
+    reader = _Reader(memory, order, word)
+    for place in by_shape(reader, window):
+        for _, base_at, _ in place.values:
+            try:
+                if base_at is not None:
+                    yield reader.number(base_at, word)
+            except FaultError:
+                continue
+
+
+def _first(reader: _Reader, places: Iterator[Place], confirm: Callable[[Kallsyms], bool]) -> Kallsyms | None:
+    """The first table that is one."""
+    for place in places:
         try:
-            found = _open(reader, place, addresses)
+            found = _open(reader, place, confirm)
         except FaultError as error:
             log.info("kallsyms: %s", error)
             continue
@@ -131,7 +171,7 @@ def _named(known: Source) -> Place | None:
     return Place(count, names, table, index, tuple(values))
 
 
-def _open(reader: _Reader, place: Place, addresses: dict[str, int]) -> Kallsyms | None:
+def _open(reader: _Reader, place: Place, confirm: Callable[[Kallsyms], bool]) -> Kallsyms | None:
     """Read and decode; raises FaultError where a table cannot be read."""
     count = reader.number(place.num_syms, 4)
     if not 0 < count <= MAX_SYMBOLS:
@@ -152,7 +192,7 @@ def _open(reader: _Reader, place: Place, addresses: dict[str, int]) -> Kallsyms 
             continue
         values = column if wide else column.astype(np.uint32).view(np.int32)
         tables = Tables(names, count, markers, token_table, index, values, vaddr, base)
-        found = decode(tables, addresses, word=reader.word)
+        found = decode(tables, confirm, word=reader.word)
         if found is not None:
             return found
     return None

@@ -196,10 +196,13 @@ def without(table: OrcTable, described: Ranges) -> OrcTable:
     return replace(table, **{name: column[~same] for name, column in columns.items()})
 
 
-def read_kernel_orc(memory: VirtualMemory, known: Knowledge, window: tuple[int, int]) -> OrcTable | None:
+def read_kernel_orc(
+    memory: VirtualMemory, known: Knowledge, window: tuple[int, int], *, at_rest: bool = False
+) -> OrcTable | None:
     """The table of the kernel itself, or None with the reason in the log.
 
-    ``window`` is where the kernel image may lie: [start, end).
+    ``window`` is where the kernel image may lie: [start, end).  ``at_rest``: of an image that was not
+    started; until v5.6 the table had no order before (scripts/sorttable.c gives it one since).
     """
     places = [
         known.symbol(f"__{edge}_orc_unwind{which}") for which in ("_ip", "") for edge in ("start", "stop")
@@ -217,7 +220,7 @@ def read_kernel_orc(memory: VirtualMemory, known: Knowledge, window: tuple[int, 
     if form is None:
         log.info("ORC: the entries have no form that is known")
         return None
-    table = decode(raw, form, window)
+    table = decode(raw, form, window, ordered=not at_rest)
     outside = (raw.ip < np.uint64(window[0])) | (raw.ip >= np.uint64(window[1]))
     return replace(table, damage=table.damage + _damage("entries are of no code of the kernel", outside))
 
@@ -321,8 +324,11 @@ def _split(flags: U16, form: OrcFormat) -> tuple[U8, U8, U8, Bools, Bools]:
     return kind, sp_base, bp_base, signal, valid
 
 
-def decode(raw: RawOrc, form: OrcFormat, window: tuple[int, int]) -> OrcTable:
-    """The rows within [start, end) of ``window``, in order.  What makes no sense describes no frame."""
+def decode(raw: RawOrc, form: OrcFormat, window: tuple[int, int], *, ordered: bool = True) -> OrcTable:
+    """The rows within [start, end) of ``window``, in order.  What makes no sense describes no frame.
+
+    That they were in no order is damage if they should have been ``ordered``.
+    """
     flags = raw.entries["flags"]
     kind, sp_base, bp_base, signal, valid = _split(flags, form)
     known = valid & raw.good & ~raw.unsure
@@ -333,7 +339,8 @@ def decode(raw: RawOrc, form: OrcFormat, window: tuple[int, int]) -> OrcTable:
     inside = (raw.ip >= np.uint64(start)) & (raw.ip < np.uint64(end))
     rows = np.flatnonzero(inside)
     if len(rows) and not (np.diff(raw.ip[rows].view(np.int64)) >= 0).all():
-        damage += _damage("entries are out of order", np.diff(raw.ip[rows].view(np.int64)) < 0)
+        if ordered:
+            damage += _damage("entries are out of order", np.diff(raw.ip[rows].view(np.int64)) < 0)
         rows = rows[np.argsort(raw.ip[rows], kind="stable")]
     rows = _one_each(rows, raw.ip, kind)
     return OrcTable(

@@ -86,7 +86,7 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
         e_machine=header.e_machine,
         kind=header.kind,
         e_entry=header.e_entry,
-        build_id=_build_id(elf),
+        build_id=build_id_of(elf),
         release=said[1].decode("latin-1") if said else None,
         symbols=symbols,
         table=table,
@@ -153,7 +153,8 @@ def _section_data(file: ByteSource, section: np.void) -> bytes:
     return file.read_at(int(section["sh_offset"]), size)
 
 
-def _build_id(elf: ElfFile) -> bytes | None:
+def build_id_of(elf: ElfFile) -> bytes | None:
+    """Its GNU build id, of sections or segments of notes."""
     sections = elf.sections()
     places = [
         (int(section["sh_offset"]), int(section["sh_size"]))

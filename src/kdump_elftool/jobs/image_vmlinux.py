@@ -1,0 +1,149 @@
+"""A vmlinux for debuggers out of a kernel image file (vmlinuz, Image), at the addresses it was linked for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections
+from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
+from kdump_elftool.dwarf.well_known import WELL_KNOWN
+from kdump_elftool.elf.constants import EM_X86_64
+from kdump_elftool.elf.symfile import symbol_file
+from kdump_elftool.errors import IdentityError
+from kdump_elftool.files import ByteSource
+from kdump_elftool.jobs.frames import FrameFile, functions_of
+from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part
+from kdump_elftool.jobs.mkvmlinux import (
+    MadeVmlinux,
+    contents_of,
+    frames_missing,
+    made,
+    name_sections,
+    types_missing,
+    variables,
+)
+from kdump_elftool.kernel.boot_image import BootImage, boot_images
+from kdump_elftool.kernel.btf import Btf, open_btf
+from kdump_elftool.kernel.content import ContentSource
+from kdump_elftool.kernel.facts import Knowledge, Source
+from kdump_elftool.kernel.image_content import ImageContent
+from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.kallsyms_tables import open_kallsyms_of_image
+from kdump_elftool.kernel.orc import joined, read_kernel_orc
+from kdump_elftool.kernel.prologue import prologues
+from kdump_elftool.kernel.vmlinux import build_id_of
+
+log = logging.getLogger(__name__)
+
+_WHERE = "the image"
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """An image with its symbols, and everything that is known of it."""
+
+    image: BootImage
+    symbols: Kallsyms
+    types: Btf | None
+    content: ImageContent
+    known: Knowledge
+
+    @property
+    def order(self) -> str:
+        return self.image.machine.kind.order
+
+    @property
+    def word(self) -> int:
+        return self.image.machine.kind.bits // 8
+
+
+def make_from_image(
+    file: ByteSource, *, btf: bytes | None = None, link_addresses: bool = False
+) -> MadeVmlinux:
+    """Build it; ``link_addresses`` makes it one for drgn, as of a dump: with a build id, without frames.
+
+    ``btf`` is the kernel's BTF object where the image has none.  Raises IdentityError where no kernel with a
+    symbol table is found in the file, FormatError, MissingCodecError.
+    """
+    kernel = _open(file, btf)
+    image = kernel.image
+    part = kernel_part(kernel.symbols, variables(kernel.symbols, kernel.known))
+    frames = None if link_addresses else _frames(kernel)
+    missing = types_missing(kernel.types, _WHERE, given=btf is not None)
+    missing += frames_missing(frames, _WHERE, link_addresses)
+    build_id = build_id_of(image.elf) if link_addresses and image.elf is not None else None
+    names = name_sections(kernel.order, build_id, kernel.content.banner)
+    debug = None if kernel.types is None else _debug(kernel, kernel.types, part)
+    data = symbol_file(
+        image.machine.kind,
+        image.machine.e_machine,
+        contents_of([part], debug, frames, names),
+        elf_symbols([part]),
+        e_flags=image.machine.e_flags,
+        loads=image_range(part),
+    )
+    return made(data, kernel.content.release, [part], debug, missing)
+
+
+def _open(file: ByteSource, btf: bytes | None) -> _Kernel:
+    """The first kernel in the file that has a symbol table."""
+    seen = 0
+    for image in boot_images(file):
+        seen += 1
+        order, word = image.machine.kind.order, image.machine.kind.bits // 8
+        known = _known(image)
+        symbols = open_kallsyms_of_image(image.memory, image.window, order, word, known)
+        if symbols is None:
+            continue
+        if btf is not None:
+            types = Btf.parse(btf, order, word, "--btf", partial=True)
+        else:
+            types = open_btf(image.memory, symbols, image.window, order, word, partial=True)
+        sources: tuple[Source, ...] = (symbols,) if types is None else (symbols, types)
+        content = ImageContent(image.memory, Knowledge(sources), image.window)
+        if image.placed:
+            task = ContentSource(image.memory, Knowledge(sources), image.window, order, word, at_rest=True)
+            sources += (content, task)
+        return _Kernel(image, symbols, types, content, Knowledge(sources))
+    if seen:
+        raise IdentityError(
+            "kallsyms",
+            f"{file.path}: there is a kernel in it, but its symbol table cannot be found",
+            hint="--verbose says what was tried; a kernel without CONFIG_KALLSYMS has none",
+        )
+    raise IdentityError(
+        "kernel",
+        f"{file.path}: there is no kernel in it",
+        hint="--from-image takes a vmlinuz, bzImage, zImage, Image, or a vmlinux without symbols; a dump is "
+        "named without it",
+    )
+
+
+def _known(image: BootImage) -> dict[str, int]:
+    """Symbols whose addresses the image tells without a table."""
+    banner = ImageContent(image.memory, Knowledge(()), image.window).find("SYMBOL", "linux_banner")
+    return {} if banner is None or not image.placed else {"linux_banner": int(banner.value)}
+
+
+def _debug(kernel: _Kernel, types: Btf, part: Part) -> DebugSections:
+    debug = BtfToDwarf(kernel.order, kernel.word)
+    debug.add(part.name, types, part.symbols, WELL_KNOWN)
+    return debug.finish()
+
+
+def _frames(kernel: _Kernel) -> FrameFile | None:
+    """The kernel's own unwind tables; which stacks it switches to is seen in a running one only."""
+    image = kernel.image
+    if image.machine.e_machine != EM_X86_64:
+        return None
+    table = read_kernel_orc(image.memory, kernel.known, image.window, at_rest=True)
+    if table is None:
+        return None
+    table = joined([table, *prologues(table, functions_of(kernel.symbols), image.memory.read)])
+    try:
+        data = orc_to_frames(table, switch_is_signal=True)
+    except ValueError as error:
+        log.warning("ORC: %s", error)
+        return None
+    return FrameFile(data, len(table), table.damage)

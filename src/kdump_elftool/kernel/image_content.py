@@ -1,0 +1,81 @@
+"""What a kernel image that was never started has for those who know what it looks like.
+
+``linux_banner`` is a text, ``init_uts_ns`` names the release of that text, ``init_task`` is on a list of its
+own.  So they are found where the symbol table has functions only.
+
+Since v6.1 the first two are there twice: as the linker found them before it knew the number of the build
+("# SMP" for "#1 SMP"), and as they are used.
+
+References: init/version.c, init/version-timestamp.c (linux_banner, init_uts_ns).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from kdump_elftool.kernel.facts import Fact, Source
+from kdump_elftool.kernel.utsname import FIELD_SIZE, RELEASE
+from kdump_elftool.memory.virtual import VirtualMemory
+
+_BANNER = re.compile(rb"Linux version ([!-~]{1,64}) \([ -~]{1,900}?(#\d[ -~]{0,64})\n\0")
+_LONGEST = 1024
+_SYSTEM = b"Linux".ljust(FIELD_SIZE, b"\0")
+_VERSION = 3
+"""Of the fields of struct new_utsname."""
+
+
+@dataclass(frozen=True)
+class ImageContent:
+    """Symbols found in the image in ``window``; ``known`` tells the offsets that are needed."""
+
+    memory: VirtualMemory
+    known: Source
+    window: tuple[int, int]
+
+    def find(self, kind: str, name: str, /) -> Fact | None:
+        """As :class:`kernel.facts.Source`: answers SYMBOL of linux_banner and init_uts_ns."""
+        look = {"linux_banner": self._linux_banner, "init_uts_ns": self._init_uts_ns}.get(name)
+        vaddr = look() if kind == "SYMBOL" and look is not None else None
+        return None if vaddr is None else Fact(f"SYMBOL({name})", vaddr, "found by its content")
+
+    @property
+    def banner(self) -> bytes:
+        """The text of linux_banner without NUL; empty where there is not exactly one."""
+        return self._banners[0][1] if len(self._banners) == 1 else b""
+
+    @property
+    def release(self) -> str | None:
+        """What ``uname -r`` says in this kernel."""
+        match = _BANNER.match(self.banner + b"\0")
+        return match[1].decode("ascii") if match else None
+
+    @cached_property
+    def _banners(self) -> list[tuple[int, bytes]]:
+        found = {}
+        for start, data in self.memory.scan(*self.window, _LONGEST):
+            found.update({start + match.start(): match[0][:-1] for match in _BANNER.finditer(data)})
+        return sorted(found.items())
+
+    def _linux_banner(self) -> int | None:
+        return self._banners[0][0] if len(self._banners) == 1 else None
+
+    def _init_uts_ns(self) -> int | None:
+        offset = self.known.find("OFFSET", "uts_namespace.name")
+        match = _BANNER.match(self.banner + b"\0")
+        if offset is None or match is None:
+            return None
+        places = set(self._names(match[1], match[2]))
+        return places.pop() - int(offset.value) if len(places) == 1 else None
+
+    def _names(self, release: bytes, version: bytes) -> Iterator[int]:
+        """Where a struct new_utsname names the release and the version."""
+        names = release.ljust(FIELD_SIZE, b"\0") + version[: FIELD_SIZE - 1] + b"\0"
+        for start, data in self.memory.scan(*self.window, FIELD_SIZE * (_VERSION + 1)):
+            at = data.find(_SYSTEM)
+            while at >= 0:
+                if data.startswith(names, at + RELEASE * FIELD_SIZE):
+                    yield start + at
+                at = data.find(_SYSTEM, at + 1)
