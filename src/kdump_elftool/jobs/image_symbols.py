@@ -57,8 +57,11 @@ class Part:
     section: Index
 
 
-def kernel_part(found: Kallsyms, more: Mapping[str, int]) -> Part:
-    """The kernel's own symbols; ``more`` are variables that its table lacks, and their addresses."""
+def kernel_part(found: Kallsyms, more: Mapping[str, int], end: int | None = None) -> Part:
+    """The kernel's own symbols; ``more`` are variables that its table lacks, and their addresses.
+
+    ``end`` is where the image ends if the table does not say.
+    """
     rows = np.flatnonzero(found.end > found.begin)
     extra = Names.of([name.encode() for name in more])
     names = Names(
@@ -72,7 +75,7 @@ def kernel_part(found: Kallsyms, more: Mapping[str, int]) -> Part:
     labels = Lookup.of(Names.of([label.encode() for label in _LABELS]))
     size[labels.first(names.hashes())[0] >= 0] = 0
     symbols = Symbols(names, address, size, kind)
-    sections = _image_sections(found.symbol, symbols)
+    sections = _image_sections(found.symbol, symbols, end)
     section = place(address, sections)
     return Part(
         "vmlinux", replace(symbols, kind=_told_by_section(kind, sections, section)), sections, section
@@ -96,7 +99,9 @@ def sizes(address: U64) -> U64:
     return size
 
 
-def _image_sections(symbol: Callable[[str], int | None], symbols: Symbols) -> tuple[Section, ...]:
+def _image_sections(
+    symbol: Callable[[str], int | None], symbols: Symbols, end_of_image: int | None
+) -> tuple[Section, ...]:
     """Those whose borders are known, and what lies between them, in the order of their addresses."""
 
     def first(names: tuple[str, ...]) -> int | None:
@@ -108,7 +113,7 @@ def _image_sections(symbol: Callable[[str], int | None], symbols: Symbols) -> tu
         if start is not None and end is not None and start < end:
             named.append(Section(name, flags, start, end - start))
     named.sort(key=lambda section: section.addr)
-    low, high = first(("_text", "_stext")), symbol("_end")
+    low, high = first(("_text", "_stext")), symbol("_end") or end_of_image
     result: list[Section] = []
     reach = 0
     for section in named:

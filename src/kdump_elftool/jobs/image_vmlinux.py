@@ -68,7 +68,8 @@ def make_from_image(
     """
     kernel = _open(file, btf)
     image = kernel.image
-    part = kernel_part(kernel.symbols, variables(kernel.symbols, kernel.known))
+    end = image.window[1] if image.placed else None
+    part = kernel_part(kernel.symbols, variables(kernel.symbols, kernel.known), end)
     frames = None if link_addresses else _frames(kernel)
     missing = types_missing(kernel.types, _WHERE, given=btf is not None)
     missing += frames_missing(frames, _WHERE, link_addresses)

@@ -160,12 +160,15 @@ def _plain(path: str, data: bytes, machine: Machine | None) -> Iterator[BootImag
     if data.startswith(c.ELFMAG):
         yield from _of_elf(Held(path, data))
     elif len(data) >= 0x40 and data[0x38:0x3C] == b"ARM\x64":
-        text_offset, _, flags = struct.unpack_from("<QQQ", data, 8)
+        text_offset, size, flags = struct.unpack_from("<QQQ", data, 8)
         order = ">" if flags & 1 else "<"
         base = arm64_base(data, order, text_offset)
         if base is not None:
             data = with_pointers(data, order, base)
-            yield _of_memory(path, data, Machine(c.EM_AARCH64, ElfKind(64, order)), base)
+            machine = Machine(c.EM_AARCH64, ElfKind(64, order))
+            # what has no bytes in the file (.bss) lies behind it; kernels before v3.17 don't say how much
+            end = base + (size if len(data) <= size <= MOST else 2 * len(data))
+            yield BootImage(path, machine, _memory_at(data, base), (base, end))
     elif machine is not None:
         flat = _memory_at(data, 0)
         word = machine.kind.bits // 8
@@ -173,14 +176,8 @@ def _plain(path: str, data: bytes, machine: Machine | None) -> Iterator[BootImag
             if number >= _MOST_BASES:
                 break
             if base and base + len(data) < 1 << machine.kind.bits:
-                yield _of_memory(path, data, machine, base, placed=False)
-
-
-def _of_memory(path: str, data: bytes, machine: Machine, base: int, *, placed: bool = True) -> BootImage:
-    log.info("image: linked for %#x", base)
-    # what has no bytes in the file (.bss) lies behind it: symbols there are the image's too
-    end = min(base + 2 * len(data), (1 << machine.kind.bits) - 1)
-    return BootImage(path, machine, _memory_at(data, base), (base, end), placed=placed)
+                end = min(base + 2 * len(data), (1 << machine.kind.bits) - 1)
+                yield BootImage(path, machine, _memory_at(data, base), (base, end), placed=False)
 
 
 def _memory_at(data: bytes, base: int) -> VirtualMemory:

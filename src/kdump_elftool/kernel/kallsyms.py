@@ -136,10 +136,17 @@ def agrees(found: Kallsyms, known: dict[str, int], least: int = 1) -> bool:
 
 
 def fills(found: Kallsyms, low: int, high: int) -> bool:
-    """True when nearly all symbols lie from ``low`` to ``high``, and they are in order."""
+    """True when nearly all symbols lie from ``low`` to ``high``, in order, and not all alike.
+
+    Zeros that are taken for offsets from where they lie would be addresses 4 bytes apart.
+    """
     address = found.address
     inside = (address >= np.uint64(low)) & (address <= np.uint64(high))
-    return bool(np.all(address[1:] >= address[:-1])) and float(inside.sum()) > _NEARLY_ALL * len(address)
+    step = np.diff(address.view(np.int64))
+    in_order = (
+        len(step) > 0 and bool(np.all(address[1:] >= address[:-1])) and int(step.max()) > int(step.min())
+    )
+    return in_order and float(inside.sum()) > _NEARLY_ALL * len(address)
 
 
 def _token_count(names: U8, at: Index) -> tuple[Index, Index]:
@@ -242,8 +249,8 @@ def _relative(tables: Tables, word: int) -> U64 | None:
 
 
 def _place_relative(tables: Tables, word: int) -> U64 | None:
-    """Each offset counts from where it lies itself (v7.0 on)."""
-    if tables.values.dtype.kind != "i":
+    """Each offset counts from where it lies itself (v7.0 on), and there is no base."""
+    if tables.relative_base is not None or tables.values.dtype.kind != "i":
         return None
     place = np.uint64(tables.values_vaddr) + np.arange(tables.num_syms, dtype=np.uint64) * np.uint64(4)
     return (place + tables.values.astype(np.int64).astype(np.uint64)) & np.uint64(_top(word))

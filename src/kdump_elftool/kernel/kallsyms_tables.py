@@ -109,12 +109,13 @@ def open_kallsyms_of_image(
 
 
 def _aligned(place: Place, word: int) -> tuple[tuple[int, int | None, bool], ...]:
-    """Tables begin with a multiple of a word's size, those of v7.0 (without base) of 4 bytes."""
-    return tuple(
-        (start, base, wide)
-        for start, base, wide in place.values
-        if start % (4 if base is None and not wide else word) == 0
-    )
+    """Tables begin with a multiple of a word's size, those of v7.0 (without base) of 4 bytes.
+
+    These come last: numbers of the others would make ascending addresses in the image, too.
+    """
+    own_base = [values for values in place.values if values[1] is None and not values[2]]
+    others = [values for values in place.values if values not in own_base and values[0] % word == 0]
+    return (*others, *(values for values in own_base if values[0] % 4 == 0))
 
 
 def relative_bases(memory: VirtualMemory, window: tuple[int, int], order: str, word: int) -> Iterator[int]:
