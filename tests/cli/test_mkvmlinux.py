@@ -228,10 +228,35 @@ def test_types_from_a_file(mkvmlinux, tmp_path):
     file.write_bytes(types())
     kernel = with_symbols(make_kernel(SMALL), None)
     assert "5 types, 1 functions, 3 variables" in mkvmlinux(kernel, "--btf", str(file))[1]
-    file.write_bytes(b"\x9f\xeb nothing")
-    code, out, err, _ = mkvmlinux(kernel, "--btf", str(file))
-    assert (code, "0 types" in out) == (0, True)
-    assert "warning: the file of --btf is none that can be read" in err
+    code, _, err, _ = mkvmlinux(kernel, "--btf", str(file), "--btf", str(file))
+    assert (code, "another file of --btf has the types of the kernel" in err) == (1, True)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x9f\xeb nothing", b"nothing at all", b"\x7fELF\2\1\1" + bytes(57)])
+def test_a_file_without_types(mkvmlinux, tmp_path, data):
+    file = tmp_path / "btf"
+    file.write_bytes(data)
+    code, out, err, path = mkvmlinux(with_symbols(make_kernel(SMALL), None), "--btf", str(file))
+    assert (code, out, path.exists()) == (1, "", False)
+    assert f"error: {file}: " in err
+    assert "BTF" in err
+
+
+def test_types_of_a_module_that_is_not_loaded(mkvmlinux, tmp_path):
+    """Or whose kernel has none, on which they rest."""
+    base = b.BtfWriter()
+    base.integer("int", 4, 1)
+    w = b.BtfWriter(base=base)
+    w.struct("of_module", 4, [("number", 1, 0)])
+    file = tmp_path / "snd-pcm.ko"
+    file.write_bytes(w.finish())
+    for types_, said in (
+        (types(), "--btf: no module snd_pcm is loaded: its types are left out"),
+        (None, "types of modules (--btf) go on where those of the kernel end, and there are none"),
+    ):
+        code, _, err, _ = mkvmlinux(with_symbols(make_kernel(SMALL), types_), "--btf", str(file))
+        assert code == 0
+        assert f"warning: {said}\n" in err
 
 
 @pytest.mark.parametrize("kind", [20, 4])

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 
 from kdump_elftool.cli.common import add_common, warn
 from kdump_elftool.cli.dump_input import add_dump, open_input
-from kdump_elftool.errors import KdumpError, UsageError
+from kdump_elftool.errors import UsageError
 from kdump_elftool.files import InputFile, open_output, refuse_terminal
+from kdump_elftool.jobs.given_types import GivenTypes, given_types
 from kdump_elftool.jobs.image_vmlinux import make_from_image
 from kdump_elftool.jobs.kernel import open_kernel
 from kdump_elftool.jobs.mkvmlinux import NO_LINES, MadeVmlinux, make_vmlinux
-from kdump_elftool.kernel.btf import MAX_SIZE
 
 NAME = "mkvmlinux"
 HELP = "make a vmlinux with symbols and types for gdb, out of the dump or a kernel image alone"
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--btf",
         metavar="FILE",
-        help="the kernel's BTF, as /sys/kernel/btf/vmlinux has it (default: that in the dump)",
+        action="append",
+        help="types (BTF) of the kernel, a copy of /sys/kernel/btf/vmlinux or a vmlinux with a section .BTF, "
+        "or of a module, NAME or NAME.ko (repeatable; default: those in the dump)",
     )
     add_common(parser)
 
@@ -52,13 +54,11 @@ def run(args: argparse.Namespace) -> int:
     if args.from_image is not None and args.dump:
         raise UsageError("a dump and --from-image: one of them is read", hint="leave out the other")
     with ExitStack() as stack:
-        types, files = None, []
-        if args.btf is not None:
-            files.append(stack.enter_context(InputFile.open(args.btf)))
-            types = _read(files[0])
+        files = [stack.enter_context(InputFile.open(path)) for path in args.btf or ()]
+        types = given_types(files)
         if args.from_image is not None:
             files.append(stack.enter_context(InputFile.open(args.from_image)))
-            made = make_from_image(files[-1], btf=types, link_addresses=args.link_addresses)
+            made = make_from_image(files[-1], given=types, link_addresses=args.link_addresses)
         else:
             made = _of_dump(args, stack, types, files)
         with open_output(args.outfile, files) as out:
@@ -70,22 +70,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_dump(
-    args: argparse.Namespace, stack: ExitStack, types: bytes | None, files: list[InputFile]
+    args: argparse.Namespace, stack: ExitStack, types: GivenTypes, files: list[InputFile]
 ) -> MadeVmlinux:
     """Of the dump that is named; what is opened for it is added to ``files``."""
     opened = open_input(args, stack)
     kernel = open_kernel(opened.dump, opened.request)
     for message in kernel.warnings:
         warn(message, args)
-    made = make_vmlinux(opened.dump, kernel, btf=types, link_addresses=args.link_addresses)
+    made = make_vmlinux(opened.dump, kernel, given=types, link_addresses=args.link_addresses)
     files += opened.files
     return made
-
-
-def _read(file: InputFile) -> bytes:
-    if file.size > MAX_SIZE:
-        raise KdumpError(f"{file.path} is {file.size} bytes: no BTF is that large")
-    return file.read_at(0, file.size)
 
 
 def _report(args: argparse.Namespace, made: MadeVmlinux, to_stdout: bool) -> int:

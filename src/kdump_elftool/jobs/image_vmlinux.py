@@ -13,8 +13,10 @@ from kdump_elftool.elf.symfile import symbol_file
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.jobs.frames import FrameFile, functions_of
+from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part
 from kdump_elftool.jobs.mkvmlinux import (
+    NO_TYPES,
     MadeVmlinux,
     contents_of,
     frames_missing,
@@ -59,19 +61,20 @@ class _Kernel:
 
 
 def make_from_image(
-    file: ByteSource, *, btf: bytes | None = None, link_addresses: bool = False
+    file: ByteSource, *, given: GivenTypes = NO_TYPES, link_addresses: bool = False
 ) -> MadeVmlinux:
     """Build it; ``link_addresses`` makes it one for drgn, as of a dump: with a build id, without frames.
 
-    ``btf`` is the kernel's BTF object where the image has none.  Raises IdentityError where no kernel with a
+    ``given`` types go before those of the image.  Raises IdentityError where no kernel with a
     symbol table is found in the file, FormatError, MissingCodecError.
     """
-    kernel = _open(file, btf)
+    kernel = _open(file, given.kernel)
     image = kernel.image
     end = image.window[1] if image.placed else None
     part = kernel_part(kernel.symbols, variables(kernel.symbols, kernel.known), end)
     frames = None if link_addresses else _frames(kernel)
-    missing = types_missing(kernel.types, _WHERE, given=btf is not None)
+    missing = types_missing(kernel.types, _WHERE, given=given.kernel is not None)
+    missing += given.unused((), has_base=kernel.types is not None)
     missing += frames_missing(frames, _WHERE, link_addresses)
     build_id = build_id_of(image.elf) if link_addresses and image.elf is not None else None
     names = name_sections(kernel.order, build_id, kernel.content.banner)

@@ -20,6 +20,7 @@ from kdump_elftool.elf.symfile import Section, symbol_file
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.frames import FrameFile, frame_rows
+from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
@@ -33,6 +34,7 @@ from kdump_elftool.memory.virtual import VirtualMemory
 log = logging.getLogger(__name__)
 
 _LONGEST_BANNER = 1024
+NO_TYPES = GivenTypes()
 NO_LINES = "line numbers are not in a dump: gdb shows symbol+offset"
 
 
@@ -48,12 +50,12 @@ class MadeVmlinux:
 
 
 def make_vmlinux(
-    dump: Dump, kernel: Kernel, *, btf: bytes | None = None, link_addresses: bool = False
+    dump: Dump, kernel: Kernel, *, given: GivenTypes = NO_TYPES, link_addresses: bool = False
 ) -> MadeVmlinux:
     """Build it.
 
-    ``btf`` is the kernel's BTF object where the dump has none; with ``link_addresses`` the kernel lies
-    where it was linked, for readers that add the KASLR offset themselves (drgn).
+    ``given`` types go before those of the dump; with ``link_addresses`` the kernel lies where it was linked,
+    for readers that add the KASLR offset themselves (drgn).
     Raises IdentityError where the dump's symbol table cannot be found.
     """
     known = knowledge(dump, kernel)
@@ -70,13 +72,14 @@ def make_vmlinux(
     parts = [_placed(own, kernel, link_addresses), *modules.parts]
     missing += modules.warnings
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
-    if btf is not None:
-        types = Btf.parse(btf, words.order, words.word, "--btf", partial=True)
+    if given.kernel is not None:
+        types = Btf.parse(given.kernel, words.order, words.word, "--btf", partial=True)
     elif types is None:
         window = kernel.identity.image_window
         types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
-    missing += types_missing(types, "the dump", given=btf is not None)
-    debug = None if types is None else _debug(words, known, types, parts[0], modules)
+    missing += types_missing(types, "the dump", given=given.kernel is not None)
+    missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
+    debug = None if types is None else _debug(words, known, types, parts[0], modules, given)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     missing += frames_missing(frames, "the dump", link_addresses)
     build_id = kernel.identity.build_id if link_addresses else None
@@ -121,11 +124,13 @@ def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
     return moved(part, offset, low, high)
 
 
-def _debug(words: Words, known: Knowledge, types: Btf, part: Part, modules: ModuleParts) -> DebugSections:
+def _debug(
+    words: Words, known: Knowledge, types: Btf, part: Part, modules: ModuleParts, given: GivenTypes
+) -> DebugSections:
     """The kernel's unit, and one for each module that has BTF."""
     debug = BtfToDwarf(words.order, words.word)
     debug.add(part.name, types, part.symbols, WELL_KNOWN)
-    for module, of_module in module_types(words, known, types, modules):
+    for module, of_module in module_types(words, known, types, modules, given.modules):
         debug.add(module.name, of_module, module.symbols)
     return debug.finish()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.modules import LoadedModule, modules_by
 from kdump_elftool.kernel.btf import Btf
 from kdump_elftool.kernel.facts import Knowledge
-from kdump_elftool.kernel.module_btf import read_module_btf
+from kdump_elftool.kernel.module_btf import ModuleBtf, read_module_btf
 from kdump_elftool.kernel.modules import SymbolColumns
 from kdump_elftool.kernel.words import Words
 
@@ -105,11 +105,12 @@ def _sections(name: str, module: LoadedModule) -> tuple[Section, ...]:
 
 
 def module_types(
-    words: Words, known: Knowledge, base: Btf, modules: ModuleParts
+    words: Words, known: Knowledge, base: Btf, modules: ModuleParts, given: Mapping[str, bytes]
 ) -> Iterator[tuple[Part, Btf]]:
-    """The BTF of each module that has one, behind the kernel's."""
+    """The BTF of each module that has one, behind the kernel's: as ``given`` by name, else the dump's."""
     by_vaddr = dict(zip(modules.vaddr, modules.parts, strict=True))
-    for found in read_module_btf(words, known):
+    objects = [ModuleBtf(vaddr, given.get(part.name[1:-1], b"")) for vaddr, part in by_vaddr.items()]
+    for found in (*(each for each in objects if each.data), *read_module_btf(words, known)):
         part = by_vaddr.pop(found.module, None)
         if part is None:
             continue

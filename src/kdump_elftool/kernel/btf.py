@@ -88,7 +88,7 @@ class Btf:
         ``base`` is the kernel's when the object is a module's.  If ``partial``, the types before one that
         makes no sense are taken, whose numbers are right, and ``damage`` says so.
         """
-        sections = _sections(data, order, split=base is not None)
+        sections = sections_of(data, order, split=base is not None)
         if sections is None:
             return None
         types, strings = sections
@@ -288,7 +288,7 @@ def _behind(base: Btf, own: Btf) -> Btf:
     )
 
 
-def _sections(data: bytes, order: str, *, split: bool = False) -> tuple[bytes, bytes] | None:
+def sections_of(data: bytes, order: str, *, split: bool = False) -> tuple[bytes, bytes] | None:
     """Type records and strings; None when the header makes no sense.
 
     Strings begin with an empty one and end with a NUL; those of a module have only to end, if any
