@@ -1,4 +1,4 @@
-"""ELF cores: /proc/vmcore and its copies, QEMU's dump-guest-memory, ``makedumpfile -E``, pelf.
+"""ELF cores: /proc/vmcore and its copies, QEMU's dump-guest-memory, ``makedumpfile -E``, pelf, /proc/kcore.
 
 Only physical addresses are trusted: p_vaddr is wrong or zero in many kernels' dumps.  The part of
 a PT_LOAD beyond p_filesz is absent, not zero (makedumpfile leaves out excluded pages of any kind
@@ -15,6 +15,7 @@ from kdump_elftool.elf.reader import TRUNCATED, ElfFile, Segments
 from kdump_elftool.errors import CorruptDumpError, FormatError, UnsupportedError
 from kdump_elftool.files import ByteSource
 from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions, there
+from kdump_elftool.formats.kcore import place
 from kdump_elftool.formats.recognised import recognise_core
 from kdump_elftool.memory.extents import ZERO_FILL, Extents, normalise
 from kdump_elftool.memory.physical import PhysicalMemory
@@ -51,6 +52,8 @@ def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     warnings = [f"notes are damaged from file offset {offset:#x} on" for offset in bad_notes]
     if elf.missing_headers:
         warnings.append(f"{elf.missing_headers} program headers lie beyond the end of the file")
+    placed = place(file, header, loads, notes)
+    loads, notes = placed.loads, placed.notes
     possible = _possible(loads)
     if len(possible) < len(loads):
         warnings.append(f"{len(loads) - len(possible)} PT_LOADs with impossible addresses are ignored")
