@@ -15,14 +15,13 @@ from kdump_elftool.files import ByteSource
 from kdump_elftool.jobs.frames import FrameFile, functions_of
 from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part
+from kdump_elftool.jobs.made_lacks import lacking
 from kdump_elftool.jobs.mkvmlinux import (
     NO_TYPES,
     MadeVmlinux,
     contents_of,
-    frames_missing,
     made,
     name_sections,
-    types_missing,
     variables,
 )
 from kdump_elftool.kernel.boot_image import BootImage, boot_images
@@ -37,8 +36,6 @@ from kdump_elftool.kernel.prologue import prologues
 from kdump_elftool.kernel.vmlinux import build_id_of
 
 log = logging.getLogger(__name__)
-
-_WHERE = "the image"
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,9 @@ def make_from_image(
     end = image.window[1] if image.placed else None
     part = kernel_part(kernel.symbols, variables(kernel.symbols, kernel.known), end)
     frames = None if link_addresses else _frames(kernel)
-    missing = types_missing(kernel.types, _WHERE, given=given.kernel is not None)
+    is_given, wants_frames = given.kernel is not None, not link_addresses
+    missing = lacking("the image", None, kernel.types, frames, given=is_given, wants_frames=wants_frames)
     missing += given.unused((), has_base=kernel.types is not None)
-    missing += frames_missing(frames, _WHERE, link_addresses)
     build_id = build_id_of(image.elf) if link_addresses and image.elf is not None else None
     names = name_sections(kernel.order, build_id, kernel.content.banner)
     debug = None if kernel.types is None else _debug(kernel, kernel.types, part)

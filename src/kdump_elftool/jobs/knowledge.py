@@ -22,13 +22,16 @@ from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import TYPES, Advise, VmlinuxSymbols, vmlinux_types
 
 
-def knowledge(dump: Dump, kernel: Kernel) -> Knowledge:
-    """The sources for one dump; those that cost something are opened when they are asked."""
+def knowledge(dump: Dump, kernel: Kernel, given: Btf | None = None) -> Knowledge:
+    """The sources for one dump; those that cost something are opened when they are asked.
+
+    ``given`` are types that go before those in the dump.
+    """
     memory, window = kernel.virtual(dump), kernel.identity.image_window
     order, word = dump.kind.order, kernel.arch.prstatus.word
     advice: list[str] = []
     symbols = Later(("SYMBOL",), lambda: open_kallsyms(memory, kernel.info, window, order, word))
-    types = Later(TYPES, lambda: open_btf(memory, symbols, window, order, word))
+    types = Later(TYPES, lambda: given or open_btf(memory, symbols, window, order, word))
     sources: list[Source] = [kernel.info, symbols, types]
     if kernel.vmlinux is not None:
         sources += _vmlinux(kernel, lambda: kernel.vmlinux, advice.append)

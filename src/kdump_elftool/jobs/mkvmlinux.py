@@ -24,6 +24,7 @@ from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
+from kdump_elftool.jobs.made_lacks import lacking
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
 from kdump_elftool.kernel.btf import Btf, open_btf
 from kdump_elftool.kernel.facts import Knowledge
@@ -58,43 +59,42 @@ def make_vmlinux(
     for readers that add the KASLR offset themselves (drgn).
     Raises IdentityError where the dump's symbol table cannot be found.
     """
-    known = knowledge(dump, kernel)
+    words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
+    in_file = given.kernel and Btf.parse(given.kernel, words.order, words.word, "--btf", partial=True)
+    known = knowledge(dump, kernel, in_file or None)
     symbols, types = in_dump(known)
     if symbols is None:
-        raise IdentityError(
-            "kallsyms",
-            "the kernel's symbol table is not in the dump, or cannot be found in it",
-            hint="--verbose says what was tried; a kernel without CONFIG_KALLSYMS has none",
-        )
-    missing: list[str] = []
+        raise _no_symbols()
     modules = module_parts(dump, kernel, known)
     own = kernel_part(symbols, variables(symbols, known))
     parts = [_placed(own, kernel, link_addresses), *modules.parts]
-    missing += modules.warnings
-    words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
-    if given.kernel is not None:
-        types = Btf.parse(given.kernel, words.order, words.word, "--btf", partial=True)
-    elif types is None:
+    if given.kernel is None and types is None:
         window = kernel.identity.image_window
         types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
-    missing += types_missing(types, "the dump", given=given.kernel is not None)
-    missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
     debug = None if types is None else _debug(words, known, types, parts[0], modules, given)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
-    missing += frames_missing(frames, "the dump", link_addresses)
+    is_given = given.kernel is not None
+    missing = lacking("the dump", modules, types, frames, given=is_given, wants_frames=not link_addresses)
+    missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
     build_id = kernel.identity.build_id if link_addresses else None
     names = name_sections(dump.kind.order, build_id, _banner(words.memory, known))
-    kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
-    contents = contents_of(parts, debug, frames, names)
     data = symbol_file(
-        kind,
+        ElfKind(8 * words.word, words.order),
         kernel.arch.e_machine,
-        contents,
+        contents_of(parts, debug, frames, names),
         elf_symbols(parts),
         e_flags=dump.e_flags,
         loads=image_range(parts[0]),
     )
     return made(data, kernel.identity.release, parts, debug, missing)
+
+
+def _no_symbols() -> IdentityError:
+    return IdentityError(
+        "kallsyms",
+        "the kernel's symbol table is not in the dump, or cannot be found in it",
+        hint="--verbose says what was tried; a kernel without CONFIG_KALLSYMS has none",
+    )
 
 
 def made(
@@ -133,24 +133,6 @@ def _debug(
     for module, of_module in module_types(words, known, types, modules, given.modules):
         debug.add(module.name, of_module, module.symbols)
     return debug.finish()
-
-
-def types_missing(types: Btf | None, where: str, *, given: bool) -> list[str]:
-    """What is to be said of types; ``where`` they were looked for."""
-    if types is not None:
-        return [] if types.damage is None else [f"BTF is damaged: {types.damage}"]
-    if given:
-        return ["the file of --btf is none that can be read: there are no types"]
-    return [f"there is no BTF in {where} (CONFIG_DEBUG_INFO_BTF): functions and variables have no types"]
-
-
-def frames_missing(frames: FrameFile | None, where: str, link_addresses: bool) -> tuple[str, ...]:
-    """The same of frames."""
-    if frames is not None:
-        return frames.warnings
-    if link_addresses:
-        return ()
-    return (f"there are no unwind tables (ORC) in {where}: backtraces are what a debugger makes of the code",)
 
 
 def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
