@@ -359,17 +359,22 @@ def open_btf(
         return _open_at(memory, int(start.value), size, order, word, partial=partial)
     byte_order = "little" if order == "<" else "big"
     pattern = MAGIC.to_bytes(2, byte_order) + b"\1\0" + HEADER_SIZE.to_bytes(4, byte_order) + bytes(4)  # type: ignore[arg-type]
+    # memory is zeros for the most part: a pattern that ends with them is looked for slowly
+    beginning = pattern[:3]
     left = _MOST_CANDIDATES
     for vaddr, data in memory.scan(*window, HEADER_SIZE):
-        at = data.find(pattern)
+        at = data.find(beginning)
         while at >= 0 and left:
+            if not data.startswith(pattern, at):
+                at = data.find(beginning, at + 1)
+                continue
             left -= 1
             head = np.frombuffer(data[at : at + HEADER_SIZE].ljust(HEADER_SIZE, b"\0"), dtype=f"{order}u4")
             size = HEADER_SIZE + int(head[4]) + int(head[5])
             found = _open_at(memory, vaddr + at, size, order, word, partial=partial)
             if found is not None:
                 return found
-            at = data.find(pattern, at + 1)
+            at = data.find(beginning, at + 1)
     log.info("BTF: none in the kernel image")
     return None
 
