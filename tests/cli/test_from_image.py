@@ -112,6 +112,16 @@ def test_arm64(from_image, pack, relocated, text_offset):
     assert ELFFile(io.BytesIO(path.read_bytes()))["e_machine"] == "EM_AARCH64"
 
 
+@pytest.mark.parametrize("relocated", [True, False], ids=["rela", "relr"])
+@pytest.mark.parametrize("everything", [True, False])
+def test_arm64_since_7_0(from_image, everything, relocated):
+    """The symbol table has no base."""
+    kernel = images.make(images.ARM64_BASE, BY_NAME["v7.0"], everything=everything, relocated=relocated)
+    code, _, err, path = from_image(images.arm64_image(images.with_relocations(kernel)))
+    assert code == 0, err
+    assert symbols_of(path)["filler_3"][0] == images.ARM64_BASE + 0x2030
+
+
 def test_arm64_of_the_other_byte_order(from_image):
     form = BY_NAME["be64"]
     kernel = images.make(images.ARM64_BASE, form, everything=False, relocated=True)
