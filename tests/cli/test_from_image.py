@@ -177,6 +177,19 @@ def test_link_addresses_is_for_drgn(from_image):
     assert symbols_of(path)["panic"][0] == images.X86_BASE + 0x1000
 
 
+def test_build_id_of_plain_memory(from_image):
+    """Not that of the vDSO, which is an ELF file in the image."""
+    kernel = images.make(images.ARM64_BASE, V6_15, everything=False, relocated=True)
+    note = struct.pack("<III4s", 4, 20, 3, b"GNU")
+    kernel.data[0x7A000:0x7A004] = b"\x7fELF"
+    for at, build_id in ((0x7A200, b"v" * 20), (0x24008, b"k" * 20)):
+        kernel.data[at : at + 36] = note + build_id
+    data = images.arm64_image(images.with_relocations(kernel))
+    path = from_image(data, "--link-addresses")[3]
+    (found,) = ELFFile(io.BytesIO(path.read_bytes())).get_section_by_name(".note.gnu.build-id").iter_notes()
+    assert found["n_desc"] == (b"k" * 20).hex()
+
+
 def test_as_json(from_image):
     code, out, _, path = from_image(x86_64(), "--json", "-q")
     told = json.loads(out)

@@ -73,8 +73,7 @@ def make_from_image(
     is_given, wants_frames = given.kernel is not None, not link_addresses
     missing = lacking("the image", None, kernel.types, frames, given=is_given, wants_frames=wants_frames)
     missing += given.unused((), has_base=kernel.types is not None)
-    build_id = build_id_of(image.elf) if link_addresses and image.elf is not None else None
-    names = name_sections(kernel.order, build_id, kernel.content.banner)
+    names = name_sections(kernel.order, _build_id(kernel) if link_addresses else None, kernel.content.banner)
     debug = None if kernel.types is None else _debug(kernel, kernel.types, part)
     data = symbol_file(
         image.machine.kind,
@@ -125,6 +124,11 @@ def _known(image: BootImage) -> dict[str, int]:
     """Symbols whose addresses the image tells without a table."""
     banner = ImageContent(image.memory, Knowledge(()), image.window).find("SYMBOL", "linux_banner")
     return {} if banner is None or not image.placed else {"linux_banner": int(banner.value)}
+
+
+def _build_id(kernel: _Kernel) -> bytes | None:
+    elf = kernel.image.elf
+    return kernel.content.build_id(kernel.order) if elf is None else build_id_of(elf)
 
 
 def _debug(kernel: _Kernel, types: Btf, part: Part) -> DebugSections:

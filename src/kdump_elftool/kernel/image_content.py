@@ -15,13 +15,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
+from kdump_elftool.elf.constants import ELFMAG, NT_GNU_BUILD_ID
 from kdump_elftool.kernel.facts import Fact, Source
 from kdump_elftool.kernel.utsname import FIELD_SIZE, RELEASE
 from kdump_elftool.memory.virtual import VirtualMemory
 
 _BANNER = re.compile(rb"Linux version ([!-~]{1,64}) \([ -~]{1,900}?(#\d[ -~]{0,64})\n\0")
 _LONGEST = 1024
+_BUILD_ID = 20
+_VDSO = 1 << 16
+_PAGE = 4096
 _SYSTEM = b"Linux".ljust(FIELD_SIZE, b"\0")
 _VERSION = 3
 """Of the fields of struct new_utsname."""
@@ -58,6 +63,23 @@ class ImageContent:
         for start, data in self.memory.scan(*self.window, _LONGEST):
             found.update({start + match.start(): match[0][:-1] for match in _BANNER.finditer(data)})
         return sorted(found.items())
+
+    def build_id(self, order: str) -> bytes | None:
+        """What the note in the image says; not that of a vDSO, an ELF file that begins with a page."""
+        byte_order: Literal["little", "big"] = "little" if order == "<" else "big"
+        head = (
+            b"".join(number.to_bytes(4, byte_order) for number in (4, _BUILD_ID, NT_GNU_BUILD_ID)) + b"GNU\0"
+        )
+        found = {}
+        for start, data in self.memory.scan(*self.window, _VDSO + len(head) + _BUILD_ID):
+            at = data.find(head)
+            while at >= 0:
+                elf = data.rfind(ELFMAG, max(at - _VDSO, 0), at)
+                if elf < 0 or (start + elf) % _PAGE:
+                    found[start + at] = data[at + len(head) : at + len(head) + _BUILD_ID]
+                at = data.find(head, at + 1)
+        ids = {each for each in found.values() if len(each) == _BUILD_ID}
+        return ids.pop() if len(ids) == 1 else None
 
     def _linux_banner(self) -> int | None:
         return self._banners[0][0] if len(self._banners) == 1 else None
