@@ -95,14 +95,16 @@ def test_symbols_of_an_image(dump: LabDump, tmp_path: Path) -> None:
     assert ours <= theirs, sorted(ours - theirs)[:10]
 
 
-@pytest.mark.parametrize("dump", [] if IN_CI else IMAGES, ids=lambda dump: dump.row)
+IN_DRGN = [dump for dump in IMAGES if ARCH[dump.row] == "x86_64" and not IN_CI]
+"""drgn counts tasks by variables that a table of functions lacks."""
+
+
+@pytest.mark.parametrize("dump", IN_DRGN, ids=lambda dump: dump.row)
 def test_types_of_an_image(dump: LabDump, tmp_path: Path) -> None:
     """As drgn reads them of it and of the real one."""
     path = tmp_path / "vmlinux"
     done = kdump_elftool("mkvmlinux", "--from-image", vmlinuz(dump), "--link-addresses", "-o", path, "--json")
     assert done.returncode == 0, done.stderr
-    if not json.loads(done.stdout)["types"]:
-        return  # that it says so is the test above
     names = [name for name in of_one_definition(dump.vmlinux) if name.split()[-1] != "console"]
     chosen = random.Random(SEED).sample(names, 300)
     theirs, ours = (
