@@ -35,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (packages, ensure, listing, tests):
         command.add_argument("--set", choices=SETS, help="rows of this set only (default: all)")
         command.add_argument("rows", nargs="*", metavar="ROW_PATTERN", help="also by the variable ROWS")
+    commands.add_parser(
+        "sample", help="cut a dump to the one in sample/ (needs the package: .venv/bin/python)"
+    )
     path = commands.add_parser("path", help="folder of a row")
     path.add_argument("row")
     root = commands.add_parser("root", help="make a newer Debian for its tools, print its folder")
@@ -90,6 +93,11 @@ def run(args: argparse.Namespace) -> int:
         return min(test_rows(_rows(args), args.keep), 1)
     elif args.command == "path":
         _path(args)
+    elif args.command == "sample":
+        # the only part of the lab that needs the package
+        from lab.sample import make_sample
+
+        make_sample()
     else:
         print(ensure_root(load_config(), args.suite, args.remake))
     return 0
