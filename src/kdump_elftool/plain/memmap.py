@@ -24,7 +24,8 @@ NEEDS = (
     "OFFSET(pglist_data.node_mem_map)",
 )
 _PRESENT_WITH_MAP = 3
-_FLAGS = 31
+_FLAGS = {4: (1 << 5) - 1, 8: (1 << 6) - 1}
+"""By the size of a word, as in ``kernel.memmap``."""
 _MOST_ROOTS, _MOST_PARTS, _MOST_NODES = 1 << 18, 1 << 16, 1 << 10
 _SAMPLES, _MOST_MISSED = 16, 1 << 12
 _AT_ONCE = 1 << 16
@@ -137,7 +138,7 @@ def _sections(
             if coded & _PRESENT_WITH_MAP != _PRESENT_WITH_MAP:
                 continue
             pfn = first + index << shift
-            vaddr = (coded & ~_FLAGS) + pfn * size & (1 << 8 * target.word) - 1
+            vaddr = (coded & ~_FLAGS[target.word]) + pfn * size & (1 << 8 * target.word) - 1
             if found < _SAMPLES and not _is_there(target, vaddr):
                 missed += 1
                 if missed >= _MOST_MISSED:
