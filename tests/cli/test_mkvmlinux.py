@@ -270,3 +270,20 @@ def test_in_gdb(mkvmlinux):
         f"$2 = (char (*)[16]) {init_task + 4:#x} <init_task+4>",
         "panic in section .kernel.text",
     ]
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space"])
+def test_gdb_tells_its_own_vmlinux_from_none(tmp_path, capfd, monkeypatch, folder):
+    """Also where gdb gets it by a link."""
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dump = tmp_path / folder / "dump"
+    dump.parent.mkdir()
+    dump.write_bytes(with_symbols(make_kernel(SMALL), types()).dump())
+    for _ in ("made", "used again"):
+        assert main(["gdb", "--no-procthreads", "--print-script", str(dump)]) == 0
+        script, err = capfd.readouterr()
+        assert "add-symbol-file" in script
+        assert "names and types are the dump's own" in err
+        assert "there are no names" not in err

@@ -75,7 +75,9 @@ def with_symbols(
 
 def has_made_vmlinux(session: Session) -> bool:
     """Whether the names are those of the dump itself."""
-    return any(command.endswith(f"/{MADE}") for command in session.before)
+    made = os.path.realpath(os.path.join(session.velf + SUFFIX, MADE))
+    # what a command names may be a link
+    return any(os.path.realpath(command.split()[1]) == made for command in session.before)
 
 
 def _make(dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], names: Names) -> MoreSymbols:
@@ -116,6 +118,8 @@ def _make_more(
         behind = modules.commands_with(names.word)
         with_files = {name for name, _ in modules.files}
         nameless = [missing.name for missing in modules.missing if not missing.named]
+        # of what is not known the conversion has told already
+        warnings += [text for text in modules.warnings if text not in known.advice]
         warnings += [f"module {each.what}: {each.why}" for each in modules.refused]
         if nameless:
             warnings.append(f"no symbols of {len(nameless)} modules: {', '.join(nameless[:5])}")
@@ -124,6 +128,7 @@ def _make_more(
     frames = frame_file(dump, kernel, known, skip_modules=with_files)
     if frames is None:
         return MoreSymbols((), behind, tuple(warnings))
+    warnings += frames.warnings
     path = os.path.join(folder, "frames.o")
     _write(path, frames.data)
     return MoreSymbols((f"add-symbol-file {names.word(path)}",), behind, tuple(warnings))
