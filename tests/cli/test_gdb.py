@@ -353,6 +353,17 @@ def test_a_script_needs_names(place, capfd, monkeypatch, words):
     assert "needs a core that has a name" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("-o", "./both"), ("--in-place",)], ids=["copy", "in place"])
+def test_a_script_does_not_replace_the_core(place, capfd, monkeypatch, words):
+    monkeypatch.chdir(place)
+    (place / "both").symlink_to("vmcore" if "-o" not in words else "target")
+    before = (place / "vmcore").read_bytes()
+    assert main(["tovelf", "--gdb-script", "both", "-i", "vmcore", *words]) == 2
+    assert "the script would replace the core" in capfd.readouterr().err
+    assert (place / "vmcore").read_bytes() == before
+    assert not (place / "target").exists()
+
+
 def recorded(place) -> tuple[Path, dict]:
     """The list of commands beside the core, to be changed."""
     path = place / "vmcore.velf.symbols" / "commands.json"
