@@ -167,6 +167,14 @@ def test_a_core_is_opened_as_it_is(place, told):
     assert sorted(path.name for path in place.iterdir() if path.is_file()) == ["mine", "vmcore", "vmlinux"]
 
 
+@pytest.mark.parametrize("words", [("-l", "all"), ("--no-procthreads",), ()], ids=str)
+def test_what_has_no_effect_on_a_core_is_said(place, capfd, words):
+    velf = place / "mine"
+    assert main(["tovelf", "-q", "-i", str(place / "vmcore"), "-o", str(velf)]) == 0
+    assert main(["gdb", "--print-script", *words, str(velf)]) == 0
+    assert ("it stays as it is" in capfd.readouterr().err) == bool(words)
+
+
 def test_another_name_for_the_core(place, told):
     code, script, _ = told("--print-script", "--velf", place / "other", place / "vmcore")
     assert code == 0

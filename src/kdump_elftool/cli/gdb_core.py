@@ -77,6 +77,8 @@ def _of_core(args: argparse.Namespace, stack: ExitStack) -> Ready | None:
         return None
     if args.outfile is not None:
         raise UsageError(f"{file.path} is a core already", hint="leave out --velf")
+    if not args.in_place and (args.level is not None or not args.procthreads):
+        warn(f"{file.path} is a core already: it stays as it is, whatever -l or --no-procthreads say", args)
     dump, known = found
     return _opened(args, stack, file, dump, known)
 
