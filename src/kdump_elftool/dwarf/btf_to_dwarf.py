@@ -214,6 +214,8 @@ class BtfToDwarf:
 def _extent(address: U64, size: U64) -> tuple[U64, U64]:
     """Sorted ranges, those that lie near each other as one."""
     near = np.uint64(_NEAR)
+    # behind the last address there is no room for a range
+    address = np.minimum(address, np.uint64(MASK64 - 1))
     room = np.minimum(size, np.uint64(MASK64) - address)
     end = address + room
     wide = np.where(end < np.uint64(MASK64) - near, end + near, end)
