@@ -13,6 +13,7 @@ from elftools.elf.elffile import ELFFile
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.symfile import ABSOLUTE, Section, SymbolColumns, symbol_file
+from kdump_elftool.errors import OutputError
 
 KINDS = [ElfKind(bits, order) for bits in (32, 64) for order in "<>"]
 MACHINE = {32: c.EM_MIPS, 64: c.EM_PPC64}
@@ -111,7 +112,7 @@ def test_columns_that_contradict_are_refused(section: int, begin: int, end: int)
 
 
 def test_more_sections_than_an_index_can_count() -> None:
-    with pytest.raises(ValueError, match="65280 sections"):
+    with pytest.raises(OutputError, match="65280 sections"):
         symbol_file(ElfKind(64, "<"), c.EM_X86_64, [TEXT] * 0xFF00)
 
 
@@ -123,3 +124,11 @@ def test_segments_hold_nothing(kind: ElfKind) -> None:
     assert (segment["p_type"], segment["p_vaddr"], segment["p_memsz"]) == ("PT_LOAD", 0x81000000, 0x2000)
     assert segment["p_filesz"] == 0
     assert elf.get_section_by_name(".debug_frame").data() == b"frames"
+
+
+def test_addresses_of_a_dump_that_no_word_holds() -> None:
+    """A forged KERNELOFFSET moves sections of a 32-bit kernel anywhere."""
+    far = Section(".far", c.SHF_ALLOC, 2**64 - 0x1000, 2**33 + 0x20)
+    elf = ELFFile(io.BytesIO(made(KINDS[0], [], (far,))))
+    section = elf.get_section_by_name(".far")
+    assert (section["sh_addr"], section["sh_size"]) == (2**32 - 0x1000, 0x20)
