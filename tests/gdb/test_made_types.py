@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.gdbside import gdbinit_path
 from tests.builders import btf as b
 from tests.builders.dwarf_text import debug_file
 from tests.builders.random_btf import converted, random_btf
@@ -69,3 +70,19 @@ def test_no_harm(tmp_path):
     shown = gdb_batch([f'python exec("""{guard}""")', *commands, "echo the end\\n"])
     assert shown.endswith("the end\n"), shown[-2000:]
     assert "internal-error" not in shown
+
+
+def test_anonymous_structs_in_each_other(tmp_path):
+    """Each twice in the one around it: 2**30 ways lead to the innermost."""
+    w = b.BtfWriter()
+    inner = w.struct("", 8, [("x", w.integer("int", 4, 1), 0), ("y", 1, 4)])
+    for _ in range(29):
+        inner = w.struct("", 8, [("", inner, 0), ("", inner, 0)])
+    w.struct("outer", 8, [("", inner, 0)])
+    path = tmp_path / "types.elf"
+    path.write_bytes(debug_file(converted(w.finish()), ElfKind(64, "<")))
+    ask = "python from kdump_elftool.gdbside.target import member_place; print(member_place('outer', '{}'))"
+    commands = [f"file {path}", f"source {gdbinit_path()}", ask.format("z"), ask.format("y")]
+    missing, found = gdb_batch(commands).splitlines()[-2:]
+    assert missing == "None"
+    assert found.endswith(", 4)")
