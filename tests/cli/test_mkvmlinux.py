@@ -287,3 +287,6 @@ def test_gdb_tells_its_own_vmlinux_from_none(tmp_path, capfd, monkeypatch, folde
         assert "add-symbol-file" in script
         assert "names and types are the dump's own" in err
         assert "there are no names" not in err
+        assert "files of modules are not used" not in err
+    assert main(["gdb", "--no-procthreads", "--print-script", "--modules", str(tmp_path), str(dump)]) == 0
+    assert "files of modules are not used" in capfd.readouterr().err

@@ -30,6 +30,7 @@ SUFFIX = ".symbols"
 LIST = "commands.json"
 MADE = "vmlinux.dump"
 SCHEMA = "kdump-elftool/symbols/1"
+_UNUSED = "without a vmlinux files of modules are not used: names and types are the dump's own"
 _COMMAND = re.compile(
     rf"add-symbol-file (?P<path>{PLAIN})(?: -s [A-Za-z0-9_.][A-Za-z0-9_.$-]{{0,127}} 0x[0-9a-f]{{1,16}})*"
 )
@@ -84,7 +85,8 @@ def _make(dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], n
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if kernel.vmlinux is None:
         try:
-            return _make_vmlinux(dump, kernel, os.path.join(folder, MADE), names)
+            found = _make_vmlinux(dump, kernel, os.path.join(folder, MADE), names)
+            return replace(found, warnings=(*found.warnings, _UNUSED)) if directories else found
         except KdumpError as error:
             found = _make_more(dump, kernel, folder, directories, names)
             return replace(found, warnings=(error.message, *found.warnings))
