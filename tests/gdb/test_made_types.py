@@ -86,3 +86,18 @@ def test_anonymous_structs_in_each_other(tmp_path):
     missing, found = gdb_batch(commands).splitlines()[-2:]
     assert missing == "None"
     assert found.endswith(", 4)")
+
+
+def test_fields_of_unions_and_of_types_without_a_tag(tmp_path):
+    """What kd-list shows of a node is asked of gdb as an expression."""
+    w = b.BtfWriter()
+    member = [("x", w.integer("int", 4, 1), 0)]
+    w.struct("one", 4, member)
+    w.struct("two", 4, member, kind=b.UNION)
+    w.add(b.TYPEDEF, "three", w.struct("", 4, member))
+    path = tmp_path / "types.elf"
+    path.write_bytes(debug_file(converted(w.finish()), ElfKind(64, "<")))
+    ask = "python from kdump_elftool.gdbside.arguments import spelled; "
+    ask += "gdb.execute('p sizeof(((%s *) 0)->x)' % spelled('{}'))"
+    commands = [f"file {path}", f"source {gdbinit_path()}", *map(ask.format, ("one", "two", "three"))]
+    assert gdb_batch(commands).splitlines()[-3:] == ["$1 = 4", "$2 = 4", "$3 = 4"]
