@@ -105,9 +105,12 @@ def newer(path: Path) -> None:
     ("change", "why"),
     [
         (lambda place: newer(place / "vmcore"), "the dump is another one now"),
-        (lambda place: (place / "vmcore").write_bytes(make_kernel(SMALL, cpus=3).dump()), "another one now"),
-        (lambda place: ("-l", "all"), "in another way"),
-        (lambda place: ("--zero-excluded",), "in another way"),
+        (
+            lambda place: (place / "vmcore").write_bytes(make_kernel(SMALL, cpus=3).dump()),
+            "the dump is another one now",
+        ),
+        (lambda place: ("-l", "all"), "it was made in another way"),
+        (lambda place: ("--zero-excluded",), "it was made in another way"),
     ],
     ids=["touched", "another", "level", "excluded"],
 )
@@ -117,7 +120,7 @@ def test_made_again_when_something_changed(place, told, change, why):
     more = change(place)
     code, _, err = told("--print-script", *(more if isinstance(more, tuple) else ()), place / "vmcore")
     assert code == 0
-    assert f"made again: {why}" in err or why in err
+    assert f"made again: {why}" in err
     assert "used again" not in err
     assert (place / "vmcore.velf").stat().st_ino != before
 
