@@ -35,14 +35,13 @@ from tests.lab.dumps import (
     gdb,
     kdump_elftool,
     one_of_each_kernel,
-    selected_rows,
+    one_of_each_row,
 )
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
-FILES = {"kdump": "vmcore", "live": "qemu.elf", "machine": "qemu.raw"}
 EM_MIPS = 8
-RAW = {"mipsel": (32, "<"), "mips64el": (64, "<"), "mips": (32, ">"), "mips64": (64, ">")}
+KINDS = {"mipsel": (32, "<"), "mips64el": (64, "<"), "mips": (32, ">"), "mips64": (64, ">")}
 MACHINES = {
     "x86_64": "i386:x86-64",
     "i386": "i386",
@@ -56,13 +55,7 @@ GONE = re.compile(r".*\.init\..*|\.symtab|\.strtab|\.data\.\.percpu|__ex_table_i
 """Sections that the kernel frees once a module runs, or that have no address."""
 EMPTY = ""
 """Among the names of an object of no size, such as a lock's class without lockdep: it is nowhere."""
-DUMPS = one_of_each_kernel(
-    [
-        LabDump(row.name, row.scenario, FILES[row.scenario])
-        for row in selected_rows()
-        if row.scenario in FILES and (row.scenario != "machine" or row.guest.arch.name in RAW)
-    ]
-)
+DUMPS = one_of_each_kernel(one_of_each_row())
 NAMED = [dump for dump in DUMPS if not IN_CI or dump.row.partition(".")[0] in IN_FULL]
 """Whose symbols gdb is asked for: it takes seconds each."""
 
@@ -116,8 +109,7 @@ def named(request: pytest.FixtureRequest) -> Iterator[Opened]:
 @contextmanager
 def opening(dump: LabDump) -> Iterator[Opened]:
     dump.check()
-    arch = next(row.guest.arch.name for row in selected_rows() if row.name == dump.row)
-    raw = RAW.get(arch)
+    raw = KINDS.get(dump.arch)
     options = OpenOptions(e_machine=EM_MIPS, kind=ElfKind(*raw)) if raw else OpenOptions()
     with ExitStack() as stack:
         vmlinux = read_vmlinux(stack.enter_context(InputFile.open(str(dump.vmlinux))))
