@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +80,7 @@ def test_names_are_printable() -> None:
 
 def test_names_may_share_text() -> None:
     columns = SymbolColumns.of(ROWS[:2])
-    shared = SymbolColumns(
-        columns.address,
-        columns.size,
-        columns.kind,
-        columns.binding,
-        columns.section,
-        b"abcdef",
-        np.array([3, 0]),
-        np.array([6, 4]),
-    )
+    shared = replace(columns, text=b"abcdef", begin=np.array([3, 0]), end=np.array([6, 4]))
     elf = ELFFile(io.BytesIO(symbol_file(ElfKind(64, "<"), 62, [TEXT], shared)))
     names = [symbol.name for symbol in elf.get_section_by_name(".symtab").iter_symbols()]
     assert names == ["", "abcd", "def"]
@@ -97,16 +89,7 @@ def test_names_may_share_text() -> None:
 @pytest.mark.parametrize(("section", "begin", "end"), [(1, 0, 1), (0, 0, 99), (0, -1, 1), (0, 3, 1)], ids=str)
 def test_columns_that_contradict_are_refused(section: int, begin: int, end: int) -> None:
     columns = SymbolColumns.of([("name", 0, 0, 0, 0, section)])
-    bad = SymbolColumns(
-        columns.address,
-        columns.size,
-        columns.kind,
-        columns.binding,
-        columns.section,
-        columns.text,
-        np.array([begin]),
-        np.array([end]),
-    )
+    bad = replace(columns, begin=np.array([begin]), end=np.array([end]))
     with pytest.raises(ValueError, match="symbol's"):
         symbol_file(ElfKind(64, "<"), c.EM_X86_64, [TEXT], bad)
 
