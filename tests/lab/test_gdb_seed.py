@@ -22,7 +22,7 @@ from kdump_elftool.jobs.plain_target import DumpTarget
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.plain.needs import READERS
 from kdump_elftool.safe_text import log_text, printable
-from tests.builders.recording import asked_beyond
+from tests.builders.recording import asked_by, beyond_needs
 from tests.lab.dumps import (
     GDB_MULTIARCH,
     PAGING,
@@ -196,7 +196,7 @@ def test_readers_ask_nothing_beyond_what_a_core_answers(seen: Seen) -> None:
         dump = open_dump(file)
         target = DumpTarget.of(dump, open_kernel(dump, KernelRequest(vmlinux=vmlinux)))
         for reader in READERS:
-            assert asked_beyond(reader, target) == set(), reader
+            assert beyond_needs(reader, asked_by(reader, target)) == set(), reader
 
 
 ARGUMENTS = {
