@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdump_elftool.cli.main import main
 from tests.lab.dumps import LabDump, kdump_elftool, selected_dumps
 
 DUMPS = selected_dumps()
@@ -28,6 +29,25 @@ class Converted:
     def symbol_file(self) -> str:
         """gdb's command for symbols at the right place, vmlinux not being the program."""
         return f"symbol-file -o {self.summary['kaslr_offset']} {self.dump.vmlinux}"
+
+
+Answer = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def answer(capfd: pytest.CaptureFixture[str]) -> Answer:
+    """``answer(*words)``: what a command prints, standard error too; it must succeed.
+
+    In this process: where many commands are compared their start would take most of the time.
+    """
+
+    def run(*words: str | Path) -> tuple[str, str]:
+        code = main([*map(str, words)])
+        printed = capfd.readouterr()
+        assert code == 0, printed.err
+        return printed.out, printed.err
+
+    return run
 
 
 @pytest.fixture(scope="session", params=DUMPS, ids=lambda dump: dump.id)
