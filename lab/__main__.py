@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 
 from lab.built import BUILD_PACKAGES
@@ -103,7 +104,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _unwind_at(*signals: signal.Signals) -> None:
+    """Whoever ends this program ends its QEMU: with-blocks do that, and the default action passes them by."""
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def main() -> int:
+    _unwind_at(signal.SIGTERM, signal.SIGHUP)
     try:
         return run(build_parser().parse_args())
     except LabError as error:
