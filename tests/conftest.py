@@ -110,10 +110,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nobodys_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the caches of whoever runs it, or asks a server."""
+def _nobodys_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """No test reads or fills the caches of whoever runs it, or asks a server.
+
+    All workers have one: gdb's index of a vmlinux takes seconds, and is made once.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / "cache"
+    folder.mkdir(mode=0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
         for name in ("DEBUGINFOD_URLS", "DEBUGINFOD_CACHE_PATH"):
             patch.delenv(name, raising=False)
         yield
