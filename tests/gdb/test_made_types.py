@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gdb
 SEED = 20261129
 
 
-def test_as_in_c(tmp_path):
+def test_types_are_shown_as_in_c(tmp_path):
     w = b.BtfWriter()
     char, integer, word = w.integer("char", 1, 1), w.integer("int", 4, 1), w.integer("unsigned long", 8)
     w.struct("list_head", 16, [("next", 5, 0), ("prev", 5, 8)])
@@ -55,7 +55,7 @@ def test_as_in_c(tmp_path):
     )
 
 
-def test_no_harm(tmp_path):
+def test_random_types_do_gdb_no_harm(tmp_path):
     random = Random(SEED)
     print(f"seed {SEED}")
     commands = []

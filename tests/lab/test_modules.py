@@ -5,7 +5,6 @@ One dump of each kernel: what is read does not depend on the format of the dump.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -322,13 +321,3 @@ def test_a_module_of_another_build(named: Opened, tmp_path: Path) -> None:
     assert [refused.what for refused in found.refused] == [str(path)]
     assert right[::-1].hex() in found.refused[0].why
     assert found.missing[0].name == name
-
-
-def test_what_lsmod_needs_is_little(opened: Opened) -> None:
-    """No more than is declared in NEEDS is asked of the kernel; the answers fit a note."""
-    from kdump_elftool.plain import module_sections, modules
-
-    asked_for = {fact.name for fact in opened.loaded.target.known.used}
-    declared = {*modules.NEEDS, *module_sections.NEEDS}
-    assert asked_for - declared <= {"SYMBOL(__start_BTF)", "SYMBOL(__stop_BTF)"}
-    assert len(json.dumps(sorted(declared))) < 4096
