@@ -214,12 +214,12 @@ def test_areas(asked: Asked) -> None:
     assert compared > 80
 
 
-def vma_line(vma: int, start: int, end: int, flags: int, pgoff: int, name: str) -> str:
+def vma_line(vma: int, start: int, end: int, flags: int, offset: int, name: str) -> str:
     letters = "".join(letter if flags & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))
     shared = "s" if flags & 0x80 else "p"
     text = escaped(name)
-    offset = pgoff << 12 if text.startswith("/") else 0
-    return f"{vma:#x} {start:08x}-{end:08x} {letters}{shared} {offset:08x} {text}".rstrip()
+    shown = offset if text.startswith("/") else 0
+    return f"{vma:#x} {start:08x}-{end:08x} {letters}{shared} {shown:08x} {text}".rstrip()
 
 
 def test_user_addresses(asked: Asked) -> None:

@@ -54,6 +54,10 @@ GONE = re.compile(r".*\.init\..*|\.symtab|\.strtab|\.data\.\.percpu|__ex_table_i
 """Sections that the kernel frees once a module runs, or that have no address."""
 EMPTY = ""
 """Among the names of an object of no size, such as a lock's class without lockdep: it is nowhere."""
+PATCHED = 8
+"""arm64's functions begin with room for patches, which only lines of a function before it cover."""
+SHORT = " "
+"""Among the names of a function that has no such room: it would not fit."""
 DUMPS = one_of_each_kernel(one_of_each_row())
 NAMED = [dump for dump in DUMPS if not IN_CI or dump.row.partition(".")[0] in IN_FULL]
 """Whose symbols gdb is asked for: it takes seconds each."""
@@ -198,6 +202,8 @@ def aliases(path: Path) -> dict[str, set[str]]:
         found.setdefault(name, set()).update(places[place])
         if not size:
             found[name].add(EMPTY)
+        if size <= PATCHED:
+            found[name].add(SHORT)
     return found
 
 
@@ -237,6 +243,12 @@ def addresses(opened: Opened) -> list[str]:
     return [f"info symbol {symbol['addr']}" for symbol in opened.names]
 
 
+def room(opened: Opened, symbol: dict[str, str]) -> int:
+    """Bytes at the beginning of a function that have no lines."""
+    short = SHORT in aliases(opened.file_of(symbol["module"]))[symbol["name"]]
+    return PATCHED if opened.kernel.arch.name == "arm64" and not short else 0
+
+
 def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
     """The files with types beside the vmlinux; functions have lines, and nothing is at NULL."""
     found = named.symbols(named.debug, tmp_path)
@@ -248,9 +260,7 @@ def test_names_and_lines_by_the_files(named: Opened, tmp_path: Path) -> None:
         # room for patches has no lines, nor have all parts that were split off
         if symbol["type"] in "tT" and not re.match(r"__pfx_|.*\.cold$", symbol["name"])
     ]
-    # arm64's functions begin with room for patches, which only lines of a function before it cover
-    inside = 8 if named.kernel.arch.name == "arm64" else 0
-    places = [int(symbol["addr"], 16) + inside for symbol in functions]
+    places = [int(symbol["addr"], 16) + room(named, symbol) for symbol in functions]
     lines = [f"info line *{place:#x}" for place in places]
     # gdb finds the units of 32-bit addresses of MIPS only once they are read
     expand = ["maint expand-symtabs"] if named.kernel.arch.name.startswith("mips") else []
