@@ -236,6 +236,9 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
     files = [file for file in (extra, vmlinux) if file]
     cache = user_cache(stack) if args.vmlinux is not None or args.search else None
     search = Search(stack, os.environ, files, shown, remembered=cache.path if cache else None)
+    find = partial(search.in_directory, args.vmlinux) if in_directory else None
+    if getattr(args, "debuginfod", False):
+        find = search.from_debuginfod
     request = KernelRequest(
         vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
         extra=read_extra(extra) if extra else None,
@@ -243,7 +246,7 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
         kernel=args.kernel,
         force=args.force,
         progress=shown,
-        find=partial(search.in_directory, args.vmlinux) if in_directory else None,
+        find=find,
         locate=search.locate if args.search else None,
         cache=cache,
     )

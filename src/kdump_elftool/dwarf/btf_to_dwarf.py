@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Bools, Index, merge_ranges
+from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges, merge_ranges, subtract_ranges
 from kdump_elftool.dwarf.btf_columns import TYPES, Columns, own_rows
 from kdump_elftool.dwarf.btf_entries import Room, Texts, TypeEntries
 from kdump_elftool.dwarf.btf_types import REFERRING, Types, read_types
 from kdump_elftool.dwarf.btf_variables import Symbols, add_globals, add_variables, find_variables
 from kdump_elftool.dwarf.c_types import Spelling
-from kdump_elftool.dwarf.constants import LANG_C11, At, Form, Tag
-from kdump_elftool.dwarf.entries import Abbreviations, Column, Unit, range_list
+from kdump_elftool.dwarf.constants import LANG_C11, PRODUCER, At, Form, Tag
+from kdump_elftool.dwarf.entries import Abbreviations, Column, RangeLists, Unit
+from kdump_elftool.dwarf.source_entries import NO_SOURCES, Sources
 from kdump_elftool.dwarf.strings import Lookup, Names, StringSection, ends
 from kdump_elftool.elf.btf_kinds import Kind
 
-PRODUCER = b"kdump-elftool (from BTF)"
 _NEAR = 1 << 16
 """Code that lies no further apart than this is one range of its unit."""
 _TEXT = b"tTwW"
@@ -40,6 +40,10 @@ class Functions:
     proto: Index
     name: Index
     part: Bools
+
+    def take(self, rows: Index) -> Functions:
+        """Some of them."""
+        return Functions(self.symbol[rows], self.proto[rows], self.name[rows], self.part[rows])
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class BtfToDwarf:
         self._abbreviations = Abbreviations()
         self._strings = StringSection()
         self._info: list[bytes] = []
-        self._ranges: list[bytes] = []
+        self._ranges = RangeLists(order, word)
         self._base_places: U64 = np.zeros(1, dtype=np.uint64)
         self._base_types: Types | None = None
         self._base_ends: Index = np.zeros(0, dtype=np.intp)
@@ -87,11 +91,17 @@ class BtfToDwarf:
         self._room = Room()
 
     def add(
-        self, name: str, btf: Columns, symbols: Symbols, wanted: tuple[tuple[str, str], ...] = ()
+        self,
+        name: str,
+        btf: Columns,
+        symbols: Symbols,
+        wanted: tuple[tuple[str, str], ...] = (),
+        sources: Sources = NO_SOURCES,
     ) -> None:
         """An object with the symbols of its code and data.
 
-        ``wanted`` are variables with their types in C, for those that BTF has no type for.
+        ``wanted`` are variables with their types in C, for those that BTF has no type for.  Each of
+        ``sources`` becomes a unit behind the object's own, with the functions in its ranges.
         """
         is_base = not btf.first
         types = read_types(btf, None if is_base else self._base_types)
@@ -102,9 +112,18 @@ class BtfToDwarf:
         entries = TypeEntries(unit, types, texts, self._word, self._room)
         count = entries.add(self._wanted(types))
         functions, unplaced = find_functions(btf, nul, symbols)
-        number = self._add_functions(entries, functions, symbols, len(btf.kind) + 1)
-        placed = self._add_variables(entries, nul, symbols, wanted, number)
-        body, places = unit.finish(sum(map(len, self._info)), self._top(name, functions, symbols))
+        unit_of = sources.at(symbols.address[functions.symbol])
+        other = functions.take(np.flatnonzero(unit_of < 0))
+        number = len(btf.kind) + 1
+        self._add_functions(entries, other, symbols, number + np.arange(len(other.symbol)))
+        placed, number = self._add_variables(entries, nul, symbols, wanted, number + len(other.symbol))
+        inside = np.argsort(unit_of, kind="stable")[len(other.symbol) :]
+        heads, numbers = sources.numbers(unit_of[inside], number)
+        self._add_functions(entries, functions.take(inside), symbols, numbers)
+        if len(heads):
+            unit.start_units(heads, sources.heads(self._strings, self._ranges))
+        top = self._top(name, symbols.address[other.symbol], symbols.size[other.symbol], sources)
+        body, places = unit.finish(sum(map(len, self._info)), top)
         self._info.append(body)
         if is_base:
             # the last types may have no entry
@@ -121,7 +140,7 @@ class BtfToDwarf:
             b"".join(self._info),
             self._abbreviations.finish(),
             self._strings.finish(),
-            b"".join(self._ranges),
+            self._ranges.finish(),
             tuple(self._units),
         )
 
@@ -156,10 +175,9 @@ class BtfToDwarf:
         return wanted
 
     def _add_functions(
-        self, entries: TypeEntries, functions: Functions, symbols: Symbols, number: int
-    ) -> int:
-        """Functions with their parameters; returns the next free number."""
-        numbers = number + np.arange(len(functions.symbol))
+        self, entries: TypeEntries, functions: Functions, symbols: Symbols, numbers: Index
+    ) -> None:
+        """Functions with their parameters, as entries of these numbers."""
         name = entries.texts.place(functions.name)
         strings, places = symbols.names.take(functions.symbol[functions.part]).packed()
         name[functions.part] = places + self._strings.append(strings)
@@ -175,7 +193,6 @@ class BtfToDwarf:
             Column(At.HIGH_PC, Form.DATA4, size),
         ]
         entries.add_with_parameters(Tag.SUBPROGRAM, numbers, functions.proto, columns)
-        return number + len(numbers)
 
     def _add_variables(
         self,
@@ -184,28 +201,26 @@ class BtfToDwarf:
         symbols: Symbols,
         wanted: tuple[tuple[str, str], ...],
         number: int,
-    ) -> int:
-        """Variables; returns how many."""
+    ) -> tuple[int, int]:
+        """Variables; returns how many, and the next free number."""
         btf = entries.types.btf
         found = find_variables(entries.types, nul, symbols)
         number = add_variables(entries.unit, number, entries.texts.place(found.name), found)
         known = Names.terminated(btf.strings, nul, found.name)
         spelling = Spelling(entries.unit, btf, self._word, number)
         more = add_globals(spelling, entries.unit, self._strings, symbols, wanted, known)
-        return len(found.name) + more
+        return len(found.name) + more, spelling.number + more
 
-    def _top(self, name: str, functions: Functions, symbols: Symbols) -> list[Column]:
-        """The unit's own entry, and its ranges."""
+    def _top(self, name: str, address: U64, size: U64, sources: Sources) -> list[Column]:
+        """The unit's own entry, and its ranges: those of its functions without what is in ``sources``."""
         columns = [
             Column(At.PRODUCER, Form.STRP, np.array([self._strings.put(PRODUCER)])),
             Column(At.LANGUAGE, Form.DATA1, np.array([LANG_C11])),
             Column(At.NAME, Form.STRP, np.array([self._strings.put(name.encode())])),
         ]
-        if len(functions.symbol):
-            start, end = _extent(symbols.address[functions.symbol], symbols.size[functions.symbol])
-            body, at = range_list(start, end, self._order, self._word)
-            at += sum(map(len, self._ranges))
-            self._ranges.append(body)
+        if len(address):
+            extent = subtract_ranges(Ranges(*_extent(address, size)), sources.covered)
+            at = self._ranges.add(extent.start, extent.end)
             columns.append(Column(At.LOW_PC, Form.ADDR, np.zeros(1, dtype=np.uint64)))
             columns.append(Column(At.RANGES, Form.SEC_OFFSET, np.array([at])))
         return columns

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdump_elftool.addr import NO_RANGES
+from kdump_elftool.addr import MASK64, NO_RANGES
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections, Written
+from kdump_elftool.dwarf.source_entries import NO_SOURCES, Sources
 from kdump_elftool.dwarf.strings import harmless
 from kdump_elftool.dwarf.well_known import WELL_KNOWN
 from kdump_elftool.elf import constants as c
@@ -24,37 +25,46 @@ from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, ker
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
-from kdump_elftool.kernel.btf import Btf, open_btf
+from kdump_elftool.jobs.source_lines import SourceLines, source_lines
+from kdump_elftool.kernel.btf import Btf, no_types, open_btf
 from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
 
 _LONGEST_BANNER = 1024
-NO_LINES = "line numbers are not in a dump: gdb shows symbol+offset"
 
 
 @dataclass(frozen=True)
 class MadeVmlinux:
-    """The file, what is in it, and what it lacks, in sentences."""
+    """The file, what is in it (``sources``: source files with lines), and what it lacks, in sentences."""
 
     data: bytes
     release: str | None
     symbols: int
     units: tuple[Written, ...]
     missing: tuple[str, ...]
+    sources: int = 0
 
 
 def make_vmlinux(
-    dump: Dump, kernel: Kernel, *, btf: bytes | None = None, link_addresses: bool = False
+    dump: Dump,
+    kernel: Kernel,
+    *,
+    btf: bytes | None = None,
+    link_addresses: bool = False,
+    lines_of: Vmlinux | None = None,
 ) -> MadeVmlinux:
     """Build it.
 
     ``btf`` is the kernel's BTF object where the dump has none; with ``link_addresses`` the kernel lies
-    where it was linked, for readers that add the KASLR offset themselves (drgn).
-    Raises IdentityError where the dump's symbol table cannot be found.
+    where it was linked, for readers that add the KASLR offset themselves (drgn).  ``lines_of`` is the kernel's
+    own vmlinux, whose line numbers are taken over.
+    Raises IdentityError where the dump's symbol table cannot be found, or no lines in ``lines_of``.
     """
     known = knowledge(dump, kernel)
     symbols, types = in_dump(known)
@@ -76,14 +86,33 @@ def make_vmlinux(
         window = kernel.identity.image_window
         types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
     missing += _types_missing(types, given=btf is not None)
-    debug = None if types is None else _debug(words, known, types, parts[0], modules)
+    lines = None if lines_of is None else _lines(lines_of, kernel, link_addresses)
+    if lines is not None:
+        missing += lines.missing
+        types = no_types(words.word) if types is None else types
+    sources = NO_SOURCES if lines is None else lines.sources
+    debug = None if types is None else _debug(words, known, types, parts[0], modules, sources)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     missing += _frames_missing(frames, link_addresses)
     names = _names(dump, kernel, _banner(words.memory, known), link_addresses)
-    data = _file(dump, kernel, parts, debug, frames, names)
+    contents = [] if debug is None else _contents(debug, lines)
+    data = _file(dump, kernel, parts, contents, frames, names)
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
-    return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
+    said = (*missing, *_cut(units))
+    return MadeVmlinux(data, kernel.identity.release, count, units, said, len(sources.units))
+
+
+def _lines(vmlinux: Vmlinux, kernel: Kernel, link_addresses: bool) -> SourceLines:
+    offset = kaslr_offset_by(kernel.identity, vmlinux)
+    if offset is None:
+        raise IdentityError(
+            "kaslr_offset",
+            "where the kernel ran is not known: line numbers have no place",
+            hint="give KERNELOFFSET=0x... in a file with -e",
+        )
+    low = kernel.identity.image_window[0] - int(offset.value) & MASK64 >> (64 - kernel.arch.bits)
+    return source_lines(vmlinux, low, 0 if link_addresses else int(offset.value))
 
 
 def _variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
@@ -100,10 +129,12 @@ def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
     return moved(part, offset, low, high)
 
 
-def _debug(words: Words, known: Knowledge, types: Btf, part: Part, modules: ModuleParts) -> DebugSections:
-    """The kernel's unit, and one for each module that has BTF."""
+def _debug(
+    words: Words, known: Knowledge, types: Btf, part: Part, modules: ModuleParts, sources: Sources
+) -> DebugSections:
+    """The kernel's unit, those of its source files, and one for each module that has BTF."""
     debug = BtfToDwarf(words.order, words.word)
-    debug.add(part.name, types, part.symbols, WELL_KNOWN)
+    debug.add(part.name, types, part.symbols, WELL_KNOWN, sources)
     for module, of_module in module_types(words, known, types, modules):
         debug.add(module.name, of_module, module.symbols)
     return debug.finish()
@@ -139,25 +170,26 @@ def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
     return harmless(banner.rstrip(b"\n")) + b"\n\0" if banner.startswith(b"Linux version ") else b""
 
 
+def _contents(debug: DebugSections, lines: SourceLines | None) -> list[tuple[str, bytes]]:
+    """Sections of debug information."""
+    found = [(name, getattr(debug, name)) for name in ("info", "abbrev", "str", "rnglists")]
+    if lines is not None:
+        found += [("line", lines.line), ("line_str", lines.line_str)]
+    return [(name, data) for name, data in found if data]
+
+
 def _file(
     dump: Dump,
     kernel: Kernel,
     parts: Sequence[Part],
-    debug: DebugSections | None,
+    contents: Sequence[tuple[str, bytes]],
     frames: FrameFile | None,
     names: Sequence[Section],
 ) -> bytes:
     kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
     sections = [section for part in parts for section in part.sections]
     sections += names
-    if debug is not None:
-        contents = (
-            ("info", debug.info),
-            ("abbrev", debug.abbrev),
-            ("str", debug.str),
-            ("rnglists", debug.rnglists),
-        )
-        sections += [Section(f".debug_{name}", data=data) for name, data in contents]
+    sections += [Section(f".debug_{name}", data=data) for name, data in contents]
     if frames is not None:
         sections.append(Section(".debug_frame", data=frames.data, align=8))
     return symbol_file(

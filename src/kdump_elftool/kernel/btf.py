@@ -345,6 +345,13 @@ def _records(words: U32) -> tuple[Index, bool]:
     return np.array(starts if complete else starts[:-1], dtype=np.intp), complete
 
 
+def no_types(word: int) -> Btf:
+    """An object without any, for those that have other things to say of a kernel."""
+    none, index = np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.intp)
+    kind, flag = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.bool_)
+    return Btf(none, b"\0", index, none, kind, index, flag, none, word, "none")
+
+
 def open_btf(
     memory: VirtualMemory,
     known: Source,
