@@ -7,7 +7,7 @@ its address; where a parameter is at run time BTF does not say, so they have no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,10 +40,12 @@ class Functions:
     proto: Index
     name: Index
     part: Bools
+    size: U64
 
     def take(self, rows: Index) -> Functions:
         """Some of them."""
-        return Functions(self.symbol[rows], self.proto[rows], self.name[rows], self.part[rows])
+        columns = (self.symbol, self.proto, self.name, self.part, self.size)
+        return Functions(*(column[rows] for column in columns))
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class DebugSections:
     abbrev: bytes
     str: bytes
     rnglists: bytes
+    aranges: bytes
     units: tuple[Written, ...]
 
 
@@ -83,6 +86,7 @@ class BtfToDwarf:
         self._strings = StringSection()
         self._info: list[bytes] = []
         self._ranges = RangeLists(order, word)
+        self._tables: list[bytes] = []
         self._base_places: U64 = np.zeros(1, dtype=np.uint64)
         self._base_types: Types | None = None
         self._base_ends: Index = np.zeros(0, dtype=np.intp)
@@ -112,7 +116,8 @@ class BtfToDwarf:
         entries = TypeEntries(unit, types, texts, self._word, self._room)
         count = entries.add(self._wanted(types))
         functions, unplaced = find_functions(btf, nul, symbols)
-        unit_of = sources.at(symbols.address[functions.symbol])
+        unit_of, size = sources.at(symbols.address[functions.symbol], functions.size)
+        functions = replace(functions, size=size)
         other = functions.take(np.flatnonzero(unit_of < 0))
         number = len(btf.kind) + 1
         self._add_functions(entries, other, symbols, number + np.arange(len(other.symbol)))
@@ -122,9 +127,11 @@ class BtfToDwarf:
         self._add_functions(entries, functions.take(inside), symbols, numbers)
         if len(heads):
             unit.start_units(heads, sources.heads(self._strings, self._ranges))
-        top = self._top(name, symbols.address[other.symbol], symbols.size[other.symbol], sources)
+        top = self._top(name, symbols.address[other.symbol], other.size, sources)
         body, places = unit.finish(sum(map(len, self._info)), top)
         self._info.append(body)
+        # the null entry of the unit before comes first
+        self._tables.append(sources.address_table(places[heads] + 1, self._order, self._word))
         if is_base:
             # the last types may have no entry
             known = places[: len(btf.kind) + 1]
@@ -141,6 +148,7 @@ class BtfToDwarf:
             self._abbreviations.finish(),
             self._strings.finish(),
             self._ranges.finish(),
+            b"".join(self._tables),
             tuple(self._units),
         )
 
@@ -182,7 +190,7 @@ class BtfToDwarf:
         strings, places = symbols.names.take(functions.symbol[functions.part]).packed()
         name[functions.part] = places + self._strings.append(strings)
         target = entries.types.target[functions.proto]
-        size = np.minimum(symbols.size[functions.symbol], np.uint64(0xFFFFFFFF))
+        size = np.minimum(functions.size, np.uint64(0xFFFFFFFF))
         is_global = symbols.kind[functions.symbol] == ord("T")
         columns = [
             Column(At.NAME, Form.STRP, name),
@@ -219,16 +227,17 @@ class BtfToDwarf:
             Column(At.NAME, Form.STRP, np.array([self._strings.put(name.encode())])),
         ]
         if len(address):
-            extent = subtract_ranges(Ranges(*_extent(address, size)), sources.covered)
+            nearer = 0 if sources.units else _NEAR
+            extent = subtract_ranges(_extent(address, size, nearer), sources.covered)
             at = self._ranges.add(extent.start, extent.end)
             columns.append(Column(At.LOW_PC, Form.ADDR, np.zeros(1, dtype=np.uint64)))
             columns.append(Column(At.RANGES, Form.SEC_OFFSET, np.array([at])))
         return columns
 
 
-def _extent(address: U64, size: U64) -> tuple[U64, U64]:
-    """Sorted ranges, those that lie near each other as one."""
-    near = np.uint64(_NEAR)
+def _extent(address: U64, size: U64, nearer: int) -> Ranges:
+    """Sorted ranges, those that lie no further apart than ``nearer`` as one."""
+    near = np.uint64(nearer)
     # behind the last address there is no room for a range
     address = np.minimum(address, np.uint64(MASK64 - 1))
     room = np.minimum(size, np.uint64(MASK64) - address)
@@ -238,7 +247,7 @@ def _extent(address: U64, size: U64) -> tuple[U64, U64]:
     last = np.searchsorted(merged.start, address, side="right") - 1
     reach = np.zeros(len(merged), dtype=np.uint64)
     np.maximum.at(reach, last, end)
-    return merged.start, reach
+    return Ranges(merged.start, reach)
 
 
 def find_functions(btf: Columns, nul: Index, symbols: Symbols) -> tuple[Functions, int]:
@@ -265,4 +274,5 @@ def find_functions(btf: Columns, nul: Index, symbols: Symbols) -> tuple[Function
     _, first = np.unique(symbols.address[rows], return_index=True)
     rows, found, part = rows[first], found[first], part[first]
     unplaced = len(funcs) - len(np.unique(found))
-    return Functions(rows, proto[found], btf.name[funcs[found]].astype(np.intp), part), unplaced
+    name = btf.name[funcs[found]].astype(np.intp)
+    return Functions(rows, proto[found], name, part, symbols.size[rows]), unplaced

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdump_elftool.addr import MASK64, U64, Index, Ranges, merge_ranges, u64
 from kdump_elftool.dwarf.constants import PRODUCER, At, Form
-from kdump_elftool.dwarf.entries import Column, RangeLists
+from kdump_elftool.dwarf.entries import Column, RangeLists, number
 from kdump_elftool.dwarf.source_units import SourceUnit
 from kdump_elftool.dwarf.strings import StringSection
 
@@ -49,13 +49,18 @@ class Sources:
         """All their code."""
         return merge_ranges(self.start, self.end)
 
-    def at(self, address: U64) -> Index:
-        """The unit of each address, -1 where there is none."""
+    def at(self, address: U64, size: U64) -> tuple[Index, U64]:
+        """The unit of each function, -1 where there is none, and its size within the unit's ranges.
+
+        A symbol ends where the next one begins, and so with the padding behind the unit's code.
+        """
         if not len(self.start):
-            return np.full(len(address), -1, dtype=np.intp)
+            return np.full(len(address), -1, dtype=np.intp), size
         row = np.searchsorted(self.start, address, side="right") - 1
-        inside = (row >= 0) & (address < self.end[np.maximum(row, 0)])
-        return np.where(inside, self.unit[row], -1)
+        end = self.end[np.maximum(row, 0)]
+        inside = (row >= 0) & (address < end)
+        room = np.where(inside, end - np.where(inside, address, 0), size)
+        return np.where(inside, self.unit[row], -1), np.minimum(size, room)
 
     def ranges(self) -> list[tuple[U64, U64]]:
         """Starts and ends by unit."""
@@ -90,6 +95,20 @@ class Sources:
             Column(At.RANGES, Form.SEC_OFFSET, np.array(ranges)),
             Column(At.STMT_LIST, Form.SEC_OFFSET, np.array(lines)),
         ]
+
+    def address_table(self, places: Index, order: str, word: int) -> bytes:
+        """.debug_aranges, by which elfutils finds units; they lie at ``places`` in .debug_info.
+
+        DWARF 5, 6.1.2 and 7.21: each unit's table begins at a multiple of the size of an entry.
+        """
+        out = []
+        for place, (start, end) in zip(places.tolist(), self.ranges(), strict=True):
+            rows = np.zeros((len(start) + 1, 2), dtype=f"{order}u{word}")
+            rows[:-1, 0], rows[:-1, 1] = start, end - start
+            head = number(2, 2, order) + number(place, 4, order) + bytes([word, 0])
+            head += bytes(-(4 + len(head)) % (2 * word))
+            out += [number(len(head) + rows.nbytes, 4, order), head, rows.tobytes()]
+        return b"".join(out)
 
 
 NO_SOURCES = Sources.of((), 0, 0, 8)

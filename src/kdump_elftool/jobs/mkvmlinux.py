@@ -172,7 +172,7 @@ def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
 
 def _contents(debug: DebugSections, lines: SourceLines | None) -> list[tuple[str, bytes]]:
     """Sections of debug information."""
-    found = [(name, getattr(debug, name)) for name in ("info", "abbrev", "str", "rnglists")]
+    found = [(name, getattr(debug, name)) for name in ("info", "abbrev", "str", "rnglists", "aranges")]
     if lines is not None:
         found += [("line", lines.line), ("line_str", lines.line_str)]
     return [(name, data) for name, data in found if data]
