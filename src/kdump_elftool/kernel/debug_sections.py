@@ -18,7 +18,7 @@ import numpy as np
 from kdump_elftool.codecs.streams import Decoder, Inflate, zstd_library
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import ElfFile
-from kdump_elftool.errors import CorruptDumpError
+from kdump_elftool.errors import CorruptDumpError, KdumpError
 
 LARGEST = 2 << 30
 """Bytes of a section; 250 MB are in the largest of a distribution's kernel."""
@@ -43,7 +43,7 @@ NOTHING = Contents(lambda _offset, _size: b"", 0)
 def section_contents(elf: ElfFile, header: np.void | None, stack: ExitStack) -> Contents:
     """What a section holds, as long as ``stack`` is open; nothing where there is no such section.
 
-    Raises CorruptDumpError, MissingCodecError.
+    Raises CorruptDumpError, MissingCodecError, KdumpError.
     """
     if header is None:
         return NOTHING
@@ -77,10 +77,15 @@ class Unpacked:
 def unpack(elf: ElfFile, start: int, size: int, largest: int = LARGEST) -> Unpacked:
     """Unpack the section at that place of the file.
 
-    Raises CorruptDumpError for what is no such section, MissingCodecError without a decoder for it.
+    Raises CorruptDumpError for what is no such section, MissingCodecError without a decoder for it, KdumpError
+    without room.
     """
     try:
         return _unpack(elf, start, size, largest)
+    except OSError as error:
+        raise KdumpError(
+            f"{elf.file.path}: cannot unpack a section: {error.strerror}", hint="$TMPDIR says where there is room"
+        ) from None
     except (ValueError, zlib.error) as error:
         raise CorruptDumpError(
             elf.file.path, f"a compressed section cannot be unpacked: {error}", file_offset=start
@@ -90,7 +95,9 @@ def unpack(elf: ElfFile, start: int, size: int, largest: int = LARGEST) -> Unpac
 def _unpack(elf: ElfFile, start: int, size: int, largest: int) -> Unpacked:
     order = elf.header.kind.order
     head = struct.Struct(f"{order}IIQQ" if elf.header.kind.bits == 64 else f"{order}III")
-    words = head.unpack(elf.file.read_at(start, head.size).ljust(head.size, b"\0"))
+    if size < head.size:
+        raise ValueError("it is shorter than its header")
+    words = head.unpack(elf.file.read_at(start, head.size))
     method, length = words[0], words[-2]
     if length > largest:
         raise ValueError(f"{length:#x} bytes are more than any has")
