@@ -54,8 +54,8 @@ def table(
 ) -> bytes:
     """A whole line table, whose names stand in it."""
     if version == 5:
-        # directories and files: one each, by a string
-        names = bytes([1, 1, 8, 1]) + b"/src\0" + bytes([1, 1, 8, 1]) + name + b"\0"
+        # one directory, and the file twice: 0 is the unit's own, rows begin with 1
+        names = bytes([1, 1, 8, 1]) + b"/src\0" + bytes([1, 1, 8, 2]) + (name + b"\0") * 2
     else:
         names = b"\0" + name + b"\0\0\0\0" + b"\0"
     limits = bytes([1, *([1] if version >= 4 else []), 1, 0xFB, 14, len(lengths) + 1]) + lengths

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-vmlinux",
         dest="vmlinux",
         metavar="VMLINUX",
-        help="the kernel's vmlinux of the debug package, or a directory in which it is found by its build id: "
-        "the line numbers are taken from it",
+        help="the kernel's vmlinux of the debug package, or a directory in which it is found by its build "
+        "id: the line numbers are taken from it",
     )
     where.add_argument(
         "--debuginfod",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from kdump_elftool.dwarf.constants import FORM_IMPLICIT_CONST, Tag
+from kdump_elftool.dwarf.constants import FORM_IMPLICIT_CONST
 
 Attributes = tuple[tuple[int, int, int], ...]
 """Name, form, and the value where it is in the declaration (implicit_const)."""
@@ -19,6 +19,7 @@ _MOST_BITS = 70
 _LEB = rb"[\x80-\xff]*+[\x00-\x7f]"
 _PAIRS = rb"(?:(?!\x00\x00)" + _LEB + rb"(?:\x21" + _LEB + rb"|(?!\x21)" + _LEB + rb"))*+"
 _OTHER = rb"(?!\x00)" + _LEB + rb"(?!\x11)" + _LEB + rb"[\x00\x01]" + _PAIRS + rb"\x00\x00"
+# 0x11 is DW_TAG_compile_unit
 _UNIT = re.compile(
     rb"(?s:(?:" + _OTHER + rb")*+(?!\x00)(" + _LEB + rb")\x11[\x00\x01](" + _PAIRS + rb")\x00\x00)"
 )
@@ -74,6 +75,3 @@ def leb(data: bytes, at: int, *, signed: bool = False) -> tuple[int, int]:
         if byte < 0x80:
             return (value - (1 << shift) if signed and byte & 0x40 else value), at
     raise ValueError("a LEB128 number of more than 64 bits")
-
-
-assert Tag.COMPILE_UNIT == 0x11

@@ -44,8 +44,21 @@ class Functions:
 
     def take(self, rows: Index) -> Functions:
         """Some of them."""
-        columns = (self.symbol, self.proto, self.name, self.part, self.size)
-        return Functions(*(column[rows] for column in columns))
+        return Functions(
+            self.symbol[rows], self.proto[rows], self.name[rows], self.part[rows], self.size[rows]
+        )
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What was added of an object's code: how much, the functions of no source file, and the numbers of the
+    source files' units."""
+
+    functions: int
+    variables: int
+    unplaced: int
+    outside: Functions
+    heads: Index
 
 
 @dataclass(frozen=True)
@@ -115,23 +128,13 @@ class BtfToDwarf:
         bare = self._room.refused
         entries = TypeEntries(unit, types, texts, self._word, self._room)
         count = entries.add(self._wanted(types))
-        functions, unplaced = find_functions(btf, nul, symbols)
-        unit_of, size = sources.at(symbols.address[functions.symbol], functions.size)
-        functions = replace(functions, size=size)
-        other = functions.take(np.flatnonzero(unit_of < 0))
-        number = len(btf.kind) + 1
-        self._add_functions(entries, other, symbols, number + np.arange(len(other.symbol)))
-        placed, number = self._add_variables(entries, nul, symbols, wanted, number + len(other.symbol))
-        inside = np.argsort(unit_of, kind="stable")[len(other.symbol) :]
-        heads, numbers = sources.numbers(unit_of[inside], number)
-        self._add_functions(entries, functions.take(inside), symbols, numbers)
-        if len(heads):
-            unit.start_units(heads, sources.heads(self._strings, self._ranges))
-        top = self._top(name, symbols.address[other.symbol], other.size, sources)
+        code = self._add_code(entries, nul, symbols, wanted, sources)
+        top = self._top(name, symbols.address[code.outside.symbol], code.outside.size, sources)
         body, places = unit.finish(sum(map(len, self._info)), top)
         self._info.append(body)
         # the null entry of the unit before comes first
-        self._tables.append(sources.address_table(places[heads] + 1, self._order, self._word))
+        starts = places[code.heads].astype(np.intp) + 1
+        self._tables.append(sources.address_table(starts, self._order, self._word))
         if is_base:
             # the last types may have no entry
             known = places[: len(btf.kind) + 1]
@@ -139,7 +142,8 @@ class BtfToDwarf:
             self._base_places[: len(known)] = known
             self._base_types, self._base_ends = types, nul
         bare = self._room.refused - bare
-        self._units.append(Written(name, count, len(functions.symbol), placed, types.cut, unplaced, bare))
+        of_code = (code.functions, code.variables, types.cut, code.unplaced)
+        self._units.append(Written(name, count, *of_code, bare))
 
     def finish(self) -> DebugSections:
         """All sections."""
@@ -181,6 +185,30 @@ class BtfToDwarf:
         placed = self._base_places[1 : btf.first + 1] > 0
         wanted[: btf.first] &= ~placed
         return wanted
+
+    def _add_code(
+        self,
+        entries: TypeEntries,
+        nul: Index,
+        symbols: Symbols,
+        wanted: tuple[tuple[str, str], ...],
+        sources: Sources,
+    ) -> _Code:
+        """Functions and variables, and then the units of ``sources``, each before the functions in it."""
+        functions, unplaced = find_functions(entries.types.btf, nul, symbols)
+        unit_of, size = sources.at(symbols.address[functions.symbol], functions.size)
+        functions = replace(functions, size=size)
+        outside = functions.take(np.flatnonzero(unit_of < 0))
+        number = len(entries.types.btf.kind) + 1
+        self._add_functions(entries, outside, symbols, number + np.arange(len(outside.symbol)))
+        number += len(outside.symbol)
+        variables, number = self._add_variables(entries, nul, symbols, wanted, number)
+        inside = np.argsort(unit_of, kind="stable")[len(outside.symbol) :]
+        heads, numbers = sources.numbers(unit_of[inside], number)
+        self._add_functions(entries, functions.take(inside), symbols, numbers)
+        if len(heads):
+            entries.unit.start_units(heads, sources.heads(self._strings, self._ranges))
+        return _Code(len(functions.symbol), variables, unplaced, outside, heads)
 
     def _add_functions(
         self, entries: TypeEntries, functions: Functions, symbols: Symbols, numbers: Index

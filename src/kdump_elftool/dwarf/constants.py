@@ -100,5 +100,3 @@ class Rle(IntEnum):
     BASE_ADDRESS = 0x05
     START_END = 0x06
     START_LENGTH = 0x07
-
-

@@ -124,7 +124,7 @@ class Unit:
         self._add(tag, (parent.astype(np.int64) << _PLACES) + nth + 1, columns, None)
 
     def start_units(self, number: Index, columns: Sequence[Column]) -> None:
-        """Units behind this one, by the numbers of their own entries: what has a higher number lies in them."""
+        """Units behind this one, by the numbers of their own entries: higher ones lie in them."""
         attributes = tuple((column.attribute, column.form) for column in columns)
         shape = _Shape(Tag.COMPILE_UNIT, True, attributes, head=True)
         values = tuple(column.values for column in columns if column.values is not None)
@@ -158,22 +158,24 @@ class Unit:
             ),
             np.zeros(0, dtype=np.uint64),
         ).tobytes()
-        ends = self._terminators()
-        groups = [*self._groups, ends]
+        groups = [*self._groups, self._terminators()]
         sizes = [self._dtype(group.shape).itemsize for group in self._groups] + [1]
         places, total = _lay_out(groups, sizes, start + HEADER_SIZE + len(head))
         table = self._by_number(groups, places)
         body = np.zeros(total + 1, dtype=np.uint8)
         first = start + HEADER_SIZE + len(head)
-        # the null entry of the unit before comes first
-        heads = [place + 1 for group, place in zip(self._groups, places, strict=False) if group.shape.head]
-        starts = np.sort(np.concatenate([np.zeros(0, dtype=np.intp), *heads]))
-        ends = np.append(starts, first + total + 1)
+        ends = self._ends(places, first + total + 1)
         for group, place in zip(self._groups, places, strict=False):
             length = ends[np.searchsorted(ends, place + 1) + 1] - place - 5 if group.shape.head else None
             rows = self._rows(group, table, length)
             body[(place - first)[:, None] + np.arange(rows.shape[1])] = rows
         return self._header(int(ends[0]) - start - 4) + head + body.tobytes(), table
+
+    def _ends(self, places: list[Index], last: int) -> Index:
+        """Where units end: before the next one's header, which the null entry of the one before precedes."""
+        heads = [place + 1 for group, place in zip(self._groups, places, strict=False) if group.shape.head]
+        starts = np.sort(np.concatenate([np.zeros(0, dtype=np.intp), *heads]))
+        return np.append(starts, last)
 
     def _header(self, length: int) -> bytes:
         order = self._order

@@ -121,7 +121,7 @@ def _any_of(opcodes: Iterable[int]) -> bytes:
 
 def _addresses(section: bytes, header: _Header, pattern: re.Pattern[bytes], word: int) -> list[int]:
     """Raises ValueError, IndexError."""
-    found = []
+    found: list[int] = []
     at = header.first
     while True:
         passed = pattern.match(section, at, header.end)

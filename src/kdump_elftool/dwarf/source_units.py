@@ -25,10 +25,36 @@ _STMT_LIST, _LOW_PC, _HIGH_PC, _LANGUAGE, _NAME, _COMP_DIR = 0x10, 0x11, 0x12, 0
 _RANGES, _STR_OFFSETS_BASE, _ADDR_BASE, _RNGLISTS_BASE = 0x55, 0x72, 0x73, 0x74
 _ADDR, _STRING, _STRP, _LINE_STRP, _STRX, _RNGLISTX, _IMPLICIT = 0x01, 0x08, 0x0E, 0x1F, 0x1A, 0x23, 0x21
 _FIXED = {
-    **{0x0B: 1, 0x05: 2, 0x06: 4, 0x07: 8, 0x1E: 16, 0x0C: 1, 0x19: 0, _IMPLICIT: 0},
-    **{_STRP: 4, _LINE_STRP: 4, 0x17: 4, 0x1D: 4, 0x10: 4, 0x1F20: 4, 0x1F21: 4},
-    **{0x11: 1, 0x12: 2, 0x13: 4, 0x14: 8, 0x1C: 4, 0x20: 8, 0x24: 8},
-    **{0x25: 1, 0x26: 2, 0x27: 3, 0x28: 4, 0x29: 1, 0x2A: 2, 0x2B: 3, 0x2C: 4},
+    0x0B: 1,
+    0x05: 2,
+    0x06: 4,
+    0x07: 8,
+    0x1E: 16,
+    0x0C: 1,
+    0x19: 0,
+    _IMPLICIT: 0,
+    _STRP: 4,
+    _LINE_STRP: 4,
+    0x17: 4,
+    0x1D: 4,
+    0x10: 4,
+    0x1F20: 4,
+    0x1F21: 4,
+    0x11: 1,
+    0x12: 2,
+    0x13: 4,
+    0x14: 8,
+    0x1C: 4,
+    0x20: 8,
+    0x24: 8,
+    0x25: 1,
+    0x26: 2,
+    0x27: 3,
+    0x28: 4,
+    0x29: 1,
+    0x2A: 2,
+    0x2B: 3,
+    0x2C: 4,
 }
 """Bytes by form, of those with as many always: data, flag, references, and numbers of tables' entries."""
 _STRX_FORMS, _ADDRX_FORMS = (_STRX, 0x25, 0x26, 0x27, 0x28), (0x1B, 0x29, 0x2A, 0x2B, 0x2C)
@@ -109,7 +135,9 @@ def _unit(source: DebugInput, declarations: UnitDeclarations, at: int, left: int
     line = has.get(_STMT_LIST)
     if line is None:
         return None
-    bases = {name: has[name].number for name in (_STR_OFFSETS_BASE, _ADDR_BASE, _RNGLISTS_BASE) if name in has}
+    bases = {
+        name: has[name].number for name in (_STR_OFFSETS_BASE, _ADDR_BASE, _RNGLISTS_BASE) if name in has
+    }
     ranges = list(islice(_code(source, has, bases, head.version), left + 1))
     if len(ranges) > left:
         raise ValueError("more ranges than any program has")

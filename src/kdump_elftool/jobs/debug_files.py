@@ -105,7 +105,9 @@ class Search:
             why, hint = "the dump does not say its kernel's build id", "name the vmlinux with --from-vmlinux"
         elif not self.environ.get("DEBUGINFOD_URLS"):
             why = "debuginfod has not fetched it before, and DEBUGINFOD_URLS names no server"
-            hint = "set DEBUGINFOD_URLS to your distribution's server, https://debuginfod.debian.net for example"
+            hint = (
+                "set DEBUGINFOD_URLS to your distribution's server, https://debuginfod.debian.net for example"
+            )
         else:
             why, hint = "the servers of DEBUGINFOD_URLS do not have it", "--verbose says what they answered"
         build_id = info.build_id.hex() if info.build_id else "unknown"
@@ -165,7 +167,9 @@ def where_lines_are(build_id: bytes | None) -> str:
     """One line on how to get what no dump holds."""
     lack = "line numbers are not in a dump: gdb shows symbol+offset"
     if build_id is None:
-        return f"{lack}; they are in the vmlinux of the kernel's debug package (-m, or mkvmlinux --from-vmlinux)"
+        return (
+            f"{lack}; they are in the vmlinux of the kernel's debug package (-m, or mkvmlinux --from-vmlinux)"
+        )
     return (
         f"{lack}; the vmlinux that has them is in the kernel's debug package, or comes from a server by "
         f"DEBUGINFOD_URLS=https://SERVER debuginfod-find debuginfo {build_id.hex()}"

@@ -62,8 +62,8 @@ def make_vmlinux(
     """Build it.
 
     ``btf`` is the kernel's BTF object where the dump has none; with ``link_addresses`` the kernel lies
-    where it was linked, for readers that add the KASLR offset themselves (drgn).  ``lines_of`` is the kernel's
-    own vmlinux, whose line numbers are taken over.
+    where it was linked, for readers that add the KASLR offset themselves (drgn).  ``lines_of`` is the
+    kernel's own vmlinux, whose line numbers are taken over.
     Raises IdentityError where the dump's symbol table cannot be found, or no lines in ``lines_of``.
     """
     known = knowledge(dump, kernel)
@@ -80,11 +80,8 @@ def make_vmlinux(
     parts = [_placed(own, kernel, link_addresses), *modules.parts]
     missing += modules.warnings
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
-    if btf is not None:
-        types = Btf.parse(btf, words.order, words.word, "--btf", partial=True)
-    elif types is None:
-        window = kernel.identity.image_window
-        types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
+    if btf is not None or types is None:
+        types = _partial_types(words, kernel, symbols, btf)
     missing += _types_missing(types, given=btf is not None)
     lines = None if lines_of is None else _lines(lines_of, kernel, link_addresses)
     if lines is not None:
@@ -95,8 +92,7 @@ def make_vmlinux(
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     missing += _frames_missing(frames, link_addresses)
     names = _names(dump, kernel, _banner(words.memory, known), link_addresses)
-    contents = [] if debug is None else _contents(debug, lines)
-    data = _file(dump, kernel, parts, contents, frames, names)
+    data = _file(dump, kernel, parts, _contents(debug, lines), frames, names)
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
     said = (*missing, *_cut(units))
@@ -140,6 +136,14 @@ def _debug(
     return debug.finish()
 
 
+def _partial_types(words: Words, kernel: Kernel, symbols: Kallsyms, btf: bytes | None) -> Btf | None:
+    """What can be read of ``btf``, or else of what the dump has."""
+    if btf is not None:
+        return Btf.parse(btf, words.order, words.word, "--btf", partial=True)
+    window = kernel.identity.image_window
+    return open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
+
+
 def _types_missing(types: Btf | None, *, given: bool) -> list[str]:
     if types is not None:
         return [] if types.damage is None else [f"BTF is damaged: {types.damage}"]
@@ -170,8 +174,10 @@ def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
     return harmless(banner.rstrip(b"\n")) + b"\n\0" if banner.startswith(b"Linux version ") else b""
 
 
-def _contents(debug: DebugSections, lines: SourceLines | None) -> list[tuple[str, bytes]]:
+def _contents(debug: DebugSections | None, lines: SourceLines | None) -> list[tuple[str, bytes]]:
     """Sections of debug information."""
+    if debug is None:
+        return []
     found = [(name, getattr(debug, name)) for name in ("info", "abbrev", "str", "rnglists", "aranges")]
     if lines is not None:
         found += [("line", lines.line), ("line_str", lines.line_str)]

@@ -6,9 +6,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
-
-from kdump_elftool.addr import MASK64
 from kdump_elftool.dwarf.debug_input import DebugInput
 from kdump_elftool.dwarf.line_programs import find_addresses, moved_addresses
 from kdump_elftool.dwarf.source_entries import Sources
@@ -25,7 +22,8 @@ _STRINGS = ("str", "line_str", "ranges", "rnglists", "str_offsets", "addr")
 
 @dataclass(frozen=True)
 class SourceLines:
-    """The units, and the sections that they refer to: .debug_line, .debug_line_str.  ``missing``: sentences."""
+    """The units, the sections that they refer to (.debug_line, .debug_line_str), and what is missing, in
+    sentences."""
 
     sources: Sources
     line: bytes
@@ -71,6 +69,4 @@ def _open(elf: ElfFile, stack: ExitStack) -> DebugInput:
     info = found.pop("info")
     wholes = {name: contents.whole(_LARGEST) for name, contents in found.items()}
     kind = elf.header.kind
-    return DebugInput(
-        order=kind.order, word=kind.bits // 8, info=info.read_at, info_size=info.size, **wholes
-    )
+    return DebugInput(order=kind.order, word=kind.bits // 8, info=info.read_at, info_size=info.size, **wholes)

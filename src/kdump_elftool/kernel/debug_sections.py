@@ -51,8 +51,16 @@ def section_contents(elf: ElfFile, header: np.void | None, stack: ExitStack) -> 
     if start + size > elf.file.size:
         raise CorruptDumpError(elf.file.path, "a section lies behind the end of the file", file_offset=start)
     if not int(header["sh_flags"]) & c.SHF_COMPRESSED:
-        return Contents(lambda offset, count: elf.file.read_at(start + offset, _room(offset, count, size)), size)
-    found = unpack(elf, start, size)
+        return Contents(
+            lambda offset, count: elf.file.read_at(start + offset, _room(offset, count, size)), size
+        )
+    try:
+        found = unpack(elf, start, size)
+    except OSError as error:
+        raise KdumpError(
+            f"{elf.file.path}: cannot unpack a section: {error.strerror}",
+            hint="$TMPDIR says where there is room",
+        ) from None
     stack.callback(found.file.close)
     return Contents(found.read_at, found.size)
 
@@ -77,15 +85,11 @@ class Unpacked:
 def unpack(elf: ElfFile, start: int, size: int, largest: int = LARGEST) -> Unpacked:
     """Unpack the section at that place of the file.
 
-    Raises CorruptDumpError for what is no such section, MissingCodecError without a decoder for it, KdumpError
+    Raises CorruptDumpError for what is no such section, MissingCodecError without a decoder for it, OSError
     without room.
     """
     try:
         return _unpack(elf, start, size, largest)
-    except OSError as error:
-        raise KdumpError(
-            f"{elf.file.path}: cannot unpack a section: {error.strerror}", hint="$TMPDIR says where there is room"
-        ) from None
     except (ValueError, zlib.error) as error:
         raise CorruptDumpError(
             elf.file.path, f"a compressed section cannot be unpacked: {error}", file_offset=start

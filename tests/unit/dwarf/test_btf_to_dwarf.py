@@ -348,7 +348,7 @@ def test_names_are_harmless():
 
 @kinds
 def test_functions_in_units_of_their_sources(kind):
-    """What is in a source file's code is in its unit, up to the end of that code; types stay in the kernel's."""
+    """What is in a source file's code is in its unit, up to the end of that; types stay where they are."""
     w = b.BtfWriter(kind.order)
     integer = w.integer("int", 4, 1)
     proto = w.proto(integer, [("fd", w.pointer(w.struct("file", 4, [("f", integer, 0)])))])

@@ -61,9 +61,7 @@ def judged(sections: Mapping[str, bytes], order: str = "<", word: int = 8) -> li
                     ranges.append((move + entry.begin_offset, move + entry.end_offset))
         if ranges:
             name, directory = has("name") or b"", has("comp_dir") or b""
-            found.append(
-                SourceUnit(name, directory, has("language") or 0, has("stmt_list"), tuple(ranges))
-            )
+            found.append(SourceUnit(name, directory, has("language") or 0, has("stmt_list"), tuple(ranges)))
     return found
 
 
@@ -75,7 +73,9 @@ def written(version: int, order: str, word: int) -> dict[str, bytes]:
     line, where = (STMT_LIST, d.SEC_OFFSET, 0x40), (COMP_DIR, d.STRP, "/build")
     low, high = (d.LOW_PC, d.ADDR, TEXT), (d.HIGH_PC, d.DATA4, 0x100)
     parts = ((d.LOW_PC, d.ADDR, TEXT), (d.RANGES, d.SEC_OFFSET, 12 if version == 5 else 8))
-    writer.add(d.UnitSpec("kernel/fork.c", 0, 0, [integer], (line, where, (LANGUAGE, d.DATA1, 29), low, high)))
+    writer.add(
+        d.UnitSpec("kernel/fork.c", 0, 0, [integer], (line, where, (LANGUAGE, d.DATA1, 29), low, high))
+    )
     writer.add(d.UnitSpec("entry.S", 0, 0, [integer], (*parts, line, (LANGUAGE, d.DATA2, 0x8001))))
     writer.add(d.UnitSpec("no_lines.c", 0, 0, [integer], (low, high)))
     writer.add(d.UnitSpec("no_code.c", 0, 0, [integer], (line, where)))
@@ -83,7 +83,9 @@ def written(version: int, order: str, word: int) -> dict[str, bytes]:
     sections = writer.sections()
     if version == 5:
         body = bytes([5]) + pack(order + wide, TEXT + 0x1000) + bytes([4, 0x10, 0xA0, 1, 7])
-        body += pack(order + wide, TEXT) + bytes([0x20, 6]) + pack(order + 2 * wide, TEXT + 64, TEXT + 96) + b"\0"
+        body += (
+            pack(order + wide, TEXT) + bytes([0x20, 6]) + pack(order + 2 * wide, TEXT + 64, TEXT + 96) + b"\0"
+        )
         head = pack(f"{order}HBBI", 5, word, 0, 0)
         sections[".debug_rnglists"] = pack(f"{order}I", len(head + body)) + head + body
     else:
@@ -112,7 +114,15 @@ def clang_unit() -> dict[str, bytes]:
     for name, form in forms:
         abbrev += d.uleb(name) + d.uleb(form) + (d.sleb(29) if form == d.IMPLICIT else b"")
     abbrev += b"\0\0\0"
-    entry = b"\x01" + b"\x00" + b"\x01" + struct.pack("<I", 0x77) + b"\x02" + b"\x01" + struct.pack("<3I", 8, 8, 12)
+    entry = (
+        b"\x01"
+        + b"\x00"
+        + b"\x01"
+        + struct.pack("<I", 0x77)
+        + b"\x02"
+        + b"\x01"
+        + struct.pack("<3I", 8, 8, 12)
+    )
     head = struct.pack("<HBBI", 5, 1, 8, 0)
     lists = b"\x01\x00" + b"\x04\x10\x20" + b"\x02\x00\x01" + b"\x03\x01\x40" + b"\x00"
     offsets = struct.pack("<2I", 8, 8 + 1)

@@ -28,7 +28,12 @@ def read(tmp_path, section: bytes, flags: int, *, order: str = "<", bits: int = 
     with InputFile.open(str(path)) as file, ExitStack() as stack:
         elf = ElfFile.read(file)
         found = section_contents(elf, section_headers(elf).get(b".debug_line"), stack)
-        return [found.whole(1 << 30), found.read_at(12345, 678), found.read_at(found.size - 1, 10), found.whole(9)]
+        return [
+            found.whole(1 << 30),
+            found.read_at(12345, 678),
+            found.read_at(found.size - 1, 10),
+            found.whole(9),
+        ]
 
 
 EXPECTED = [CONTENTS, CONTENTS[12345 : 12345 + 678], CONTENTS[-1:], b""]
