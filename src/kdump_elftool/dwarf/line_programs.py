@@ -107,7 +107,7 @@ def _pattern(operands: bytes) -> re.Pattern[bytes]:
             by_count.setdefault(count, []).append(opcode)
     plain = [*by_count.pop(0, []), *range(special, 256)]
     kinds = [_any_of(plain) + rb"++"] if plain else []
-    kinds += [_any_of(opcodes) + rb"(?:%b){%d}" % (_LEB, count) for count, opcodes in by_count.items()]
+    kinds += [_any_of(opcodes) + _LEB * count for count, opcodes in by_count.items()]
     if special > _ADVANCE_FIXED:
         kinds.append(rb"\x09..")
     # the length counts the opcode
