@@ -22,7 +22,10 @@ _LEB = rb"[\x80-\xff]*+[\x00-\x7f]"
 _SET_ADDRESS = 2
 _ADVANCE_FIXED = 9
 """DW_LNS_fixed_advance_pc: the only opcode whose operand is no LEB128, but two bytes."""
-_SHORT_LINES = 20
+_SHORT = 20
+"""Bytes of extended opcodes that the pattern passes over: all but those of no standard are shorter."""
+_ELSEWHERE = (0x0E, 0x1A, 0x1D, 0x25, 0x26, 0x27, 0x28)
+"""DW_FORM_strp, strp_sup, strx*."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,25 @@ def _header(section: bytes, at: int, order: str) -> _Header:
     at += 5 if version >= 4 else 4
     base = number(1)
     operands = section[at : at + max(base - 1, 0)]
-    if not at + len(operands) <= first <= end:
+    at += len(operands)
+    if not at <= first <= end:
         raise ValueError("a line table's header is longer than the table")
+    if version == 5:
+        _check_names(section, at)
     return _Header(first, end, operands)
+
+
+def _check_names(section: bytes, at: int) -> None:
+    """Raises ValueError if the names of directories are in sections that are not taken over.
+
+    No compiler has them elsewhere than in the table or in .debug_line_str; those of files are where these are.
+    """
+    count, at = section[at], at + 1
+    for _ in range(count):
+        _, at = leb(section, at)
+        form, at = leb(section, at)
+        if form in _ELSEWHERE:
+            raise ValueError(f"names of form {form:#x}")
 
 
 def _pattern(operands: bytes) -> re.Pattern[bytes]:
@@ -111,7 +130,7 @@ def _pattern(operands: bytes) -> re.Pattern[bytes]:
     if special > _ADVANCE_FIXED:
         kinds.append(rb"\x09..")
     # the length counts the opcode
-    kinds += [rb"\x00\x%02x[^\x02].{%d}" % (length, length - 1) for length in range(1, _SHORT_LINES)]
+    kinds += [rb"\x00\x%02x[^\x02].{%d}" % (length, length - 1) for length in range(1, _SHORT)]
     return re.compile(rb"(?s:(?:" + rb"|".join(kinds) + rb")*+)")
 
 

@@ -10,6 +10,7 @@ from kdump_elftool.dwarf.debug_input import DebugInput
 from kdump_elftool.dwarf.line_programs import find_addresses, moved_addresses
 from kdump_elftool.dwarf.source_entries import Sources
 from kdump_elftool.dwarf.source_units import source_units
+from kdump_elftool.dwarf.strings import harmless
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.kernel.debug_sections import section_contents
@@ -49,7 +50,7 @@ def source_lines(vmlinux: Vmlinux, low: int, offset: int) -> SourceLines:
     lost = unread + len(units) - len(kept)
     missing = (f"{vmlinux.path}: the lines of {lost} source files cannot be read",) if lost else ()
     line = moved_addresses(source.line, places, source.order, source.word, low, offset)
-    return SourceLines(Sources.of(kept, low, offset, source.word), line, source.line_str, missing)
+    return SourceLines(Sources.of(kept, low, offset, source.word), line, harmless(source.line_str), missing)
 
 
 def _no_lines(path: str) -> IdentityError:

@@ -76,6 +76,15 @@ def test_tables_with_other_opcodes(lengths):
     assert [int.from_bytes(section[at : at + 8], "little") for at in places] == [LOW]
 
 
+def test_names_that_are_elsewhere():
+    """In .debug_str, which is another one in the new file."""
+    section = lines.table(lines.set_address(LOW, "<", 8), 5, "<", 8)
+    place = section.index(bytes([1, 1, 8, 1]) + b"/src")
+    assert find_addresses(section, [0], "<", 8)[1] == set()
+    strp = section[: place + 2] + b"\x0e" + section[place + 3 :]
+    assert find_addresses(strp, [0], "<", 8)[1] == {0}
+
+
 def test_tables_that_overlap():
     """A table within another one could be read as often as there are units."""
     program = lines.set_address(LOW, "<", 8) + lines.extended(1)
