@@ -246,6 +246,11 @@ def test_without_a_vmlinux(dump: LabDump, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "velf").unlink()
     assert done.returncode == 0, done.stderr
     assert "names and types are the dump's own" in done.stderr
+    notes = subprocess.run(["readelf", "-n", dump.vmlinux], capture_output=True, text=True).stdout
+    (build_id,) = re.findall(r"Build ID: ([0-9a-f]+)", notes)
+    assert re.search(
+        rf"^line numbers are not in a dump: .* debuginfod-find debuginfo {build_id}$", done.stderr, re.M
+    )
     assert f"pid {dump.truth['crasher']['pid']}," in done.stdout
     for function, argument in zip(PANIC, ("fmt", "key", "key", "file"), strict=True):
         # also what the compiler split off: __handle_sysrq.cold

@@ -107,7 +107,7 @@ def _header(section: bytes, at: int, order: str) -> _Header:
 def _check_names(section: bytes, at: int) -> None:
     """Raises ValueError if the names of directories are in sections that are not taken over.
 
-    No compiler has them elsewhere than in the table or in .debug_line_str; those of files are where these are.
+    No compiler has them elsewhere than in the table or in .debug_line_str; files are named the same way.
     """
     count, at = section[at], at + 1
     for _ in range(count):

@@ -105,9 +105,7 @@ class Search:
             why, hint = "the dump does not say its kernel's build id", "name the vmlinux with --from-vmlinux"
         elif not self.environ.get("DEBUGINFOD_URLS"):
             why = "debuginfod has not fetched it before, and DEBUGINFOD_URLS names no server"
-            hint = (
-                "set DEBUGINFOD_URLS to your distribution's server, https://debuginfod.debian.net for example"
-            )
+            hint = "set DEBUGINFOD_URLS to your distribution's server, as its manual has it"
         else:
             why, hint = "the servers of DEBUGINFOD_URLS do not have it", "--verbose says what they answered"
         build_id = info.build_id.hex() if info.build_id else "unknown"

@@ -77,7 +77,7 @@ def make_vmlinux(
     missing: list[str] = []
     modules = module_parts(dump, kernel, known)
     own = kernel_part(symbols, _variables(symbols, known))
-    parts = [_placed(own, kernel, link_addresses), *modules.parts]
+    parts = [_placed(own, kernel, lines_of) if link_addresses else own, *modules.parts]
     missing += modules.warnings
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
     if btf is not None or types is None:
@@ -117,12 +117,13 @@ def _variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
     return {name: vaddr for name, vaddr in found if vaddr is not None}
 
 
-def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
-    offset = kernel.identity.kaslr_offset or 0
-    if not link_addresses or not offset:
+def _placed(part: Part, kernel: Kernel, vmlinux: Vmlinux | None) -> Part:
+    """Where it was linked, by ``vmlinux`` if there is one."""
+    offset = kaslr_offset_by(kernel.identity, vmlinux)
+    if offset is None or not offset.value:
         return part
     low, high = kernel.identity.image_window
-    return moved(part, offset, low, high)
+    return moved(part, int(offset.value), low, high)
 
 
 def _debug(
