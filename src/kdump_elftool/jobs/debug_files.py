@@ -105,7 +105,7 @@ class Search:
             why, hint = "the dump does not say its kernel's build id", "name the vmlinux with --from-vmlinux"
         elif not self.environ.get("DEBUGINFOD_URLS"):
             why = "debuginfod has not fetched it before, and DEBUGINFOD_URLS names no server"
-            hint = "set DEBUGINFOD_URLS to your distribution's server, as its manual has it"
+            hint = "set DEBUGINFOD_URLS to your distribution's server"
         else:
             why, hint = "the servers of DEBUGINFOD_URLS do not have it", "--verbose says what they answered"
         build_id = info.build_id.hex() if info.build_id else "unknown"
@@ -170,7 +170,7 @@ def where_lines_are(build_id: bytes | None) -> str:
         )
     return (
         f"{lack}; the vmlinux that has them is in the kernel's debug package, or comes from a server by "
-        f"DEBUGINFOD_URLS=https://SERVER debuginfod-find debuginfo {build_id.hex()}"
+        f"DEBUGINFOD_URLS=URL debuginfod-find debuginfo {build_id.hex()}"
     )
 
 
