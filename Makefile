@@ -23,10 +23,10 @@ check: .venv/.ready ## lint, format, types, import rule, man page
 test:             ## what CI runs: the wheel, real kernels included
 	@./test
 
-demo:             ## a real crash, made on the spot, explained by gdb
+demo:             ## the real crash in sample/, explained by gdb
 	@./demo
 
-demo-live:        ## the same
+demo-live:        ## a real crash, made on the spot, explained by gdb
 	@./demo --live
 
 lab:              ## the dumps that ./test uses

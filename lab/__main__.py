@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 
 from lab.built import BUILD_PACKAGES
@@ -35,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (packages, ensure, listing, tests):
         command.add_argument("--set", choices=SETS, help="rows of this set only (default: all)")
         command.add_argument("rows", nargs="*", metavar="ROW_PATTERN", help="also by the variable ROWS")
+    commands.add_parser(
+        "sample", help="cut a dump to the one in sample/ (needs the package: .venv/bin/python)"
+    )
     path = commands.add_parser("path", help="folder of a row")
     path.add_argument("row")
     root = commands.add_parser("root", help="make a newer Debian for its tools, print its folder")
@@ -90,12 +94,25 @@ def run(args: argparse.Namespace) -> int:
         return min(test_rows(_rows(args), args.keep), 1)
     elif args.command == "path":
         _path(args)
+    elif args.command == "sample":
+        # the only part of the lab that needs the package
+        from lab.sample import make_sample
+
+        make_sample()
     else:
         print(ensure_root(load_config(), args.suite, args.remake))
     return 0
 
 
+def _unwind_at(*signals: signal.Signals) -> None:
+    """Whoever ends this program ends its QEMU: with-blocks do that, and the default action passes them by."""
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def main() -> int:
+    _unwind_at(signal.SIGTERM, signal.SIGHUP)
     try:
         return run(build_parser().parse_args())
     except LabError as error:

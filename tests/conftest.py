@@ -1,7 +1,10 @@
 """What this machine can't run is left out openly: counted, named with its reason, and never in CI.
 
 Markers (pyproject.toml) say what a test needs. A test whose need is not met is deselected, and the
-summary says how many of which marker and why; with CI=true that fails the run.
+summary says how many of which marker and why; with CI=true that fails the run. So are lab tests of which
+the chosen rows have no dump, which is no failure: skips would hide a real one.
+
+With pytest-xdist it is the workers that collect, each of them all tests, and the first process that sums up.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +26,7 @@ DUMPS = Path(os.environ.get("KDUMP_ELFTOOL_LAB") or Path.home() / ".cache" / "kd
 WHEEL_ENV = os.environ.get("KDUMP_ELFTOOL_TEST_WHEEL")
 IN_CI = os.environ.get("CI") == "true"
 LEFT_OUT = pytest.StashKey[Counter[str]]()
+WITHOUT_ROWS = pytest.StashKey[int]()
 
 
 def _why_not(marker: str) -> str | None:
@@ -42,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if WHEEL_ENV and Path(WHEEL_ENV).resolve() not in where.parents:
         raise pytest.UsageError(f"the wheel is to be tested, but kdump_elftool comes from {where}")
     config.stash[LEFT_OUT] = Counter()
+    config.stash[WITHOUT_ROWS] = 0
 
 
 def pytest_report_header() -> str:
@@ -55,7 +61,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, dropped = [], []
     for item in items:
         marker = next((name for name, why in reasons.items() if why and item.get_closest_marker(name)), None)
-        if marker is None:
+        if marker is None and item.get_closest_marker("lab") and _is_stand_in(item):
+            dropped.append(item)
+            config.stash[WITHOUT_ROWS] += 1
+        elif marker is None:
             kept.append(item)
         else:
             dropped.append(item)
@@ -65,9 +74,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
 
 
+def _is_stand_in(item: pytest.Item) -> bool:
+    """What pytest makes of a test that has no parameter at all."""
+    reasons = (str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skip"))
+    return any(reason.startswith("got empty parameter set") for reason in reasons)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker told when it ended."""
+    left_out, without_rows = getattr(node, "workeroutput", {}).get("left_out", ({}, 0))
+    stash = node.config.stash
+    stash[LEFT_OUT] |= Counter(left_out)
+    stash[WITHOUT_ROWS] = max(stash[WITHOUT_ROWS], without_rows)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With CI=true a run that left something out has failed, whatever the rest says."""
+    stash = session.config.stash
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = (dict(stash[LEFT_OUT]), stash[WITHOUT_ROWS])
     if IN_CI and session.config.stash[LEFT_OUT] and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -77,13 +104,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for reason, count in sorted(config.stash[LEFT_OUT].items()):
         verdict = " (a failure: CI=true)" if IN_CI else ""
         terminalreporter.write_line(f"left out: {count} tests ({reason}){verdict}", yellow=True)
+    if config.stash[WITHOUT_ROWS]:
+        rows = os.environ.get("LAB_SET", "ci")
+        terminalreporter.write_line(f"lab tests that no row of {rows} is for: {config.stash[WITHOUT_ROWS]}")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nobodys_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the caches of whoever runs it, or asks a server."""
+def _nobodys_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """No test reads or fills the caches of whoever runs it, or asks a server.
+
+    All workers have one: gdb's index of a vmlinux takes seconds, and is made once.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / "cache"
+    folder.mkdir(mode=0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
         for name in ("DEBUGINFOD_URLS", "DEBUGINFOD_CACHE_PATH"):
             patch.delenv(name, raising=False)
         yield

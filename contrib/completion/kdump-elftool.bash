@@ -174,7 +174,7 @@ _kdump_elftool() {
             esac
             ;;
         mkvmlinux)
-            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel --from-image -o --outfile --link-addresses --btf --verbose -q --quiet -d --debug --json --strict --force --no-progress"
+            known="-h --help -I --intype --zero-excluded --arch --ram-base --cpu-regs -e --extravminfo -P --physpgd --kernel --from-image -o --outfile --link-addresses --btf --from-vmlinux --debuginfod --verbose -q --quiet -d --debug --json --strict --force --no-progress"
             case $before in
                 -I | --intype) mapfile -t COMPREPLY < <(compgen -W "auto pelf kdump lime avml qemu vmware oldmem raw makedumpfile libvirt" -- "$word"); return ;;
                 --arch) mapfile -t COMPREPLY < <(compgen -W "x86_64 i386 arm64 arm armeb mipsel mips mips64el mips64" -- "$word"); return ;;
@@ -186,6 +186,7 @@ _kdump_elftool() {
                 --from-image) return ;;
                 -o | --outfile) return ;;
                 --btf) return ;;
+                --from-vmlinux) return ;;
             esac
             ;;
         gdbinit)

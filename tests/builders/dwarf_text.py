@@ -24,7 +24,7 @@ _WORDS = {
 
 def debug_file(sections: DebugSections, kind: ElfKind) -> bytes:
     """An ELF file of these sections."""
-    names = ("info", "abbrev", "str", "rnglists")
+    names = ("info", "abbrev", "str", "rnglists", "aranges")
     debug = [Section(f".debug_{name}", data=getattr(sections, name)) for name in names]
     return symbol_file(kind, {32: c.EM_MIPS, 64: c.EM_PPC64}[kind.bits], debug)
 

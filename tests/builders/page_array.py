@@ -43,7 +43,8 @@ def _sections(memory: Memory, model: str) -> dict[int, int]:
             root = int.from_bytes(memory.read(at, memory.word), "little") or memory.take(4096, 4096)
             memory.put(at, root)
             slot = root + number % per_root * each
-        memory.put(slot, array - first * size | 7)
+        # the sixth flag is one of 64-bit kernels
+        memory.put(slot, array - first * size | (0b101011 if memory.word == 8 and number == 2 else 0b111))
         found |= {first + index: array + index * size for index in range(PER_SECTION)}
     variable = memory.take(memory.word)
     memory.put(variable, roots)

@@ -19,7 +19,6 @@ from kdump_elftool.plain import (
     percpu,
     printk,
     ps,
-    rbtree,
     task_details,
     tasks,
     user_memory,
@@ -158,7 +157,6 @@ USES: Mapping[ModuleType, Ask] = {
     crash_summary: every_label,
     task_details: every_detail,
     blocked: every_lock,
-    rbtree: lambda target: list(rbtree.rbtree_nodes(target, target.target.symbol("root") or 0)),
     xarray: lambda target: list(xarray.xarray_entries(target, target.target.symbol("root") or 0)),
     files: of_process(lambda target, task: list(files.open_files(target, task))),
     vmas: of_process(lambda target, task: list(vmas.process_vmas(target, task))),
@@ -176,12 +174,16 @@ ALSO: Mapping[ModuleType, tuple[ModuleType, ...]] = {
 """Readers that the use of another one takes."""
 
 
-def asked_beyond(reader: ModuleType, target: Target) -> set[str]:
-    """What ``reader`` asks without saying so in its NEEDS; it may fail for what it is not told."""
+def asked_by(reader: ModuleType, target: Target) -> set[str]:
+    """What ``reader`` asks; it may fail for what it is not told."""
     recording = RecordingTarget(target)
     try:
         USES[reader](recording)
     except KdumpError:
         pass
-    said = {question for each in (reader, *ALSO.get(reader, ())) for question in each.NEEDS}
-    return recording.asked - said
+    return recording.asked
+
+
+def beyond_needs(reader: ModuleType, asked: set[str]) -> set[str]:
+    """Those of its questions that ``reader`` does not name in its NEEDS."""
+    return asked - {question for each in (reader, *ALSO.get(reader, ())) for question in each.NEEDS}

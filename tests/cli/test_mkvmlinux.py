@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from kdump_elftool.cli.main import main
 from kdump_elftool.files import InputFile
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from tests.builders import btf as b
+from tests.builders import dwarf as d
+from tests.builders import lines
 from tests.builders.dwarf_text import described, value
 from tests.builders.kallsyms import FORMS, build
-from tests.builders.kernel import BUILD_ID, RELEASE, SMALL, SyntheticKernel, make_kernel
+from tests.builders.kernel import BUILD_ID, LINK_TEXT, RELEASE, SMALL, SyntheticKernel, make_kernel
 from tests.builders.tools import gdb_batch
 
 SYMBOLS_AT, BTF_AT = 0x380000, 0x3C0000
@@ -205,11 +208,12 @@ def test_without_types(mkvmlinux):
     code, out, err, path = mkvmlinux(with_symbols(make_kernel(SMALL), None))
     assert code == 0
     assert "0 types, 0 functions, 0 variables" in out
-    assert err == (
+    assert (
         "warning: there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): symbols are all there is, without "
         "types, modules and rules to unwind stacks; the vmlinux of the kernel's debug package has them, and "
         "--btf takes types that pahole makes of that (--btf_encode_detached)\n"
-    )
+    ) in err
+    assert err.count("warning: ") == 1
     assert symbols_of(path)["panic"][1] == 0x100
     assert not ELFFile(io.BytesIO(path.read_bytes())).has_dwarf_info()
 
@@ -308,6 +312,136 @@ def test_without_symbols(mkvmlinux):
     assert not path.exists()
 
 
+LINES = [(0x1000, 10), (0x1100, 20), (0x1108, 21), (0x1120, 30), (0x1180, 0)]
+"""Address in the kernel's text, line."""
+
+
+def program(order: str = "<") -> bytes:
+    """A line table with the rows of LINES, the last of which is the end."""
+    body, before = b"", 1
+    for at, line in LINES[:-1]:
+        body += lines.set_address(LINK_TEXT + at, order, 8) + b"\3" + d.sleb(line - before) + b"\1"
+        before = line
+    body += lines.set_address(LINK_TEXT + LINES[-1][0], order, 8) + lines.extended(1)
+    return lines.table(body, 5, order, 8, name=b"sched.c")
+
+
+def debug_vmlinux(
+    path: Path, *, section: bytes | None = None, compressed: bool = False, build_id: bytes = BUILD_ID
+) -> Path:
+    """The debug package's: a unit with code and lines, in which schedule_task() lies, and one without."""
+    writer = d.DwarfWriter(aranges=False)
+    where = ((0x1B, d.STRP, "/src"), (0x13, d.DATA1, 29), (0x10, d.SEC_OFFSET, 0))
+    code = ((d.LOW_PC, d.ADDR, LINK_TEXT + 0x1000), (d.HIGH_PC, d.DATA4, 0x170))
+    writer.add(d.UnitSpec("sched.c", 0, 0, [d.base("int", 4)], (*where, *code)))
+    writer.add(d.UnitSpec("nothing.c", 0, 0, [d.base("int", 4)]))
+    sections = writer.sections() | {".debug_line": program() if section is None else section}
+    flags = {}
+    if compressed:
+        for name, data in sections.items():
+            sections[name] = struct.pack("<IIQQ", 1, 0, len(data), 1) + zlib.compress(data)
+            flags[name] = 0x800
+    path.write_bytes(
+        d.elf_file(sections, {"_stext": LINK_TEXT, "_text": LINK_TEXT}, build_id=build_id, flags=flags)
+    )
+    return path
+
+
+def line_rows(path: Path, unit: int) -> list[tuple[int, int]]:
+    """Address and line of each row of a unit's table, as pyelftools reads them."""
+    info = ELFFile(io.BytesIO(path.read_bytes())).get_dwarf_info()
+    states = [entry.state for entry in info.line_program_for_CU(list(info.iter_CUs())[unit]).get_entries()]
+    return [(state.address, 0 if state.end_sequence else state.line) for state in states if state]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("link", [False, True])
+def test_lines_of_the_debug_package(mkvmlinux, tmp_path, compressed, link):
+    kernel = with_symbols(make_kernel(SMALL), types())
+    real = debug_vmlinux(tmp_path / "vmlinux", compressed=compressed)
+    options = ["--from-vmlinux", str(real), *(["--link-addresses"] if link else [])]
+    code, out, err, path = mkvmlinux(kernel, *options)
+    assert (code, out) == (0, f"{FILLER + 21} symbols, 5 types, 1 functions, 3 variables, 1 source files\n")
+    assert "line numbers" not in err
+    text = LINK_TEXT if link else kernel.text_vaddr
+    assert line_rows(path, 1) == [(text + at, line) for at, line in LINES]
+    own, source = ELFFile(io.BytesIO(path.read_bytes())).get_dwarf_info().iter_CUs()
+    top = source.get_top_DIE()
+    assert [value(top, name) for name in ("name", "comp_dir", "language")] == ["sched.c", "/src", 29]
+    assert set(described(top)) == {"schedule_task"}
+    # the symbol goes on to the next one, the code of its source file does not
+    assert described(top)["schedule_task"].endswith(f"at {text + 0x1100:#x} size 0x70")
+    assert "schedule_task" not in described(own.get_top_DIE())
+
+
+def test_lines_without_types(mkvmlinux, tmp_path):
+    real = debug_vmlinux(tmp_path / "vmlinux")
+    kernel = with_symbols(make_kernel(SMALL), None)
+    code, out, err, path = mkvmlinux(kernel, "--from-vmlinux", str(real))
+    assert (code, "0 types" in out, "1 source files" in out) == (0, True, True)
+    assert "there is no BTF" in err
+    assert line_rows(path, 1) == [(kernel.text_vaddr + at, line) for at, line in LINES]
+
+
+@pytest.mark.parametrize("section", [b"", b"\xff" * 100, program()[:-1]], ids=["none", "nonsense", "cut off"])
+def test_a_vmlinux_without_lines(mkvmlinux, tmp_path, section):
+    real = debug_vmlinux(tmp_path / "vmlinux", section=section)
+    code, _, err, path = mkvmlinux(with_symbols(make_kernel(SMALL), types()), "--from-vmlinux", str(real))
+    assert code == 1
+    assert f"{real} has no line numbers that can be read" in err
+    assert not path.exists()
+
+
+def test_the_vmlinux_of_another_kernel(mkvmlinux, tmp_path):
+    real = debug_vmlinux(tmp_path / "vmlinux", build_id=b"\x99" * 20)
+    code, _, err, _ = mkvmlinux(with_symbols(make_kernel(SMALL), types()), "--from-vmlinux", str(real))
+    assert (code, "is not the kernel of this dump" in err) == (1, True)
+
+
+def test_where_lines_are(mkvmlinux, tmp_path):
+    """One line on how to get what no dump has; the directory and the client's cache are places for it."""
+    kernel = with_symbols(make_kernel(SMALL), types())
+    (said,) = [line for line in mkvmlinux(kernel)[2].splitlines() if line.startswith("line numbers")]
+    assert said.endswith(f"debuginfod-find debuginfo {BUILD_ID.hex()}")
+    assert "line numbers" not in mkvmlinux(kernel, "--quiet")[2]
+    debug_vmlinux(tmp_path / "vmlinux-of-it")
+    assert "1 source files" in mkvmlinux(kernel, "--from-vmlinux", str(tmp_path))[1]
+
+
+def test_lines_from_debuginfod(mkvmlinux, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path / "client"))
+    monkeypatch.delenv("DEBUGINFOD_URLS", raising=False)
+    kernel = with_symbols(make_kernel(SMALL), types())
+    code, _, err, _ = mkvmlinux(kernel, "--debuginfod")
+    assert (code, "DEBUGINFOD_URLS names no server" in err) == (1, True)
+    monkeypatch.setenv("DEBUGINFOD_URLS", "http://127.0.0.1:1")
+    code, _, err, _ = mkvmlinux(kernel, "--debuginfod")
+    assert (code, "the servers of DEBUGINFOD_URLS do not have it" in err) == (1, True)
+    place = tmp_path / "client" / BUILD_ID.hex()
+    place.mkdir(parents=True, exist_ok=True)
+    debug_vmlinux(place / "debuginfo")
+    code, out, _, path = mkvmlinux(kernel, "--debuginfod")
+    assert (code, "1 source files" in out) == (0, True)
+    assert line_rows(path, 1)[0] == (kernel.text_vaddr + 0x1000, 10)
+
+
+@pytest.mark.gdb
+def test_lines_in_gdb(mkvmlinux, tmp_path):
+    kernel = with_symbols(make_kernel(SMALL), types())
+    path = mkvmlinux(kernel, "--from-vmlinux", str(debug_vmlinux(tmp_path / "vmlinux")))[3]
+    text = kernel.text_vaddr
+    asked = [f"info line *{text + 0x1109:#x}", "info scope schedule_task", "ptype schedule_task"]
+    shown = gdb_batch([f"symbol-file {path}", *asked])
+    assert shown.splitlines() == [
+        f'Line 21 of "sched.c" starts at address {text + 0x1108:#x} <schedule_task+8> '
+        f"and ends at {text + 0x1120:#x} <schedule_task+32>.",
+        "Scope for schedule_task:",
+        "Symbol task is optimized out.",
+        "Symbol flags is optimized out.",
+        "type = int (struct task_struct *, int)",
+    ]
+
+
 @pytest.mark.gdb
 def test_in_gdb(mkvmlinux):
     kernel = with_symbols(make_kernel(SMALL), types())
@@ -321,3 +455,23 @@ def test_in_gdb(mkvmlinux):
         f"$2 = (char (*)[16]) {init_task + 4:#x} <init_task+4>",
         "panic in section .kernel.text",
     ]
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space"])
+def test_gdb_tells_its_own_vmlinux_from_none(tmp_path, capfd, monkeypatch, folder):
+    """Also where gdb gets it by a link."""
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dump = tmp_path / folder / "dump"
+    dump.parent.mkdir()
+    dump.write_bytes(with_symbols(make_kernel(SMALL), types()).dump())
+    for _ in ("made", "used again"):
+        assert main(["gdb", "--no-procthreads", "--print-script", str(dump)]) == 0
+        script, err = capfd.readouterr()
+        assert "add-symbol-file" in script
+        assert "names and types are the dump's own" in err
+        assert "there are no names" not in err
+        assert "files of modules are not used" not in err
+    assert main(["gdb", "--no-procthreads", "--print-script", "--modules", str(tmp_path), str(dump)]) == 0
+    assert "files of modules are not used" in capfd.readouterr().err

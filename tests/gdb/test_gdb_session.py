@@ -190,7 +190,7 @@ def test_a_forged_offset(place, velf, offset):
     assert re.search(r"^symbol-file /\S+$", done.stdout, re.M)
 
 
-def test_what_gdb_cannot_open_is_exit_code_1(velf, monkeypatch):
+def test_what_gdb_cannot_open_is_exit_code_1(velf):
     """A script ends at its first error."""
     path = Path("core.velf")
     script = run("--print-script", "-q", path).stdout

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.gdbside import gdbinit_path
 from tests.builders import btf as b
 from tests.builders.dwarf_text import debug_file
 from tests.builders.random_btf import converted, random_btf
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.gdb
 SEED = 20261129
 
 
-def test_as_in_c(tmp_path):
+def test_types_are_shown_as_in_c(tmp_path):
     w = b.BtfWriter()
     char, integer, word = w.integer("char", 1, 1), w.integer("int", 4, 1), w.integer("unsigned long", 8)
     w.struct("list_head", 16, [("next", 5, 0), ("prev", 5, 8)])
@@ -54,7 +55,7 @@ def test_as_in_c(tmp_path):
     )
 
 
-def test_no_harm(tmp_path):
+def test_random_types_do_gdb_no_harm(tmp_path):
     random = Random(SEED)
     print(f"seed {SEED}")
     commands = []
@@ -69,3 +70,34 @@ def test_no_harm(tmp_path):
     shown = gdb_batch([f'python exec("""{guard}""")', *commands, "echo the end\\n"])
     assert shown.endswith("the end\n"), shown[-2000:]
     assert "internal-error" not in shown
+
+
+def test_anonymous_structs_in_each_other(tmp_path):
+    """Each twice in the one around it: 2**30 ways lead to the innermost."""
+    w = b.BtfWriter()
+    inner = w.struct("", 8, [("x", w.integer("int", 4, 1), 0), ("y", 1, 4)])
+    for _ in range(29):
+        inner = w.struct("", 8, [("", inner, 0), ("", inner, 0)])
+    w.struct("outer", 8, [("", inner, 0)])
+    path = tmp_path / "types.elf"
+    path.write_bytes(debug_file(converted(w.finish()), ElfKind(64, "<")))
+    ask = "python from kdump_elftool.gdbside.target import member_place; print(member_place('outer', '{}'))"
+    commands = [f"file {path}", f"source {gdbinit_path()}", ask.format("z"), ask.format("y")]
+    missing, found = gdb_batch(commands).splitlines()[-2:]
+    assert missing == "None"
+    assert found.endswith(", 4)")
+
+
+def test_fields_of_unions_and_of_types_without_a_tag(tmp_path):
+    """What kd-list shows of a node is asked of gdb as an expression."""
+    w = b.BtfWriter()
+    member = [("x", w.integer("int", 4, 1), 0)]
+    w.struct("one", 4, member)
+    w.struct("two", 4, member, kind=b.UNION)
+    w.add(b.TYPEDEF, "three", w.struct("", 4, member))
+    path = tmp_path / "types.elf"
+    path.write_bytes(debug_file(converted(w.finish()), ElfKind(64, "<")))
+    ask = "python from kdump_elftool.gdbside.arguments import spelled; "
+    ask += "gdb.execute('p sizeof(((%s *) 0)->x)' % spelled('{}'))"
+    commands = [f"file {path}", f"source {gdbinit_path()}", *map(ask.format, ("one", "two", "three"))]
+    assert gdb_batch(commands).splitlines()[-3:] == ["$1 = 4", "$2 = 4", "$3 = 4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.check import read_core
 from tests.builders.task_kernel import AREAS, RUNQUEUES, TaskKernel, make_task_kernel
 from tests.builders.tasks import OFFSETS
 from tests.builders.tools import GDB, gdb_batch, run_command
@@ -179,27 +181,43 @@ def test_hostile_names_are_shown_and_do_nothing(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"dump", "extra", "velf"}
 
 
+def with_table(core: Path, folder: Path, there: bytes, forged: bytes) -> bytes:
+    """What its table of tasks is then, in a copy of the core."""
+    data = core.read_bytes()
+    assert there in data and len(there) == len(forged)
+    (folder / "velf").write_bytes(data.replace(there, forged, 1))
+    notes = read_core(folder / "velf").notes()
+    (table,) = [desc for name, kind, desc in notes if (name, kind) == ("kdump-elftool", 2)]
+    return table
+
+
 @pytest.mark.parametrize(
     ("there", "forged"),
     [
-        (b'"comm":"task 2"', b'"comm":["ask 2"'),
-        (b'"comm":"task 2"', b'"comm":"\\n\\u1b'),
-        (b'"lwp":2,', b'"lwp":"",'),
-        (b'"lwp":2,', b'"lwp":[],'),
+        (b'"comm":"task 2"', b'"comm":["sk 2"]'),
+        (b'"comm":"task 2"', b'"comm":"\\u001b"'),
+        (b'"comm":"task 2"', b'"comm":"\\u202e"'),
+        (b'"lwp":2,"ppid":0', b'"lwp":"","ppi":0'),
+        (b'"lwp":2,"ppid":0', b'"lwp":[],"ppi":0'),
         (b'"lwp":2,', b'"lw":22,'),
         (b'"task":"0x', b'"task":"zx'),
         (b'"on_cpu":true', b'"on_cpu":1   '),
         (b'"state":"S"', b'"state":112'),
-        (b'"cpu":1', b'"cpu":{'),
+        (b'"cpu":1,"on', b'"cpu":{},"n'),
     ],
 )
 def test_forged_tables_are_no_traceback(core, tmp_path, there, forged):
     """The table of tasks in the core is anybody's."""
-    data = core.read_bytes()
-    assert there in data
-    (tmp_path / "velf").write_bytes(data.replace(there, forged[: len(there)].ljust(len(there)), 1))
+    assert json.loads(with_table(core, tmp_path, there, forged))
     shown = "".join(in_gdb(tmp_path / "velf", *COMMANDS))
     assert re.findall(r"[^ -~\n\t]", shown) == []
+
+
+def test_a_table_that_is_no_json_is_none(core, tmp_path):
+    with pytest.raises(ValueError):
+        json.loads(with_table(core, tmp_path, b'"cpu":1', b'"cpu":{'))
+    (shown,) = in_gdb(tmp_path / "velf", "kd-bt all")
+    assert "the core has what the CPUs ran and no other task" in shown
 
 
 def test_forged_answers_are_no_traceback(core):

@@ -1,42 +1,19 @@
-"""Each lab dump is converted once; everything that is asked of the result shares that file.
-
-Tests of which the chosen rows have no dump are not collected, and counted: skips would hide a real one.
-"""
+"""Each lab dump is converted once; everything that is asked of the result shares that file."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdump_elftool.cli.main import main
 from tests.lab.dumps import LabDump, kdump_elftool, selected_dumps
 
 DUMPS = selected_dumps()
-WITHOUT_ROWS = pytest.StashKey[int]()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out the stand-ins that pytest makes for tests without any parameter."""
-    dropped = [item for item in items if item.get_closest_marker("lab") and _is_stand_in(item)]
-    config.stash[WITHOUT_ROWS] = len(dropped)
-    if dropped:
-        items[:] = [item for item in items if item not in dropped]
-        config.hook.pytest_deselected(items=dropped)
-
-
-def _is_stand_in(item: pytest.Item) -> bool:
-    reasons = (str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skip"))
-    return any(reason.startswith("got empty parameter set") for reason in reasons)
-
-
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    count = config.stash.get(WITHOUT_ROWS, 0)
-    return [f"lab tests that no row of {os.environ.get('LAB_SET', 'ci')} is for: {count}"] if count else []
 
 
 @dataclass(frozen=True)
@@ -52,6 +29,25 @@ class Converted:
     def symbol_file(self) -> str:
         """gdb's command for symbols at the right place, vmlinux not being the program."""
         return f"symbol-file -o {self.summary['kaslr_offset']} {self.dump.vmlinux}"
+
+
+Answer = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def answer(capfd: pytest.CaptureFixture[str]) -> Answer:
+    """``answer(*words)``: what a command prints, standard error too; it must succeed.
+
+    In this process: where many commands are compared their start would take most of the time.
+    """
+
+    def run(*words: str | Path) -> tuple[str, str]:
+        code = main([*map(str, words)])
+        printed = capfd.readouterr()
+        assert code == 0, printed.err
+        return printed.out, printed.err
+
+    return run
 
 
 @pytest.fixture(scope="session", params=DUMPS, ids=lambda dump: dump.id)

@@ -33,6 +33,8 @@ PAGING = "qemu-paging.elf"
 """The same memory as in qemu.elf, with virtual addresses in its headers and cut accordingly."""
 IN_FULL = ("x64-61-l4", "x64-7x-l5")
 """Guests, one for each number of levels, whose paging dumps CI tests too."""
+RAW = ("mips", "mipsel", "mips64", "mips64el")
+"""Architectures of which QEMU writes no ELF dump."""
 CONVERTED = ("x86_64",)
 """The architectures whose dumps are converted; of the others, what is not about a kernel is tested."""
 HERE = Path(__file__).parent
@@ -54,13 +56,25 @@ class LabDump:
         return f"{self.row}/{self.file}"
 
     @property
+    def made_by(self) -> Row:
+        return {row.name: row for row in load_config().rows}[self.row]
+
+    @property
+    def arch(self) -> str:
+        return self.made_by.guest.arch.name
+
+    @property
     def directory(self) -> Path:
-        rows = {row.name: row for row in load_config().rows}
-        return row_dir(rows[self.row])
+        return row_dir(self.made_by)
 
     @property
     def path(self) -> Path:
         return self.directory / self.file
+
+    @property
+    def operands(self) -> tuple[str | Path, ...]:
+        """The file, and what raw memory does not say of itself."""
+        return ("-I", "raw", "--arch", self.arch, self.path) if self.file == "qemu.raw" else (self.path,)
 
     @property
     def vmlinux(self) -> Path:
@@ -98,6 +112,16 @@ def selected_dumps() -> list[LabDump]:
         for file in files_of(row)
         if (row.name, file) not in CUT_BY_QEMU
     ]
+
+
+def one_of_each_row(scenarios: tuple[str, ...] = ("kdump", "live")) -> list[LabDump]:
+    """The first dump of each row, of any architecture: a machine's where QEMU writes none of a live guest."""
+    chosen = [
+        (row, "qemu.raw" if row.scenario == "machine" else DUMP_FILES[row.scenario][0])
+        for row in selected_rows()
+        if row.scenario in scenarios or (row.scenario == "machine" and row.guest.arch.name in RAW)
+    ]
+    return [LabDump(row.name, row.scenario, file) for row, file in chosen]
 
 
 def one_of_each_kernel(dumps: list[LabDump]) -> list[LabDump]:

@@ -122,7 +122,8 @@ def of_task(task: drgn.Object) -> dict[str, Any]:
         for vma in for_each_vma(task.mm):
             start, end = vma.vm_start.value_(), vma.vm_end.value_()
             name = (name_of(vma.vm_file.f_path) if vma.vm_file else vma_name(vma)).hex()
-            areas.append([vma.value_(), start, end, vma.vm_flags.value_(), vma.vm_pgoff.value_(), name])
+            offset = vma.vm_pgoff.value_() * task.prog_["PAGE_SIZE"].value_()
+            areas.append([vma.value_(), start, end, vma.vm_flags.value_(), offset, name])
             physical += [[at, physical_of(task.mm, at)] for at in (start + 0x123, end - 1)]
     return {"files": files, "vmas": areas, "physical": physical}
 

@@ -12,7 +12,8 @@ import pytest
 from kdump_elftool.kernel.pages import Category
 from kdump_elftool.safe_text import log_text
 from tests.lab.arm import DUMPS, FRAMES, KDUMPS, SEED, words_for
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, drgn_says, gdb, kdump_elftool
+from tests.lab.dumps import GDB_MULTIARCH, LabDump, drgn_says, kdump_elftool
+from tests.lab.in_gdb import stacks_in_gdb
 from tests.lab.test_pages import classified
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -63,23 +64,16 @@ def test_info(dump: LabDump) -> None:
 @pytest.mark.parametrize("dump", KDUMPS, ids=lambda dump: dump.id)
 def test_reduced_and_in_place(dump: LabDump, tmp_path: Path) -> None:
     """topelf's file is one for a 32-bit machine: changed in place gdb shows all tasks; and back again."""
-    small, stacks = tmp_path / "small", tmp_path / "stacks.json"
+    small = tmp_path / "small"
     done = kdump_elftool("topelf", "-q", "-l", "kernel", "-o", small, dump.path)
     assert (done.returncode, done.stderr) == (0, "")
     assert small.stat().st_size < dump.path.stat().st_size // 4
     checksum = hashlib.sha256(small.read_bytes()).hexdigest()
     done = kdump_elftool("tovelf", "-q", "--in-place", "-p", "-m", dump.vmlinux, small)
     assert (done.returncode, done.stderr) == (0, "")
-    shown = gdb(
-        f"core-file {small}",
-        f"symbol-file {dump.vmlinux}",
-        f"source {HERE / 'gdb_stacks.py'}",
-        "p linux_banner",
-        program=GDB_MULTIARCH,
-        KD_ANSWER=str(stacks),
-    )
-    assert dump.truth["release"] in shown.stdout
-    frames = json.loads(stacks.read_text())
+    symbols = f"symbol-file {dump.vmlinux}"
+    frames, shown = stacks_in_gdb(small, tmp_path, symbols, "p linux_banner", program=GDB_MULTIARCH)
+    assert dump.truth["release"] in shown
     assert len(frames) > 80
     assert sum(len(stack) > 3 for stack in frames.values()) > 0.9 * len(frames)
     done = kdump_elftool("tovelf", "-q", "--undo", small)

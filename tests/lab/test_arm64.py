@@ -34,6 +34,7 @@ from tests.lab.dumps import (
     selected_rows,
     tool_root,
 )
+from tests.lab.in_gdb import by_thread
 from tests.lab.test_addresses import ADDRESSES, SEED, ask_drgn, mapped_addresses
 from tests.lab.test_pages import classified
 
@@ -124,8 +125,7 @@ def threads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert summary["warnings"] == []
     stacks, shown = newer_gdb(velf, summary["kaslr_offset"], dump.vmlinux, "thread apply all bt")
     velf.unlink()
-    parts = re.split(r"^Thread \d+ \(.*?LWP (-?\d+)\).*$", shown, flags=re.M)
-    yield Threads(dump, summary, stacks, dict(zip(map(int, parts[1::2]), parts[2::2], strict=True)))
+    yield Threads(dump, summary, stacks, by_thread(shown))
 
 
 def test_every_task_of_the_guest_is_a_thread(threads: Threads) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.arm import CPUS, DUMPS, KDUMPS, words_for
-from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, drgn_says, gdb, kdump_elftool
+from tests.lab.dumps import GDB_MULTIARCH, LabDump, drgn_says, kdump_elftool
+from tests.lab.in_gdb import by_thread, stacks_in_gdb
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -31,8 +32,7 @@ class Threads:
 def threads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threads]:
     dump: LabDump = request.param
     dump.check()
-    folder = tmp_path_factory.mktemp("arm")
-    velf, answer = folder / "velf", folder / "stacks.json"
+    velf = tmp_path_factory.mktemp("arm") / "velf"
     more: list[str | Path] = ["-p", "-m", dump.vmlinux, "--json", "-o", velf]
     if dump.file == "qemu.raw":
         more += ["--cpu-regs", dump.directory / "registers.txt"]
@@ -40,20 +40,9 @@ def threads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
     assert summary["warnings"] == []
-    shown = gdb(
-        f"core-file {velf}",
-        f"symbol-file -o {summary['kaslr_offset']} {dump.vmlinux}",
-        f"source {HERE / 'gdb_stacks.py'}",
-        "set width 0",
-        "thread apply all bt",
-        program=GDB_MULTIARCH,
-        KD_ANSWER=str(answer),
-    )
-    assert answer.exists(), shown.stdout[-2000:] + shown.stderr[-2000:]
-    assert "warning" not in shown.stderr.lower(), shown.stderr[-2000:]
-    stacks = {int(lwp): frames for lwp, frames in json.loads(answer.read_text()).items()}
-    parts = re.split(r"^Thread \d+ \(.*?LWP (-?\d+)\).*$", shown.stdout, flags=re.M)
-    yield Threads(dump, velf, summary, stacks, dict(zip(map(int, parts[1::2]), parts[2::2], strict=True)))
+    symbols = f"symbol-file -o {summary['kaslr_offset']} {dump.vmlinux}"
+    stacks, shown = stacks_in_gdb(velf, velf.parent, symbols, "thread apply all bt", program=GDB_MULTIARCH)
+    yield Threads(dump, velf, summary, stacks, by_thread(shown))
     velf.unlink()
 
 
@@ -99,26 +88,16 @@ def test_tasks_and_frames_are_drgns(dump: LabDump, tmp_path: Path) -> None:
     """Return addresses of every sleeping task, up to where drgn's unwinder stops."""
     dump.check()
     judged = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path)
-    velf, answer = tmp_path / "velf", tmp_path / "stacks.json"
+    velf = tmp_path / "velf"
     done = kdump_elftool("tovelf", "-q", "-p", "-m", dump.vmlinux, "-o", velf, dump.path)
     assert (done.returncode, done.stderr) == (0, "")
-    gdb(
-        f"core-file {velf}",
-        f"symbol-file {dump.vmlinux}",
-        f"source {HERE / 'gdb_stacks.py'}",
-        program=GDB_MULTIARCH,
-        KD_ANSWER=str(answer),
-    )
-    stacks = json.loads(answer.read_text())
-    assert set(stacks) == set(judged["tasks"])
+    stacks, _ = stacks_in_gdb(velf, tmp_path, f"symbol-file {dump.vmlinux}", program=GDB_MULTIARCH)
+    assert set(stacks) == set(map(int, judged["tasks"]))
     compared = 0
     for lwp, frames in judged["stacks"].items():
-        length = min(len(frames), len(stacks[lwp]))
+        ours = stacks[int(lwp)]
+        length = min(len(frames), len(ours))
         assert length >= min(4, len(frames)), lwp
-        assert frames[:length] == stacks[lwp][:length], (
-            lwp,
-            list(map(hex, frames)),
-            list(map(hex, stacks[lwp])),
-        )
+        assert frames[:length] == ours[:length], (lwp, list(map(hex, frames)), list(map(hex, ours)))
         compared += length
     assert compared > 4 * len(stacks)

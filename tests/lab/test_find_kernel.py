@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.dumps import LabDump, kdump_elftool, selected_dumps
+from tests.lab.conftest import Answer
+from tests.lab.dumps import LabDump, selected_dumps
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -59,22 +60,21 @@ def stripped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     path.unlink()
 
 
-def answer(*args: str | Path) -> tuple[str, str]:
-    done = kdump_elftool(*args)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-def contents(core: Path) -> list[tuple[int, int, int, str]]:
-    """Address, place in memory, size and digest of every segment: by readelf, and by the bytes themselves."""
+def segments(core: Path) -> list[tuple[int, int, int, int]]:
+    """File offset, address, place in memory and size of every segment, by readelf."""
     shown = subprocess.run(["readelf", "-lW", str(core)], capture_output=True, text=True, check=True).stdout
     rows = re.findall(
         r"(?m)^  LOAD +(0x[0-9a-f]+) (0x[0-9a-f]+) (0x[0-9a-f]+) (0x[0-9a-f]+) (0x[0-9a-f]+)", shown
     )
     assert rows
+    return [tuple(int(text, 16) for text in row[:4]) for row in rows]
+
+
+def contents(core: Path) -> list[tuple[int, int, int, str]]:
+    """Address, place in memory, size and digest of every segment."""
     out = []
     with core.open("rb") as file:
-        for offset, vaddr, paddr, filesz, _ in (tuple(int(text, 16) for text in row) for row in rows):
+        for offset, vaddr, paddr, filesz in segments(core):
             file.seek(offset)
             digest, left = hashlib.blake2b(), filesz
             while left:
@@ -86,7 +86,7 @@ def contents(core: Path) -> list[tuple[int, int, int, str]]:
     return out
 
 
-def test_same_velf(stripped: Stripped, tmp_path: Path) -> None:
+def test_same_velf(stripped: Stripped, answer: Answer, tmp_path: Path) -> None:
     """The same segments with the same bytes, and the note that was missing."""
     found: list[Any] = []
     for path in (stripped.dump.path, stripped.path):
@@ -100,7 +100,7 @@ def test_same_velf(stripped: Stripped, tmp_path: Path) -> None:
     assert len(found[0][0]) > 50
 
 
-def test_same_answers(stripped: Stripped) -> None:
+def test_same_answers(stripped: Stripped, answer: Answer) -> None:
     for command in ("ps", "dmesg"):
         assert answer(command, stripped.path) == answer(command, stripped.dump.path)
     plain, _ = answer("info", stripped.dump.path)
@@ -116,7 +116,7 @@ def test_same_answers(stripped: Stripped) -> None:
     assert where, differs[1][1]
 
 
-def test_same_pelf(stripped: Stripped, tmp_path: Path) -> None:
+def test_same_pelf(stripped: Stripped, answer: Answer, tmp_path: Path) -> None:
     """topelf keeps the same frames, and its result opens like any other."""
     found = []
     for path in (stripped.dump.path, stripped.path):
@@ -132,7 +132,7 @@ def test_same_pelf(stripped: Stripped, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "dump", [dump for dump in DUMPS if dump.file == "qemu.elf"], ids=lambda dump: dump.id
 )
-def test_root_by_cr3(dump: LabDump, tmp_path: Path) -> None:
+def test_root_by_cr3(dump: LabDump, answer: Answer, tmp_path: Path) -> None:
     """Without phys_base, in a file that has no virtual addresses, CR3 leads to the same root."""
     dump.check()
     path = tmp_path / "dump"
@@ -151,7 +151,7 @@ def test_root_by_cr3(dump: LabDump, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "dump", [dump for dump in DUMPS if dump.file == "qemu.elf"], ids=lambda dump: dump.id
 )
-def test_nothing_but_cr3(dump: LabDump, tmp_path: Path) -> None:
+def test_nothing_but_cr3(dump: LabDump, answer: Answer, tmp_path: Path) -> None:
     """With every copy of VMCOREINFO wiped, in memory as well, the same addresses are mapped."""
     dump.check()
     path, velf = tmp_path / "dump", tmp_path / "velf"
@@ -167,9 +167,9 @@ def test_nothing_but_cr3(dump: LabDump, tmp_path: Path) -> None:
     path.unlink()
     assert "(CR3 in QEMU's note)" in err
     assert "little else is known" in err
-    found = contents(velf)
+    found = segments(velf)
     answer("tovelf", "-i", dump.path, "-o", velf, "-l", "all")
-    plain = contents(velf)
+    plain = segments(velf)
     velf.unlink()
     # not the bytes: what was wiped is memory, too
-    assert [row[:3] for row in found] == [row[:3] for row in plain]
+    assert [row[1:] for row in found] == [row[1:] for row in plain]

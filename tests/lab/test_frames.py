@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,27 +17,13 @@ from kdump_elftool.jobs.frames import write_frame_file
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from tests.lab.cfa import FrameTable
-from tests.lab.dumps import (
-    HERE,
-    IN_CI,
-    PAGING,
-    LabDump,
-    drgn_says,
-    gdb,
-    kdump_elftool,
-    selected_dumps,
-    selected_rows,
-)
+from tests.lab.dumps import IN_CI, PAGING, LabDump, drgn_says, kdump_elftool, selected_dumps, selected_rows
+from tests.lab.in_gdb import kernel_part, stacks_in_gdb
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
-KERNEL_HALF = 1 << 63
 SCENARIOS = ("kdump",) if IN_CI else ("kdump", "live")
-DUMPS = [
-    dump
-    for dump in selected_dumps()
-    if dump.scenario in SCENARIOS and dump.file != PAGING and dump.row.startswith("x64")
-]
+DUMPS = [dump for dump in selected_dumps() if dump.scenario in SCENARIOS and dump.file != PAGING]
 COMPILED = [dump for dump in DUMPS if dump.scenario == "kdump" and not IN_CI]
 """Reading all of a kernel's frames twice takes a while."""
 CRASHES = {
@@ -55,20 +40,9 @@ OOPSES = [
 ]
 
 
-@dataclass(frozen=True)
-class Stacks:
-    """Return addresses by thread."""
-
-    by_lwp: dict[int, list[int]]
-
-    def whose(self, frames: list[int]) -> list[int]:
-        """The threads with exactly these frames."""
-        return [lwp for lwp, found in self.by_lwp.items() if kernel_part(found) == frames]
-
-
-def kernel_part(frames: list[int]) -> list[int]:
-    """Up to the first address outside of the kernel half."""
-    return frames[: next((at for at, pc in enumerate(frames) if pc < KERNEL_HALF), len(frames))]
+def whose(stacks: dict[int, list[int]], frames: list[int]) -> list[int]:
+    """The threads with exactly these frames."""
+    return [lwp for lwp, found in stacks.items() if kernel_part(found) == frames]
 
 
 def frame_file(dump: LabDump, target: Path, vmlinux: Path | None = None) -> Path:
@@ -79,20 +53,6 @@ def frame_file(dump: LabDump, target: Path, vmlinux: Path | None = None) -> Path
     assert written is not None
     assert written.warnings == ()
     return target
-
-
-def stacks_in_gdb(velf: Path, frames: Path, scratch: Path, *more: str) -> Stacks:
-    answer = scratch / "stacks.json"
-    shown = gdb(
-        f"core-file {velf}",
-        f"add-symbol-file {frames}",
-        *more,
-        f"source {HERE / 'gdb_stacks.py'}",
-        KD_ANSWER=str(answer),
-    )
-    assert answer.exists(), shown.stdout[-2000:] + shown.stderr[-2000:]
-    assert "warning" not in shown.stderr.lower(), shown.stderr[-2000:]
-    return Stacks({int(lwp): found for lwp, found in json.loads(answer.read_text()).items()})
 
 
 @cache
@@ -119,18 +79,19 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_every_stack_by_the_dump_alone(converted, tmp_path: Path) -> None:
     """Without any vmlinux: the return addresses of every task are those that drgn finds with it."""
     dump, velf, _ = converted
-    found = stacks_in_gdb(velf, frame_file(dump, tmp_path / "frames"), tmp_path)
+    frames = frame_file(dump, tmp_path / "frames")
+    found, _ = stacks_in_gdb(velf, tmp_path, f"add-symbol-file {frames}")
     said = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path)["stacks"]
     different = {
-        lwp: (list(map(hex, frames)), list(map(hex, found.by_lwp[int(lwp)])))
+        lwp: (list(map(hex, frames)), list(map(hex, found[int(lwp)])))
         for lwp, frames in said.items()
-        if frames is not None and kernel_part(frames) != kernel_part(found.by_lwp[int(lwp)])
+        if frames is not None and kernel_part(frames) != kernel_part(found[int(lwp)])
     }
     assert not different, f"{len(different)} of {len(said)}: {dict(list(different.items())[:3])}"
     assert sum(len(kernel_part(frames or [])) for frames in said.values()) > 4 * len(said) > 160
     running = drgn_says("oracle_tasks.py", dump.path, dump.vmlinux, tmp_path, "running")["running"]
     for cpu, frames in running.items():
-        assert found.whose(kernel_part(frames)), (cpu, list(map(hex, frames)))
+        assert whose(found, kernel_part(frames)), (cpu, list(map(hex, frames)))
 
 
 @pytest.mark.parametrize("vmlinux", [True, False], ids=["vmlinux", "alone"])
@@ -146,10 +107,10 @@ def test_the_whole_way_of_a_panic(converted, vmlinux: bool, tmp_path: Path) -> N
     for wanted in ("panic", *CRASHES[dump.file]):
         assert any(name == wanted for name in passed), (wanted, names)
     assert list(passed), "nothing was interrupted"
-    found = stacks_in_gdb(velf, frames, tmp_path, *symbols)
-    assert len(found.whose(way)) == 1, (
+    found, _ = stacks_in_gdb(velf, tmp_path, f"add-symbol-file {frames}", *symbols)
+    assert len(whose(found, way)) == 1, (
         names,
-        [list(map(hex, stack)) for stack in found.by_lwp.values() if stack[:1] == way[:1]],
+        [list(map(hex, stack)) for stack in found.values() if stack[:1] == way[:1]],
     )
 
 
@@ -157,15 +118,8 @@ def test_the_whole_way_of_a_panic(converted, vmlinux: bool, tmp_path: Path) -> N
 def test_gdb_alone_does_not_get_there(converted, tmp_path: Path) -> None:
     """What the frame file is good for: without it the way ends at the exception or goes astray."""
     dump, velf, offset = converted
-    answer = tmp_path / "stacks.json"
-    gdb(
-        f"core-file {velf}",
-        f"symbol-file -o {offset} {dump.vmlinux}",
-        f"source {HERE / 'gdb_stacks.py'}",
-        KD_ANSWER=str(answer),
-    )
-    stacks = Stacks({int(lwp): found for lwp, found in json.loads(answer.read_text()).items()})
-    assert stacks.whose([pc for pc, _ in panic_of(dump)]) == []
+    found, _ = stacks_in_gdb(velf, tmp_path, f"symbol-file -o {offset} {dump.vmlinux}")
+    assert whose(found, [pc for pc, _ in panic_of(dump)]) == []
 
 
 SAME = {("r10+0", "rsp+8"), ("r13+0", "rsp+16")}

@@ -22,7 +22,7 @@ from kdump_elftool.jobs.plain_target import DumpTarget
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.plain.needs import READERS
 from kdump_elftool.safe_text import log_text, printable
-from tests.builders.recording import asked_beyond
+from tests.builders.recording import asked_by, beyond_needs
 from tests.lab.dumps import (
     GDB_MULTIARCH,
     PAGING,
@@ -30,26 +30,21 @@ from tests.lab.dumps import (
     drgn_says,
     gdb,
     kdump_elftool,
+    one_of_each_row,
     selected_dumps,
-    selected_rows,
 )
 from tests.lab.hostile import plant
+from tests.lab.in_gdb import shown_in_gdb
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 OTHERS = {"i386": "i386", "aarch64": "arm64", "arm": "arm"}
 OTHERS |= dict.fromkeys(("mipsel", "mips64el", "mips", "mips64"), "mips")
 """Architectures that selected_dumps() leaves out, and what the commands call them."""
-FILES = {"kdump": "vmcore", "live": "qemu.elf"}
-FOREIGN = [
-    LabDump(row.name, row.scenario, FILES.get(row.scenario, "qemu.raw"))
-    for row in selected_rows()
-    if row.guest.arch.name in OTHERS
-    and (row.scenario in FILES or (row.scenario == "machine" and "mips" in row.guest.arch.name))
-]
+FOREIGN = [dump for dump in one_of_each_row() if dump.arch in OTHERS]
 DUMPS = [dump for dump in (*selected_dumps(), *FOREIGN) if dump.file != PAGING]
 COMMANDS = ("dmesg", "dmesg -r", "ps", "ps_old", "ps -a", "ps -t -a", "lsmod", "lsmod -l", "vminfo_qemu_all")
-MARK = "-- command "
+NEVER = "Traceback|^(warning: (?!Unexpected)|Error|Python)"
 
 
 @dataclass(frozen=True)
@@ -69,17 +64,12 @@ class Seen:
 
 
 def machine_of(dump: LabDump) -> str:
-    (row,) = [row for row in selected_rows() if row.name == dump.row]
-    return OTHERS.get(row.guest.arch.name, "x86_64")
+    return OTHERS.get(dump.arch, "x86_64")
 
 
 KNOWN_TO_DRGN = [dump for dump in DUMPS if machine_of(dump) not in ("i386", "mips")]
 """Of the others it does not know how far the kernel was moved."""
-SLOW = [
-    LabDump(row.name, row.scenario, FILES[row.scenario])
-    for row in selected_rows()
-    if "ci" not in row.sets and row.scenario in FILES and row.guest.arch.name == "x86_64"
-]
+SLOW = [dump for dump in one_of_each_row() if "ci" not in dump.made_by.sets and dump.arch == "x86_64"]
 """gdb reads all types of a vmlinux: not in CI."""
 
 
@@ -87,33 +77,12 @@ def words_for(dump: LabDump) -> tuple[str | Path, ...]:
     """Those of x86_64 tell their layout and their symbols themselves; others by the vmlinux."""
     if machine_of(dump) == "x86_64":
         return (dump.path,)
-    (row,) = [row for row in selected_rows() if row.name == dump.row]
-    raw = ("-I", "raw", "--arch", row.guest.arch.name) if dump.file == "qemu.raw" else ()
-    return (*raw, "-m", dump.vmlinux, dump.path)
+    return ("-m", dump.vmlinux, *dump.operands)
 
 
 def columns_of(line: str) -> tuple[bool, list[str]]:
     """Whether a row of ps is marked as running, and what it says: PID TID PPID ST CPU TASK COMM."""
     return line.startswith(">"), line.lstrip("> ").split(None, 6)
-
-
-def in_gdb(velf: Path, commands: tuple[str, ...]) -> dict[str, list[str]]:
-    """What each command prints, in one gdb."""
-    done = kdump_elftool("gdbinit")
-    given = [
-        "set width 0",
-        "set python print-stack full",
-        f"source {done.stdout.strip()}",
-        f"core-file {velf}",
-    ]
-    for command in commands:
-        given += [f"echo \\n{MARK}{command}\\n", command]
-    shown = gdb(*given, program=GDB_MULTIARCH)
-    assert "Traceback" not in shown.stderr, shown.stderr[-2000:]
-    assert not re.search(r"^(warning: (?!Unexpected)|Error|Python)", shown.stderr, re.M), shown.stderr[-2000:]
-    parts = shown.stdout.split(f"\n{MARK}")[1:]
-    lines = [part.splitlines() for part in parts]
-    return {each[0]: each[1:] for each in lines}
 
 
 @pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
@@ -126,7 +95,8 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     threads = ("-p",) if dump.file == "qemu.raw" else ()
     done = kdump_elftool("tovelf", *words, *threads, "-o", velf)
     assert done.returncode == 0, done.stderr
-    yield Seen(dump, machine, words, velf, in_gdb(velf, (*COMMANDS, f"thread_vminfo_{machine}")))
+    shown = shown_in_gdb(velf, (*COMMANDS, f"thread_vminfo_{machine}"), never=NEVER)
+    yield Seen(dump, machine, words, velf, {each: text.splitlines() for each, text in shown.items()})
     velf.unlink()
 
 
@@ -226,7 +196,7 @@ def test_readers_ask_nothing_beyond_what_a_core_answers(seen: Seen) -> None:
         dump = open_dump(file)
         target = DumpTarget.of(dump, open_kernel(dump, KernelRequest(vmlinux=vmlinux)))
         for reader in READERS:
-            assert asked_beyond(reader, target) == set(), reader
+            assert beyond_needs(reader, asked_by(reader, target)) == set(), reader
 
 
 ARGUMENTS = {

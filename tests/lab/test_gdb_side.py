@@ -15,6 +15,7 @@ import pytest
 
 from lab.roots import run_in_root
 from tests.lab.dumps import GDB_MULTIARCH, HERE, LabDump, drgn_says, gdb, kdump_elftool, tool_root
+from tests.lab.in_gdb import by_thread, gdbinit
 from tests.lab.test_arm64 import DUMPS
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.root, pytest.mark.slow]
@@ -53,13 +54,6 @@ def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     velf.unlink()
 
 
-def gdbinit() -> Path:
-    """What users are told to source."""
-    done = kdump_elftool("gdbinit")
-    assert (done.returncode, done.stderr) == (0, "")
-    return Path(done.stdout.strip())
-
-
 def ours(core: Core, *commands: str, **environment: str) -> str:
     done = gdb(
         *core.commands,
@@ -83,11 +77,6 @@ def newer(core: Core, *commands: str) -> str:
     done = run_in_root(tool_root("trixie"), argv, {at: str(at) for at in folders}, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
-
-
-def by_thread(shown: str) -> dict[int, str]:
-    parts = re.split(r"^Thread \d+ \(.*?LWP (-?\d+)\).*$", shown, flags=re.M)
-    return dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
 
 
 def known_lines(text: str) -> list[str]:

@@ -21,7 +21,8 @@ from elftools.elf.elffile import ELFFile
 from lab.config import Row
 from tests.builders.pagetables import Leaf
 from tests.builders.pagetables32 import walk_plain32
-from tests.lab.dumps import HERE, LabDump, files_of, gdb, gdb_bytes, kdump_elftool, selected_rows
+from tests.lab.dumps import LabDump, files_of, gdb, gdb_bytes, kdump_elftool, selected_rows
+from tests.lab.in_gdb import stacks_in_gdb
 from tests.lab.variants import ROM_BYTES, both, loads_of, same_bytes, tovelf
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -50,21 +51,13 @@ class Tasks:
 def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
     dump: LabDump = request.param
     dump.check()
-    folder = tmp_path_factory.mktemp("i386")
-    velf, answer = folder / "velf", folder / "stacks.json"
+    velf = tmp_path_factory.mktemp("i386") / "velf"
     done = kdump_elftool("tovelf", "-p", "-m", dump.vmlinux, "-i", dump.path, "-o", velf, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
-    shown = gdb(
-        f"core-file {velf}",
-        f"symbol-file -o {summary['kaslr_offset']} {dump.vmlinux}",
-        "thread apply all bt",
-        f"source {HERE / 'gdb_stacks.py'}",
-        KD_ANSWER=str(answer),
-    )
-    assert answer.exists(), shown.stdout[-2000:] + shown.stderr[-2000:]
-    stacks = {int(lwp): frames for lwp, frames in json.loads(answer.read_text()).items()}
-    yield Tasks(dump, velf, summary, shown.stdout, stacks)
+    symbols = f"symbol-file -o {summary['kaslr_offset']} {dump.vmlinux}"
+    stacks, shown = stacks_in_gdb(velf, velf.parent, symbols, "thread apply all bt")
+    yield Tasks(dump, velf, summary, shown, stacks)
     velf.unlink()
 
 

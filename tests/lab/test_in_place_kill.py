@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.dumps import LabDump, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import IN_CI, LabDump, gdb, kdump_elftool, selected_dumps
 from tests.lab.test_in_place import sha256
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 SEED = 20261123
-MOMENTS = 50
+MOMENTS = 20 if IN_CI else 50
 DUMPS = [dump for dump in selected_dumps() if dump.id == "x64-61-l4.kdump/vmcore"]
 
 # The package is imported once and every job forks, so that the moments fall into the work and not into
@@ -95,12 +95,14 @@ def test_killed_at_random_moments(dump: LabDump, tmp_path: Path) -> None:
     new, new_tail = head(path), tail(path, length)
     assert new != old
     text, module = dump.truth["kallsyms"]["linux_banner"], module_address(dump)
-    seen = []
+    seen, latest = [], 1.1 * sorted(whole)[len(whole) // 2]
     for _ in range(MOMENTS):
         assert driver.run(None, "tovelf", "-q", "--undo", "-i", str(path)) > 0
         assert (head(path), path.stat().st_size) == (old, length)
-        driver.run(chance.random() * 1.1 * sorted(whole)[len(whole) // 2], *command)
+        driver.run(chance.random() * latest, *command)
         state = {old: "before", new: "after"}[head(path)]
+        # a machine that has other work now is slower: a third of the kills comes too late, whatever it does
+        latest *= 1.2 if state == "before" else 0.65
         shown = gdb(f"core-file {path}", "info threads", f"x/s {text}", f"x/gx {module}")
         assert dump.truth["release"] in shown.stdout
         assert "warning" not in shown.stderr.lower(), shown.stderr
@@ -113,7 +115,7 @@ def test_killed_at_random_moments(dump: LabDump, tmp_path: Path) -> None:
         seen.append(state)
     driver.close()
     print(f"seed {SEED}: {seen.count('before')} before, {seen.count('after')} after")
-    assert seen.count("before") >= 10
+    assert seen.count("before") >= MOMENTS // 4
     assert seen.count("after") >= 1
     assert kdump_elftool("tovelf", "-q", "--undo", "-i", path).returncode == 0
     assert sha256(path) == checksum

@@ -18,7 +18,7 @@ import pytest
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from tests.lab.dumps import (
-    DUMP_FILES,
+    CONVERTED,
     GDB_MULTIARCH,
     HERE,
     IN_CI,
@@ -27,26 +27,16 @@ from tests.lab.dumps import (
     gdb,
     kdump_elftool,
     one_of_each_kernel,
+    one_of_each_row,
     selected_dumps,
-    selected_rows,
 )
+from tests.lab.in_gdb import gdbinit
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 SEED = 20261129
 PAGES = 400
-OTHERS = ("i386", "aarch64", "arm", "mips", "mipsel", "mips64", "mips64el")
-RAW = {"mips", "mipsel", "mips64", "mips64el"}
-ARCH = {row.name: row.guest.arch.name for row in selected_rows()}
-FILES = {**DUMP_FILES, "machine": ("qemu.raw",)}
-
-ALL_DUMPS = selected_dumps() + [
-    LabDump(row.name, row.scenario, FILES[row.scenario][0])
-    for row in selected_rows()
-    if row.guest.arch.name in OTHERS
-    and (row.scenario == "machine") == (row.guest.arch.name in RAW)
-    and FILES[row.scenario]
-]
+ALL_DUMPS = [*selected_dumps(), *(dump for dump in one_of_each_row() if dump.arch not in CONVERTED)]
 DUMPS = one_of_each_kernel(ALL_DUMPS) if IN_CI else ALL_DUMPS
 READS_TABLES = ("x86_64", "aarch64")
 """Architectures whose page tables drgn reads; of the others it is given what we made."""
@@ -59,9 +49,12 @@ class Asked:
     """What drgn says, and what gdb shows for the same questions."""
 
     dump: LabDump
-    arch: str
     judged: dict[str, Any]
     shown: dict[str, list[str]]
+
+    @property
+    def arch(self) -> str:
+        return self.dump.arch
 
     @property
     def pages(self) -> list[dict[str, Any]]:
@@ -135,12 +128,11 @@ BAD = [
 def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     dump: LabDump = request.param
     dump.check()
-    arch = ARCH[dump.row]
+    arch = dump.arch
     folder = tmp_path_factory.mktemp("kd")
     velf, wanted, answer = (folder / name for name in ("velf", "wanted.json", "answer.json"))
-    given: list[str | Path] = ["-I", "raw", "--arch", arch] if dump.file == "qemu.raw" else []
-    vmlinux: list[str | Path] = [] if arch == "x86_64" else ["-m", dump.vmlinux]
-    done = kdump_elftool("tovelf", "-p", *given, *vmlinux, "-i", dump.path, "-o", velf, "--json")
+    vmlinux = () if arch == "x86_64" else ("-m", dump.vmlinux)
+    done = kdump_elftool("tovelf", "-p", *vmlinux, *dump.operands, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     judge = dump.path if arch in READS_TABLES else for_drgn(velf, json.loads(done.stdout)["kaslr_offset"])
     judged = drgn_says("oracle_structures.py", judge, dump.vmlinux, folder, seed=SEED, pages=PAGES)
@@ -162,13 +154,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     shown = {each: text.splitlines() for each, text in zip(commands, texts, strict=True)}
     velf.unlink()
     folder.joinpath("judged").unlink(missing_ok=True)
-    yield Asked(dump, arch, judged, shown)
-
-
-def gdbinit() -> Path:
-    done = kdump_elftool("gdbinit")
-    assert (done.returncode, done.stderr) == (0, "")
-    return Path(done.stdout.strip())
+    yield Asked(dump, judged, shown)
 
 
 def escaped(name: str) -> str:
@@ -180,7 +166,7 @@ def numbers(lines: list[str]) -> list[int]:
     return [int(line, 16) for line in lines[:-1]]
 
 
-def test_lists(asked: Asked) -> None:
+def test_lists_and_trees(asked: Asked) -> None:
     for command, kind in (("kd-list", "lists"), ("kd-list -h", "hlists"), ("kd-rbtree", "rbtrees")):
         for head, nodes in asked.judged[kind].items():
             lines = asked.shown[f"{command} {int(head):#x}"]
@@ -228,12 +214,12 @@ def test_areas(asked: Asked) -> None:
     assert compared > 80
 
 
-def vma_line(vma: int, start: int, end: int, flags: int, pgoff: int, name: str) -> str:
+def vma_line(vma: int, start: int, end: int, flags: int, offset: int, name: str) -> str:
     letters = "".join(letter if flags & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))
     shared = "s" if flags & 0x80 else "p"
     text = escaped(name)
-    offset = pgoff << 12 if text.startswith("/") else 0
-    return f"{vma:#x} {start:08x}-{end:08x} {letters}{shared} {offset:08x} {text}".rstrip()
+    shown = offset if text.startswith("/") else 0
+    return f"{vma:#x} {start:08x}-{end:08x} {letters}{shared} {shown:08x} {text}".rstrip()
 
 
 def test_user_addresses(asked: Asked) -> None:
@@ -258,7 +244,7 @@ def test_user_addresses(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [dump for dump in DUMPS if ARCH[dump.row] in WALKED], ids=lambda dump: dump.id, indirect=True
+    "asked", [dump for dump in DUMPS if dump.arch in WALKED], ids=lambda dump: dump.id, indirect=True
 )
 def test_text_that_the_guest_wrote_is_where_its_address_leads(asked: Asked) -> None:
     with InputFile.open(str(asked.dump.path)) as file:
@@ -309,11 +295,11 @@ def check_flags(page: dict[str, Any], line: str) -> set[str]:
 
 def test_kernel_addresses(asked: Asked) -> None:
     """Where a struct page lies is what virttophys says of the dump."""
-    given: list[str | Path] = []
+    given: list[str | Path] = ["-i", asked.dump.path]
     if asked.dump.file == "qemu.raw":
-        given = ["-I", "raw", "--arch", asked.arch, "-m", asked.dump.vmlinux]
+        given += ["-I", "raw", "--arch", asked.arch, "-m", asked.dump.vmlinux]
     wanted = (f"{page['vaddr']:x}" for page in asked.pages)
-    done = kdump_elftool("virttophys", *given, "-i", asked.dump.path, *wanted)
+    done = kdump_elftool("virttophys", *given, *wanted)
     assert done.returncode == 0, done.stderr
     expected = [line.split() for line in done.stdout.splitlines()]
     lines = asked.shown["kd-vtop " + addresses(asked.pages)]

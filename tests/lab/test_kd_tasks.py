@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,34 +18,28 @@ from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.plain.locks import LockFinder, Wait
 from kdump_elftool.plain.tasks import all_tasks
 from tests.lab.dumps import (
-    DUMP_FILES,
     GDB,
     GDB_MULTIARCH,
     HERE,
     IN_CI,
     LabDump,
     drgn_says,
-    gdb,
     kdump_elftool,
     one_of_each_kernel,
+    one_of_each_row,
     selected_dumps,
-    selected_rows,
 )
+from tests.lab.in_gdb import shown_in_gdb
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
-ARM64 = [
-    LabDump(row.name, row.scenario, DUMP_FILES[row.scenario][0])
-    for row in selected_rows()
-    if row.guest.arch.name == "aarch64" and row.scenario in ("kdump", "live") and not row.guest.fragments
-]
+ARM64 = [dump for dump in one_of_each_row() if dump.arch == "aarch64" and not dump.made_by.guest.fragments]
 ALL_DUMPS = [dump for dump in (*selected_dumps(), *ARM64) if dump.file in ("vmcore", "qemu.elf")]
 DUMPS = one_of_each_kernel(ALL_DUMPS) if IN_CI else ALL_DUMPS
 VARIABLES = ("runqueues.nr_running", "runqueues.cpu", "runqueues.clock", "runqueues", "kernel_cpustat")
 FRAME = re.compile(r"^#\d+ +(?:0x([0-9a-f]+) in )?(\S+) \(\)", re.M)
 GROUP = re.compile(r"^\d+ tasks?: (.*)\n((?:.|\n.)*)", re.M)
 OWNER = re.compile(r"(-?\d+) (.{,16}?) \((\S)(?:, on CPU (\d+))?\)(?:, |$)")
-UNKNOWN = re.compile("Traceback|Error|Exception|not known|unknown")
 
 
 @dataclass(frozen=True)
@@ -61,18 +54,6 @@ class Shown:
 
     def __getitem__(self, command: str) -> str:
         return self.outputs[command]
-
-
-def run(velf: Path, dump: LabDump, offset: str | None, commands: list[str], **given: str) -> dict[str, str]:
-    """The output of each command; without an offset gdb has no symbols."""
-    init = kdump_elftool("gdbinit").stdout.strip()
-    symbols = () if offset is None else (f"symbol-file -o {offset} {dump.vmlinux}",)
-    marked = [each for number, command in enumerate(commands) for each in (rf"echo \n@{number}@\n", command)]
-    start = ("set width 0", f"core-file {velf}", *symbols, "set python print-stack full", f"source {init}")
-    done = gdb(*start, *marked, program=GDB_MULTIARCH if dump in ARM64 else GDB, **given)
-    assert not UNKNOWN.search(done.stderr), done.stderr[-2000:]
-    parts = re.split(r"^@\d+@\n", done.stdout, flags=re.M)[1:]
-    return dict(zip(commands, (part[:-1] for part in parts), strict=True))
 
 
 @pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
@@ -93,8 +74,11 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     wanted.write_text(json.dumps({"tasks": list(said["tasks"]), "cpus": list(said["current"])}))
     percpu = [f"kd-percpu {name}" for name in VARIABLES]
     commands = [*known, *percpu, "kd-bt", "kd-bt 1 cpu=0", f"source {HERE / 'gdb_kd_functions.py'}"]
-    outputs = run(velf, dump, offset, commands, KD_WANTED=str(wanted), KD_ANSWER=str(functions))
-    poor_outputs = run(poor, dump, None, [*known, "kd-percpu runqueues"])
+    program = GDB_MULTIARCH if dump in ARM64 else GDB
+    symbols = f"symbol-file -o {offset} {dump.vmlinux}"
+    files = {"KD_WANTED": str(wanted), "KD_ANSWER": str(functions)}
+    outputs = shown_in_gdb(velf, commands, symbols, program=program, **files)
+    poor_outputs = shown_in_gdb(poor, [*known, "kd-percpu runqueues"], program=program)
     yield Shown(dump, said, outputs, poor_outputs, json.loads(functions.read_text()))
     velf.unlink()
     poor.unlink()

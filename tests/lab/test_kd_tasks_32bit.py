@@ -6,26 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, selected_rows
+from tests.lab.dumps import LabDump, kdump_elftool, one_of_each_row
+from tests.lab.in_gdb import shown_in_gdb
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
-FILES = {"live": "qemu.elf", "kdump": "vmcore", "machine": "qemu.raw"}
-SCENARIOS = {
-    "i386": ("live", "kdump"),
-    "arm": ("live", "kdump"),
-    "mipsel": ("machine",),
-    "mips": ("machine",),
-}
-DUMPS = {
-    LabDump(row.name, row.scenario, FILES[row.scenario]): row.guest.arch.name
-    for row in selected_rows()
-    if row.scenario in SCENARIOS.get(row.guest.arch.name, ())
-}
+DUMPS = [dump for dump in one_of_each_row() if dump.arch in ("i386", "arm", "mipsel", "mips")]
 FAILED = re.compile("Traceback|Error|Exception|unknown|not known")
 PASSING = ("kworker", "sleep", "sh")
 """Tasks that come and go between the guest's list and the dump."""
@@ -45,12 +34,8 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     dump: LabDump = request.param
     dump.check()
     velf = tmp_path_factory.mktemp("kd_tasks") / "velf"
-    words: list[str | Path] = ["-m", dump.vmlinux, dump.path]
-    if dump.file == "qemu.raw":
-        words += ["-I", "raw", "--arch", DUMPS[dump]]
-        registers = ["--cpu-regs", dump.path.with_name("registers.txt")]
-    else:
-        registers = []
+    words = ("-m", dump.vmlinux, *dump.operands)
+    registers = ("--cpu-regs", dump.path.with_name("registers.txt")) if dump.file == "qemu.raw" else ()
     done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, *words, *registers)
     assert done.returncode == 0, done.stderr
     offset = json.loads(done.stdout)["kaslr_offset"] or "0"
@@ -65,19 +50,8 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "kd-percpu runqueues",
         'python print(gdb.parse_and_eval("$kd_task(1)")["comm"].string())',
     ]
-    marked = [each for number, command in enumerate(commands) for each in (rf"echo \n@{number}@\n", command)]
-    told = gdb(
-        "set width 0",
-        f"core-file {velf}",
-        f"symbol-file -o {offset} {dump.vmlinux}",
-        "set python print-stack full",
-        f"source {kdump_elftool('gdbinit').stdout.strip()}",
-        *marked,
-        program=GDB_MULTIARCH,
-    )
-    assert not FAILED.search(told.stderr), told.stderr[-2000:]
-    parts = re.split(r"^@\d+@\n", told.stdout, flags=re.M)[1:]
-    yield Shown(dump, listed, dict(zip(commands, (part[:-1] for part in parts), strict=True)))
+    symbols = f"symbol-file -o {offset} {dump.vmlinux}"
+    yield Shown(dump, listed, shown_in_gdb(velf, commands, symbols))
     velf.unlink()
 
 
@@ -132,4 +106,4 @@ def test_percpu(shown: Shown) -> None:
 def test_blocked_and_function(shown: Shown) -> None:
     (text,) = [value for command, value in shown.outputs.items() if command.startswith("kd-blocked")]
     assert len(re.findall(r"^-?\d+ .* \(\S\) in \S", text, re.M)) == len(shown.listed)
-    assert list(shown.outputs.values())[-1] == "init"
+    assert list(shown.outputs.values())[-1] == "init\n"

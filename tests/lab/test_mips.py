@@ -20,6 +20,7 @@ from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from tests.builders.mips_tables import Shape, plain_pages, plain_translate
 from tests.lab.dumps import GDB_MULTIARCH, LabDump, gdb, kdump_elftool, selected_rows
+from tests.lab.in_gdb import by_thread
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
@@ -119,8 +120,7 @@ def backtraces(converted: Converted) -> dict[int, str]:
         program=GDB_MULTIARCH,
     )
     assert listed.returncode == 0, listed.stderr[-2000:]
-    parts = re.split(r"^Thread \d+ \(.*?LWP (-?\d+).*?\):$", listed.stdout, flags=re.MULTILINE)
-    return dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
+    return by_thread(listed.stdout)
 
 
 def test_threads_and_backtraces(converted: Converted) -> None:

@@ -22,12 +22,12 @@ from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.kernel.vmlinux_source import VmlinuxSymbols, vmlinux_btf
-from tests.lab.dumps import HERE, LabDump, drgn_says, gdb, kdump_elftool, selected_dumps
+from tests.lab.dumps import LabDump, drgn_says, kdump_elftool, selected_dumps
+from tests.lab.in_gdb import kernel_part, stacks_in_gdb
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 DUMPS = selected_dumps()
-KERNEL_HALF = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,10 @@ def converted(
     velf.unlink()
 
 
-def gdb_stacks(velf: Path, dump: LabDump, offset: str, scratch: Path) -> dict[int, list[int]]:
-    answer = scratch / "stacks.json"
-    shown = gdb(
-        f"core-file {velf}",
-        f"symbol-file -o {offset} {dump.vmlinux}",
-        f"source {HERE / 'gdb_stacks.py'}",
-        KD_ANSWER=str(answer),
-    )
-    assert answer.exists(), shown.stdout[-2000:] + shown.stderr[-2000:]
-    assert "warning" not in shown.stderr.lower(), shown.stderr[-2000:]
-    return {int(lwp): frames for lwp, frames in json.loads(answer.read_text()).items()}
-
-
-def kernel_part(frames: list[int]) -> list[int]:
-    """Up to the first address outside of the kernel half."""
-    for index, pc in enumerate(frames):
-        if pc < KERNEL_HALF:
-            return frames[:index]
-    return frames
-
-
 def test_every_task_is_a_thread(converted: Converted, tmp_path: Path) -> None:
     """What the guest listed last before its end, and an idle task for each CPU."""
-    stacks = gdb_stacks(converted.velf, converted.dump, converted.summary["kaslr_offset"], tmp_path)
+    symbols = f"symbol-file -o {converted.summary['kaslr_offset']} {converted.dump.vmlinux}"
+    stacks, _ = stacks_in_gdb(converted.velf, tmp_path, symbols)
     cpus = len({lwp for lwp in converted.tasks if lwp < 0})
     expected = {task["tid"] for task in converted.dump.truth["tasks"]} | {-cpu - 1 for cpu in range(cpus)}
     ours = set(stacks)

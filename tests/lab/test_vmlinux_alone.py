@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.lab.conftest import Answer
 from tests.lab.dumps import LabDump, drgn_oracle, kdump_elftool, selected_dumps, selected_rows
-from tests.lab.test_find_kernel import answer, contents
+from tests.lab.test_find_kernel import segments
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -63,7 +64,7 @@ def wiped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path.unlink()
 
 
-def test_same_velf(wiped: Wiped, tmp_path: Path) -> None:
+def test_same_velf(wiped: Wiped, answer: Answer, tmp_path: Path) -> None:
     """The same addresses of the same frames, the same tasks, the same offset; and crash's and drgn's note."""
     found: list[Any] = []
     for files in (wiped.plain, wiped.copy):
@@ -72,7 +73,7 @@ def test_same_velf(wiped: Wiped, tmp_path: Path) -> None:
         summary = json.loads(out)
         found.append(
             (
-                [row[:3] for row in contents(velf)],
+                [row[1:] for row in segments(velf)],
                 {key: summary[key] for key in ("kaslr_offset", "pgt_root", "warnings", "build_id", "level")},
             )
         )
@@ -83,7 +84,7 @@ def test_same_velf(wiped: Wiped, tmp_path: Path) -> None:
     assert len(found[0][0]) > 50
 
 
-def test_same_answers(wiped: Wiped) -> None:
+def test_same_answers(wiped: Wiped, answer: Answer) -> None:
     vmlinux = wiped.dump.vmlinux
     for command in ("ps", "dmesg"):
         assert answer(command, *wiped.copy, "-m", vmlinux) == answer(command, *wiped.plain)
@@ -107,7 +108,7 @@ def test_without_the_vmlinux(dump: LabDump, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dump", RAW, ids=lambda dump: dump.id)
-def test_from_the_kernel_on(dump: LabDump, tmp_path: Path) -> None:
+def test_from_the_kernel_on(dump: LabDump, answer: Answer, tmp_path: Path) -> None:
     """Raw memory that begins where the kernel does: its page tables say where that is."""
     plain = json.loads(answer("info", "-I", "raw", dump.path, "--json")[0])
     text = int(plain["phys_base"], 16) + int(plain["kaslr_offset"], 16) + LINKED_AT
@@ -129,7 +130,7 @@ def test_from_the_kernel_on(dump: LabDump, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dump", RAW, ids=lambda dump: dump.id)
-def test_drgn_takes_what_was_made(dump: LabDump, tmp_path: Path) -> None:
+def test_drgn_takes_what_was_made(dump: LabDump, answer: Answer, tmp_path: Path) -> None:
     """The VMCOREINFO that was made of the vmlinux serves drgn as the kernel's own does."""
     path, velf = tmp_path / "raw", tmp_path / "velf"
     subprocess.run(["cp", "--sparse=always", str(dump.path), str(path)], check=True)

@@ -81,6 +81,7 @@ def small(random: Random) -> Iterator[None]:
             (migration_structs, "_FIRST_WINDOW", [64, 4994, 1 << 16]),
             (migration_pages, "_MOST_MIXED", [1, 7, 50, 1 << 16]),
             (migration_pages, "_PATTERN_LOOK", [16, 64]),
+            (migration_pages, "_WITHOUT_PATTERN", [1, 3, 16]),
             (migration_pages, "_BATCH", [1, 60, 8192]),
         ):
             changes.enter_context(mock.patch.object(module, name, random.choice(values)))

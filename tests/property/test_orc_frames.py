@@ -6,6 +6,7 @@ import random
 import subprocess
 import tempfile
 from bisect import bisect_right
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.symfile import Section, symbol_file
 from kdump_elftool.kernel.facts import Knowledge
-from kdump_elftool.kernel.orc import read_kernel_orc
+from kdump_elftool.kernel.orc import OrcTable, read_kernel_orc
 from tests.builders.orc import FORMS, Row, pack
 from tests.builders.unwind import RIP, RSP, CallFrames, by_orc
 from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
@@ -63,7 +64,7 @@ def tables(draw: st.DrawFn) -> list[Row]:
     rows = draw(st.lists(st.one_of(ENTRY, CALLS, CALLS, FRAMES, NONE), min_size=1, max_size=24))
     ip, placed = BASE + CODE, []
     for row in rows:
-        placed.append(Row(ip, row.kind, row.sp, row.sp_offset, row.rbp, row.rbp_offset, row.signal))
+        placed.append(replace(row, ip=ip))
         ip += draw(DISTANCES)
     # a kernel is mostly calls: by them its form is recognised
     placed += [Row(ip + 16 * number, "call", "sp", 8 * (1 + number % 3)) for number in range(len(rows) + 2)]
@@ -74,9 +75,9 @@ def tables(draw: st.DrawFn) -> list[Row]:
     return [*placed, Row(ip + 16 * len(placed) + 40, "undefined")]
 
 
-def made(rows: list[Row], form: str, *, switch_is_signal: bool = False) -> bytes:
+def read(ip: bytes, entries: bytes) -> OrcTable | None:
+    """Out of a kernel that has these tables."""
     space = KernelSpace()
-    ip, entries = pack(rows, form, BASE + IP)
     space.data[IP : IP + len(ip)] = ip
     space.data[ENTRIES : ENTRIES + len(entries)] = entries
     known = info_of(
@@ -85,11 +86,19 @@ def made(rows: list[Row], form: str, *, switch_is_signal: bool = False) -> bytes
         SYMBOL___start_orc_unwind=BASE + ENTRIES,
         SYMBOL___stop_orc_unwind=BASE + ENTRIES + len(entries),
     )
-    table = read_kernel_orc(space.virtual(), Knowledge((known,)), (BASE + CODE, BASE + END))
-    assert table is not None
-    assert (table.format.name, table.damage) == (form, ())
+    return read_kernel_orc(space.virtual(), Knowledge((known,)), (BASE + CODE, BASE + END))
+
+
+def frame_file(table: OrcTable, *, switch_is_signal: bool = False) -> bytes:
     data = orc_to_frames(table, switch_is_signal=switch_is_signal)
     return symbol_file(ElfKind(64, "<"), 62, [Section(".debug_frame", data=data, align=8)])
+
+
+def made(rows: list[Row], form: str, *, switch_is_signal: bool = False) -> bytes:
+    table = read(*pack(rows, form, BASE + IP))
+    assert table is not None
+    assert (table.format.name, table.damage) == (form, ())
+    return frame_file(table, switch_is_signal=switch_is_signal)
 
 
 def check(rows: list[Row], elf: bytes, form: str, *, switch_is_signal: bool = False) -> int:
@@ -124,10 +133,7 @@ def plausible(rows: list[Row], form: str) -> list[Row]:
     """v4.14 has no mark for calls that are interrupted."""
     if form != "v4.14":
         return rows
-    return [
-        Row(row.ip, row.kind, row.sp, row.sp_offset, row.rbp, row.rbp_offset, row.kind in ("regs", "iret"))
-        for row in rows
-    ]
+    return [replace(row, signal=row.kind in ("regs", "iret")) for row in rows]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -172,25 +178,16 @@ def test_long_runs_are_cut() -> None:
 @given(rows=tables(), seed=st.integers(0, 1 << 30), damaged=st.integers(1, 12))
 def test_damaged_tables_describe_less_and_never_twice(rows: list[Row], seed: int, damaged: int) -> None:
     """Bytes of either table changed at random: descriptions stay within the kernel and don't overlap."""
-    space = KernelSpace()
-    ip, entries = pack(rows, "v6.4", BASE + IP)
     chance = random.Random(seed)
-    for at, data in ((IP, ip), (ENTRIES, entries)):
-        space.data[at : at + len(data)] = data
+    parts = [bytearray(part) for part in pack(rows, "v6.4", BASE + IP)]
+    for part in parts:
         for _ in range(damaged):
-            space.data[at + chance.randrange(len(data))] = chance.randrange(256)
-    known = info_of(
-        SYMBOL___start_orc_unwind_ip=BASE + IP,
-        SYMBOL___stop_orc_unwind_ip=BASE + IP + len(ip),
-        SYMBOL___start_orc_unwind=BASE + ENTRIES,
-        SYMBOL___stop_orc_unwind=BASE + ENTRIES + len(entries),
-    )
-    table = read_kernel_orc(space.virtual(), Knowledge((known,)), (BASE + CODE, BASE + END))
+            part[chance.randrange(len(part))] = chance.randrange(256)
+    table = read(*map(bytes, parts))
     if table is None:
         return
-    data = orc_to_frames(table)
-    elf = symbol_file(ElfKind(64, "<"), 62, [Section(".debug_frame", data=data, align=8)])
-    places = sorted((fde["initial_location"], fde["address_range"]) for fde in CallFrames(elf).fdes)
+    fdes = CallFrames(frame_file(table)).fdes
+    places = sorted((fde["initial_location"], fde["address_range"]) for fde in fdes)
     ends = [BASE + CODE, *(start + size for start, size in places)]
     assert all(size and start >= end for (start, size), end in zip(places, ends[:-1], strict=True))
     assert ends[-1] <= BASE + END

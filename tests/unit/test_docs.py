@@ -12,7 +12,7 @@ from kdump_elftool.cli.main import build_parser
 from tools.cli_model import read_commands, read_program
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "sample/README.md"])
 TREES = ("src", "lab", "tools", "bench", "tests", "docs", "contrib", ".ci")
 # pages that documents may send their readers to; addresses of package archives are nobody's business
 HOSTS = {"keepachangelog.com", "semver.org"}

@@ -22,7 +22,7 @@ from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.formats.piped import keep_piped
 from kdump_elftool.formats.raw import NAME as RAW
 from kdump_elftool.jobs.debug_files import Search
-from kdump_elftool.jobs.kernel import KernelRequest, architecture
+from kdump_elftool.jobs.kernel import FindVmlinux, KernelRequest, architecture
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.progress import progress
 from kdump_elftool.spool import spool_directory
@@ -236,6 +236,9 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
     files = [file for file in (extra, vmlinux) if file]
     cache = user_cache(stack) if args.vmlinux is not None or args.search else None
     search = Search(stack, os.environ, files, shown, remembered=cache.path if cache else None)
+    find: FindVmlinux | None = partial(search.in_directory, args.vmlinux) if in_directory else None
+    if getattr(args, "debuginfod", False):
+        find = search.from_debuginfod
     request = KernelRequest(
         vmlinux=read_vmlinux(vmlinux) if vmlinux else None,
         extra=read_extra(extra) if extra else None,
@@ -243,7 +246,7 @@ def kernel_request(args: argparse.Namespace, stack: ExitStack) -> tuple[KernelRe
         kernel=args.kernel,
         force=args.force,
         progress=shown,
-        find=partial(search.in_directory, args.vmlinux) if in_directory else None,
+        find=find,
         locate=search.locate if args.search else None,
         cache=cache,
     )

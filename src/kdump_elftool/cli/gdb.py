@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--in-place", action="store_true", help="change the dump itself: new headers behind its data, no copy"
     )
     add_modules(result)
+    _add_session(parser)
+    add_common(parser)
+
+
+def _add_session(parser: argparse.ArgumentParser) -> None:
     session = parser.add_argument_group("gdb (what follows a -- on the command line are arguments for it)")
     session.add_argument(
         "--gdb",
@@ -66,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--print-script", action="store_true", help="print the commands for gdb and do not start it"
     )
-    add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def converted(
     velf, _ = write_result(args, plan, opened)
     _report(args, velf)
     session = planned_session(args.outfile, velf, kernel.vmlinux)
-    return Ready(session, kernel.vmlinux, lambda: (dump, kernel))
+    return Ready(session, kernel.vmlinux, lambda: (dump, kernel), kernel.info.build_id)
 
 
 def changed(args: argparse.Namespace, stack: ExitStack) -> Ready:
@@ -63,7 +63,7 @@ def changed(args: argparse.Namespace, stack: ExitStack) -> Ready:
         warn(message, args)
     _report(args, velf)
     session = planned_session(args.dump[0], velf, kernel.vmlinux)
-    return Ready(session, kernel.vmlinux, lambda: (dump, kernel))
+    return Ready(session, kernel.vmlinux, lambda: (dump, kernel), kernel.info.build_id)
 
 
 def _report(args: argparse.Namespace, velf: Velf) -> None:

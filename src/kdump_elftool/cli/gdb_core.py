@@ -14,6 +14,7 @@ from kdump_elftool.cli.raw_input import named_inputs
 from kdump_elftool.errors import KdumpError, UsageError
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.debug_files import where_lines_are
 from kdump_elftool.jobs.gdb_script import Names
 from kdump_elftool.jobs.gdb_session import (
     MadeOf,
@@ -28,6 +29,7 @@ from kdump_elftool.jobs.gdb_session import (
 )
 from kdump_elftool.jobs.gdb_symbols import OpenKernel, has_made_vmlinux, with_symbols
 from kdump_elftool.jobs.kernel import Kernel, open_kernel
+from kdump_elftool.kernel.identity import dump_vmcoreinfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.safe_text import printable
 
@@ -37,11 +39,12 @@ _OPTIONS = ("level", "procthreads", "zero_excluded", "arch", "ram_base", "physpg
 
 @dataclass(frozen=True)
 class Ready:
-    """A core that is complete, its vmlinux, and its kernel for those who have to look into it."""
+    """A core that is complete, its vmlinux, its kernel for those who have to look into it, its build id."""
 
     session: Session
     vmlinux: Vmlinux | None
     open_kernel: OpenKernel
+    build_id: bytes | None
 
 
 def ready_session(args: argparse.Namespace, stack: ExitStack, names: Names) -> Session:
@@ -53,7 +56,8 @@ def ready_session(args: argparse.Namespace, stack: ExitStack, names: Names) -> S
     for message in warnings:
         warn(message, args)
     if has_made_vmlinux(found):
-        _say("no vmlinux of this kernel was found: names and types are the dump's own, without lines", args)
+        _say("no vmlinux of this kernel was found: names and types are the dump's own", args)
+        _say(where_lines_are(ready.build_id), args)
     elif found.vmlinux is None:
         warn("no vmlinux of this kernel was found: there are no names (-m FILE says where it is)", args)
     elif found.kaslr_offset is None:
@@ -77,6 +81,8 @@ def _of_core(args: argparse.Namespace, stack: ExitStack) -> Ready | None:
         return None
     if args.outfile is not None:
         raise UsageError(f"{file.path} is a core already", hint="leave out --velf")
+    if not args.in_place and (args.level is not None or not args.procthreads):
+        warn(f"{file.path} is a core already: it stays as it is, whatever -l or --no-procthreads say", args)
     dump, known = found
     return _opened(args, stack, file, dump, known)
 
@@ -92,7 +98,9 @@ def _opened(args: argparse.Namespace, stack: ExitStack, velf: InputFile, dump: D
     def kernel() -> tuple[Dump, Kernel]:
         return dump, replace(open_kernel(dump, request), vmlinux=vmlinux)
 
-    return Ready(opened_session(velf, dump, vmlinux, known), vmlinux, kernel)
+    info = dump_vmcoreinfo(dump)
+    build_id = None if info is None else info.build_id
+    return Ready(opened_session(velf, dump, vmlinux, known), vmlinux, kernel, build_id)
 
 
 def _copied(args: argparse.Namespace, stack: ExitStack) -> Ready:

@@ -11,10 +11,11 @@ from kdump_elftool.cli.common import add_common, warn
 from kdump_elftool.cli.dump_input import add_dump, open_input
 from kdump_elftool.errors import UsageError
 from kdump_elftool.files import InputFile, open_output, refuse_terminal
+from kdump_elftool.jobs.debug_files import where_lines_are
 from kdump_elftool.jobs.given_types import GivenTypes, given_types
 from kdump_elftool.jobs.image_vmlinux import make_from_image
 from kdump_elftool.jobs.kernel import open_kernel
-from kdump_elftool.jobs.mkvmlinux import NO_LINES, MadeVmlinux, make_vmlinux
+from kdump_elftool.jobs.mkvmlinux import MadeVmlinux, make_vmlinux
 
 NAME = "mkvmlinux"
 HELP = "make a vmlinux with symbols and types for gdb, out of the dump or a kernel image alone"
@@ -45,12 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="types (BTF) of the kernel, a copy of /sys/kernel/btf/vmlinux or a vmlinux with a section .BTF, "
         "or of a module, NAME or NAME.ko (repeatable; default: those in the dump)",
     )
+    lines = parser.add_argument_group("line numbers, which no dump holds")
+    where = lines.add_mutually_exclusive_group()
+    where.add_argument(
+        "--from-vmlinux",
+        dest="vmlinux",
+        metavar="VMLINUX",
+        help="the kernel's vmlinux of the debug package, or a directory in which it is found by its build "
+        "id: the line numbers are taken from it",
+    )
+    where.add_argument(
+        "--debuginfod",
+        action="store_true",
+        help="the same, of the vmlinux that debuginfod has fetched or that a server of DEBUGINFOD_URLS has",
+    )
     add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     refuse_terminal(args.outfile)
+    if args.from_image is not None and (args.vmlinux is not None or args.debuginfod):
+        raise UsageError("line numbers are added to what is made of a dump, not of --from-image")
     if args.from_image is not None and args.dump:
         raise UsageError("a dump and --from-image: one of them is read", hint="leave out the other")
     with ExitStack() as stack:
@@ -77,8 +94,12 @@ def _of_dump(
     kernel = open_kernel(opened.dump, opened.request)
     for message in kernel.warnings:
         warn(message, args)
-    made = make_vmlinux(opened.dump, kernel, given=types, link_addresses=args.link_addresses)
+    made = make_vmlinux(
+        opened.dump, kernel, given=types, link_addresses=args.link_addresses, lines_of=kernel.vmlinux
+    )
     files += opened.files
+    if kernel.vmlinux is None and not args.quiet:
+        print(where_lines_are(kernel.info.build_id), file=sys.stderr)
     return made
 
 
@@ -90,6 +111,8 @@ def _report(args: argparse.Namespace, made: MadeVmlinux, to_stdout: bool) -> int
         sum(getattr(unit, what) for unit in made.units) for what in ("types", "functions", "variables")
     )
     counts = {"symbols": made.symbols, "types": types, "functions": functions, "variables": variables}
+    if made.sources:
+        counts["source_files"] = made.sources
     if args.json:
         document = {
             "schema": "kdump-elftool/mkvmlinux/1",
@@ -101,8 +124,6 @@ def _report(args: argparse.Namespace, made: MadeVmlinux, to_stdout: bool) -> int
         }
         print(json.dumps(document), file=stream)
     elif not args.quiet:
-        print(", ".join(f"{count} {what}" for what, count in counts.items()), file=stream)
-    if args.verbose:
-        print(NO_LINES, file=sys.stderr)
+        print(", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()), file=stream)
     stream.flush()
     return 1 if args.strict and made.missing else 0

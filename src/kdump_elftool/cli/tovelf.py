@@ -94,6 +94,8 @@ def _for_gdb(
         return None, None
     if _output(args) in (None, STDIO) or args.gdb_script == STDIO:
         raise UsageError("--gdb-script needs a core that has a name", hint="name both files, with -o too")
+    if os.path.realpath(args.gdb_script) == os.path.realpath(str(_output(args))):
+        raise UsageError("the script would replace the core", hint="name another file for --gdb-script")
     # others need not load it
     from kdump_elftool.jobs.gdb_core import about, with_vmlinux
 

@@ -269,7 +269,8 @@ def _missing(what: str, package: str) -> MissingCodecError:
     )
 
 
-def _zstd_library() -> Any:
+def zstd_library() -> Any:
+    """The module whose ZstdDecompressor is used.  Raises MissingCodecError."""
     for name in ("compression.zstd", "backports.zstd"):
         try:
             return importlib.import_module(name)
@@ -279,12 +280,12 @@ def _zstd_library() -> Any:
 
 
 def _zstd_decoder() -> Decoder:
-    decoder: Decoder = _zstd_library().ZstdDecompressor()
+    decoder: Decoder = zstd_library().ZstdDecompressor()
     return decoder
 
 
 def _zstd_errors() -> tuple[type[Exception], ...]:
-    return (_zstd_library().ZstdError,)
+    return (zstd_library().ZstdError,)
 
 
 def lz4_library() -> Any:

@@ -7,22 +7,22 @@ its address; where a parameter is at run time BTF does not say, so they have no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Bools, Index, merge_ranges
+from kdump_elftool.addr import MASK64, U64, Bools, Index, Ranges, merge_ranges, subtract_ranges
 from kdump_elftool.dwarf.btf_columns import TYPES, Columns, own_rows
 from kdump_elftool.dwarf.btf_entries import Room, Texts, TypeEntries
 from kdump_elftool.dwarf.btf_types import REFERRING, Types, read_types
 from kdump_elftool.dwarf.btf_variables import Symbols, add_globals, add_variables, find_variables
 from kdump_elftool.dwarf.c_types import Spelling
-from kdump_elftool.dwarf.constants import LANG_C11, At, Form, Tag
-from kdump_elftool.dwarf.entries import Abbreviations, Column, Unit, range_list
+from kdump_elftool.dwarf.constants import LANG_C11, PRODUCER, At, Form, Tag
+from kdump_elftool.dwarf.entries import Abbreviations, Column, RangeLists, Unit
+from kdump_elftool.dwarf.source_entries import NO_SOURCES, Sources
 from kdump_elftool.dwarf.strings import Lookup, Names, StringSection, ends
 from kdump_elftool.elf.btf_kinds import Kind
 
-PRODUCER = b"kdump-elftool (from BTF)"
 _NEAR = 1 << 16
 """Code that lies no further apart than this is one range of its unit."""
 _TEXT = b"tTwW"
@@ -40,6 +40,25 @@ class Functions:
     proto: Index
     name: Index
     part: Bools
+    size: U64
+
+    def take(self, rows: Index) -> Functions:
+        """Some of them."""
+        return Functions(
+            self.symbol[rows], self.proto[rows], self.name[rows], self.part[rows], self.size[rows]
+        )
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What was added of an object's code: how much, the functions of no source file, and the numbers of the
+    source files' units."""
+
+    functions: int
+    variables: int
+    unplaced: int
+    outside: Functions
+    heads: Index
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class DebugSections:
     abbrev: bytes
     str: bytes
     rnglists: bytes
+    aranges: bytes
     units: tuple[Written, ...]
 
 
@@ -78,7 +98,8 @@ class BtfToDwarf:
         self._abbreviations = Abbreviations()
         self._strings = StringSection()
         self._info: list[bytes] = []
-        self._ranges: list[bytes] = []
+        self._ranges = RangeLists(order, word)
+        self._tables: list[bytes] = []
         self._base_places: U64 = np.zeros(1, dtype=np.uint64)
         self._base_types: Types | None = None
         self._base_ends: Index = np.zeros(0, dtype=np.intp)
@@ -87,11 +108,17 @@ class BtfToDwarf:
         self._room = Room()
 
     def add(
-        self, name: str, btf: Columns, symbols: Symbols, wanted: tuple[tuple[str, str], ...] = ()
+        self,
+        name: str,
+        btf: Columns,
+        symbols: Symbols,
+        wanted: tuple[tuple[str, str], ...] = (),
+        sources: Sources = NO_SOURCES,
     ) -> None:
         """An object with the symbols of its code and data.
 
-        ``wanted`` are variables with their types in C, for those that BTF has no type for.
+        ``wanted`` are variables with their types in C, for those that BTF has no type for.  Each of
+        ``sources`` becomes a unit behind the object's own, with the functions in its ranges.
         """
         is_base = not btf.first
         types = read_types(btf, None if is_base else self._base_types)
@@ -101,11 +128,13 @@ class BtfToDwarf:
         bare = self._room.refused
         entries = TypeEntries(unit, types, texts, self._word, self._room)
         count = entries.add(self._wanted(types))
-        functions, unplaced = find_functions(btf, nul, symbols)
-        number = self._add_functions(entries, functions, symbols, len(btf.kind) + 1)
-        placed = self._add_variables(entries, nul, symbols, wanted, number)
-        body, places = unit.finish(sum(map(len, self._info)), self._top(name, functions, symbols))
+        code = self._add_code(entries, nul, symbols, wanted, sources)
+        top = self._top(name, symbols.address[code.outside.symbol], code.outside.size, sources)
+        body, places = unit.finish(sum(map(len, self._info)), top)
         self._info.append(body)
+        # the null entry of the unit before comes first
+        starts = places[code.heads].astype(np.intp) + 1
+        self._tables.append(sources.address_table(starts, self._order, self._word))
         if is_base:
             # the last types may have no entry
             known = places[: len(btf.kind) + 1]
@@ -113,7 +142,8 @@ class BtfToDwarf:
             self._base_places[: len(known)] = known
             self._base_types, self._base_ends = types, nul
         bare = self._room.refused - bare
-        self._units.append(Written(name, count, len(functions.symbol), placed, types.cut, unplaced, bare))
+        of_code = (code.functions, code.variables, types.cut, code.unplaced)
+        self._units.append(Written(name, count, *of_code, bare))
 
     def finish(self) -> DebugSections:
         """All sections."""
@@ -121,7 +151,8 @@ class BtfToDwarf:
             b"".join(self._info),
             self._abbreviations.finish(),
             self._strings.finish(),
-            b"".join(self._ranges),
+            self._ranges.finish(),
+            b"".join(self._tables),
             tuple(self._units),
         )
 
@@ -155,16 +186,39 @@ class BtfToDwarf:
         wanted[: btf.first] &= ~placed
         return wanted
 
+    def _add_code(
+        self,
+        entries: TypeEntries,
+        nul: Index,
+        symbols: Symbols,
+        wanted: tuple[tuple[str, str], ...],
+        sources: Sources,
+    ) -> _Code:
+        """Functions and variables, and then the units of ``sources``, each before the functions in it."""
+        functions, unplaced = find_functions(entries.types.btf, nul, symbols)
+        unit_of, size = sources.at(symbols.address[functions.symbol], functions.size)
+        functions = replace(functions, size=size)
+        outside = functions.take(np.flatnonzero(unit_of < 0))
+        number = len(entries.types.btf.kind) + 1
+        self._add_functions(entries, outside, symbols, number + np.arange(len(outside.symbol)))
+        number += len(outside.symbol)
+        variables, number = self._add_variables(entries, nul, symbols, wanted, number)
+        inside = np.argsort(unit_of, kind="stable")[len(outside.symbol) :]
+        heads, numbers = sources.numbers(unit_of[inside], number)
+        self._add_functions(entries, functions.take(inside), symbols, numbers)
+        if len(heads):
+            entries.unit.start_units(heads, sources.heads(self._strings, self._ranges))
+        return _Code(len(functions.symbol), variables, unplaced, outside, heads)
+
     def _add_functions(
-        self, entries: TypeEntries, functions: Functions, symbols: Symbols, number: int
-    ) -> int:
-        """Functions with their parameters; returns the next free number."""
-        numbers = number + np.arange(len(functions.symbol))
+        self, entries: TypeEntries, functions: Functions, symbols: Symbols, numbers: Index
+    ) -> None:
+        """Functions with their parameters, as entries of these numbers."""
         name = entries.texts.place(functions.name)
         strings, places = symbols.names.take(functions.symbol[functions.part]).packed()
         name[functions.part] = places + self._strings.append(strings)
         target = entries.types.target[functions.proto]
-        size = np.minimum(symbols.size[functions.symbol], np.uint64(0xFFFFFFFF))
+        size = np.minimum(functions.size, np.uint64(0xFFFFFFFF))
         is_global = symbols.kind[functions.symbol] == ord("T")
         columns = [
             Column(At.NAME, Form.STRP, name),
@@ -175,7 +229,6 @@ class BtfToDwarf:
             Column(At.HIGH_PC, Form.DATA4, size),
         ]
         entries.add_with_parameters(Tag.SUBPROGRAM, numbers, functions.proto, columns)
-        return number + len(numbers)
 
     def _add_variables(
         self,
@@ -184,36 +237,37 @@ class BtfToDwarf:
         symbols: Symbols,
         wanted: tuple[tuple[str, str], ...],
         number: int,
-    ) -> int:
-        """Variables; returns how many."""
+    ) -> tuple[int, int]:
+        """Variables; returns how many, and the next free number."""
         btf = entries.types.btf
         found = find_variables(entries.types, nul, symbols)
         number = add_variables(entries.unit, number, entries.texts.place(found.name), found)
         known = Names.terminated(btf.strings, nul, found.name)
         spelling = Spelling(entries.unit, btf, self._word, number)
         more = add_globals(spelling, entries.unit, self._strings, symbols, wanted, known)
-        return len(found.name) + more
+        return len(found.name) + more, spelling.number + more
 
-    def _top(self, name: str, functions: Functions, symbols: Symbols) -> list[Column]:
-        """The unit's own entry, and its ranges."""
+    def _top(self, name: str, address: U64, size: U64, sources: Sources) -> list[Column]:
+        """The unit's own entry, and its ranges: those of its functions without what is in ``sources``."""
         columns = [
             Column(At.PRODUCER, Form.STRP, np.array([self._strings.put(PRODUCER)])),
             Column(At.LANGUAGE, Form.DATA1, np.array([LANG_C11])),
             Column(At.NAME, Form.STRP, np.array([self._strings.put(name.encode())])),
         ]
-        if len(functions.symbol):
-            start, end = _extent(symbols.address[functions.symbol], symbols.size[functions.symbol])
-            body, at = range_list(start, end, self._order, self._word)
-            at += sum(map(len, self._ranges))
-            self._ranges.append(body)
+        if len(address):
+            nearer = 0 if sources.units else _NEAR
+            extent = subtract_ranges(_extent(address, size, nearer), sources.covered)
+            at = self._ranges.add(extent.start, extent.end)
             columns.append(Column(At.LOW_PC, Form.ADDR, np.zeros(1, dtype=np.uint64)))
             columns.append(Column(At.RANGES, Form.SEC_OFFSET, np.array([at])))
         return columns
 
 
-def _extent(address: U64, size: U64) -> tuple[U64, U64]:
-    """Sorted ranges, those that lie near each other as one."""
-    near = np.uint64(_NEAR)
+def _extent(address: U64, size: U64, nearer: int) -> Ranges:
+    """Sorted ranges, those that lie no further apart than ``nearer`` as one."""
+    near = np.uint64(nearer)
+    # behind the last address there is no room for a range
+    address = np.minimum(address, np.uint64(MASK64 - 1))
     room = np.minimum(size, np.uint64(MASK64) - address)
     end = address + room
     wide = np.where(end < np.uint64(MASK64) - near, end + near, end)
@@ -221,7 +275,7 @@ def _extent(address: U64, size: U64) -> tuple[U64, U64]:
     last = np.searchsorted(merged.start, address, side="right") - 1
     reach = np.zeros(len(merged), dtype=np.uint64)
     np.maximum.at(reach, last, end)
-    return merged.start, reach
+    return Ranges(merged.start, reach)
 
 
 def find_functions(btf: Columns, nul: Index, symbols: Symbols) -> tuple[Functions, int]:
@@ -248,4 +302,5 @@ def find_functions(btf: Columns, nul: Index, symbols: Symbols) -> tuple[Function
     _, first = np.unique(symbols.address[rows], return_index=True)
     rows, found, part = rows[first], found[first], part[first]
     unplaced = len(funcs) - len(np.unique(found))
-    return Functions(rows, proto[found], btf.name[funcs[found]].astype(np.intp), part), unplaced
+    name = btf.name[funcs[found]].astype(np.intp)
+    return Functions(rows, proto[found], name, part, symbols.size[rows]), unplaced

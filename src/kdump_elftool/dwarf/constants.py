@@ -35,9 +35,11 @@ class At(IntEnum):
     LOCATION = 0x02
     NAME = 0x03
     BYTE_SIZE = 0x0B
+    STMT_LIST = 0x10
     LOW_PC = 0x11
     HIGH_PC = 0x12
     LANGUAGE = 0x13
+    COMP_DIR = 0x1B
     CONST_VALUE = 0x1C
     PRODUCER = 0x25
     PROTOTYPED = 0x27
@@ -81,6 +83,20 @@ class Encoding(IntEnum):
 
 UT_COMPILE = 1
 LANG_C11 = 0x1D
+PRODUCER = b"kdump-elftool (from BTF)"
 OP_ADDR = 0x03
 CHILDREN_NO, CHILDREN_YES = 0, 1
-RLE_END_OF_LIST, RLE_START_LENGTH = 0x00, 0x07
+FORM_IMPLICIT_CONST = 0x21
+
+
+class Rle(IntEnum):
+    """DW_RLE_*."""
+
+    END_OF_LIST = 0x00
+    BASE_ADDRESSX = 0x01
+    STARTX_ENDX = 0x02
+    STARTX_LENGTH = 0x03
+    OFFSET_PAIR = 0x04
+    BASE_ADDRESS = 0x05
+    START_END = 0x06
+    START_LENGTH = 0x07

@@ -21,11 +21,10 @@ from kdump_elftool.dwarf.constants import (
     CHILDREN_NO,
     CHILDREN_YES,
     OP_ADDR,
-    RLE_END_OF_LIST,
-    RLE_START_LENGTH,
     UT_COMPILE,
     At,
     Form,
+    Rle,
     Tag,
 )
 
@@ -52,11 +51,12 @@ class Column:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What an abbreviation says."""
+    """What an abbreviation says.  A ``head`` is a unit's own entry, with the unit's header before it."""
 
     tag: Tag
     children: bool
     attributes: tuple[tuple[At, Form], ...]
+    head: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def uleb(value: int) -> bytes:
 
 
 class Unit:
-    """The entries of one compilation unit, collected and then written in one go.
+    """The entries of a compilation unit, and of others behind it, collected and then written in one go.
 
     ``order`` is numpy's byte order, ``word`` the size of an address.  ``base`` are the places of
     another unit's entries, in .debug_info, by their numbers: references may go there.
@@ -122,6 +122,13 @@ class Unit:
     def add_children(self, tag: Tag, parent: Index, nth: Index, columns: Sequence[Column]) -> None:
         """Entries below entries: their parents' numbers, and their places there, from 0."""
         self._add(tag, (parent.astype(np.int64) << _PLACES) + nth + 1, columns, None)
+
+    def start_units(self, number: Index, columns: Sequence[Column]) -> None:
+        """Units behind this one, by the numbers of their own entries: higher ones lie in them."""
+        attributes = tuple((column.attribute, column.form) for column in columns)
+        shape = _Shape(Tag.COMPILE_UNIT, True, attributes, head=True)
+        values = tuple(column.values for column in columns if column.values is not None)
+        self._groups.append(_Group(shape, number.astype(np.int64) << _PLACES, values))
 
     def _add(
         self, tag: Tag, key: npt.NDArray[np.int64], columns: Sequence[Column], parents: Bools | None
@@ -151,18 +158,24 @@ class Unit:
             ),
             np.zeros(0, dtype=np.uint64),
         ).tobytes()
-        ends = self._terminators()
-        groups = [*self._groups, ends]
+        groups = [*self._groups, self._terminators()]
         sizes = [self._dtype(group.shape).itemsize for group in self._groups] + [1]
         places, total = _lay_out(groups, sizes, start + HEADER_SIZE + len(head))
         table = self._by_number(groups, places)
         body = np.zeros(total + 1, dtype=np.uint8)
         first = start + HEADER_SIZE + len(head)
+        ends = self._ends(places, first + total + 1)
         for group, place in zip(self._groups, places, strict=False):
-            rows = self._rows(group, table)
+            length = ends[np.searchsorted(ends, place + 1) + 1] - place - 5 if group.shape.head else None
+            rows = self._rows(group, table, length)
             body[(place - first)[:, None] + np.arange(rows.shape[1])] = rows
-        length = HEADER_SIZE - 4 + len(head) + len(body)
-        return self._header(length) + head + body.tobytes(), table
+        return self._header(int(ends[0]) - start - 4) + head + body.tobytes(), table
+
+    def _ends(self, places: list[Index], last: int) -> Index:
+        """Where units end: before the next one's header, which the null entry of the one before precedes."""
+        heads = [place + 1 for group, place in zip(self._groups, places, strict=False) if group.shape.head]
+        starts = np.sort(np.concatenate([np.zeros(0, dtype=np.intp), *heads]))
+        return np.append(starts, last)
 
     def _header(self, length: int) -> bytes:
         order = self._order
@@ -171,7 +184,7 @@ class Unit:
 
     def _terminators(self) -> _Group:
         """The null entries that end the children of an entry."""
-        keys = [group.key for group in self._groups if group.shape.children]
+        keys = [group.key for group in self._groups if group.shape.children and not group.shape.head]
         key = np.concatenate(keys) if keys else np.zeros(0, dtype=np.int64)
         return _Group(_Shape(Tag.COMPILE_UNIT, False, ()), key + _END, ())
 
@@ -187,7 +200,11 @@ class Unit:
         return table
 
     def _dtype(self, shape: _Shape) -> np.dtype[np.void]:
-        fields: list[tuple[str, object]] = [("code", "u1")]
+        fields: list[tuple[str, object]] = []
+        if shape.head:
+            fields += [("null", "u1"), ("length", f"{self._order}u4"), ("version", f"{self._order}u2")]
+            fields += [("kind", "u1"), ("word", "u1"), ("abbreviations", "u4")]
+        fields.append(("code", "u1"))
         for at, (_, form) in enumerate(shape.attributes):
             if form == Form.EXPRLOC:
                 fields += [
@@ -202,10 +219,13 @@ class Unit:
                 fields.append((f"a{at}", f"{self._order}u{size}"))
         return np.dtype(fields)
 
-    def _rows(self, group: _Group, table: U64) -> npt.NDArray[np.uint8]:
-        """The group's entries, a row of bytes each."""
+    def _rows(self, group: _Group, table: U64, length: Index | None = None) -> npt.NDArray[np.uint8]:
+        """The group's entries, a row of bytes each; ``length`` is that of the units they are heads of."""
         dtype = self._dtype(group.shape)
         rows = np.zeros(len(group.key), dtype=dtype)
+        if length is not None:
+            rows["length"], rows["version"] = length, 5
+            rows["kind"], rows["word"] = UT_COMPILE, self._word
         rows["code"] = self._abbreviations.code(group.shape)
         values = iter(group.columns)
         for at, (_, form) in enumerate(group.shape.attributes):
@@ -259,11 +279,32 @@ def range_list(start: U64, end: U64, order: str, word: int) -> tuple[bytes, int]
     """A contribution to .debug_rnglists with one list of half-open ranges, and where in it that begins."""
     body = bytearray()
     for low, high in zip(start.tolist(), end.tolist(), strict=True):
-        body.append(RLE_START_LENGTH)
+        body.append(Rle.START_LENGTH)
         body += number(low, word, order) + uleb(high - low)
-    body.append(RLE_END_OF_LIST)
+    body.append(Rle.END_OF_LIST)
     head = number(5, 2, order) + bytes([word, 0]) + number(0, 4, order)
     return number(len(head) + len(body), 4, order) + head + bytes(body), 4 + len(head)
+
+
+class RangeLists:
+    """.debug_rnglists as it grows: a contribution for each list."""
+
+    def __init__(self, order: str, word: int) -> None:
+        self._order, self._word = order, word
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, start: U64, end: U64) -> int:
+        """Where a list of these half-open ranges begins."""
+        body, at = range_list(start, end, self._order, self._word)
+        at += self._size
+        self._pieces.append(body)
+        self._size += len(body)
+        return at
+
+    def finish(self) -> bytes:
+        """The section."""
+        return b"".join(self._pieces)
 
 
 def number(value: int, size: int, order: str) -> bytes:

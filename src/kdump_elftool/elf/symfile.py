@@ -16,6 +16,7 @@ import numpy.typing as npt
 from kdump_elftool.addr import U64, Index, align_up, u64
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.errors import OutputError
 
 U8 = npt.NDArray[np.uint8]
 
@@ -102,12 +103,13 @@ def symbol_file(
     e_flags: int = 0,
     loads: Sequence[tuple[int, int]] = (),
 ) -> bytes:
-    """The whole file.  Raises ValueError for what no ELF file can hold: too many sections, bad columns.
+    """The whole file.  Raises OutputError for more sections than it can have, ValueError for bad columns.
 
-    ``loads`` are address and size of segments, which have no content either.
+    Of numbers that are larger than a word the low bits are taken.  ``loads`` are address and size of
+    segments, which have no content either.
     """
     if len(sections) + 4 >= c.SHN_LORESERVE:
-        raise ValueError(f"{len(sections)} sections do not fit an ELF file")
+        raise OutputError(f"{len(sections)} sections do not fit an ELF file")
     all_sections = list(sections)
     table, strings, locals_ = _symbol_table(kind, symbols, len(sections))
     if len(symbols):
@@ -115,21 +117,15 @@ def symbol_file(
         all_sections.append(Section(".strtab", data=strings, sh_type=c.SHT_STRTAB))
     names = _section_names(all_sections)
     all_sections.append(Section(".shstrtab", data=names[0], sh_type=c.SHT_STRTAB))
-
     segments = _segments(kind, loads)
     offset = kind.ehdr.itemsize + len(segments)
     headers = np.zeros(len(all_sections) + 1, dtype=kind.shdr)
     parts: list[bytes] = []
     for header, section, name in zip(headers[1:], all_sections, names[1], strict=True):
-        data = b"" if section.data is None else section.data
-        start = align_up(offset, section.align)
+        data, start = section.data or b"", align_up(offset, section.align)
         parts += [bytes(start - offset), data]
         offset = start + len(data)
-        header["sh_name"] = name
-        header["sh_type"] = c.SHT_NOBITS if section.data is None else section.sh_type
-        header["sh_flags"], header["sh_addr"] = section.flags, section.addr
-        header["sh_offset"], header["sh_size"] = start, section.length
-        header["sh_addralign"] = section.align
+        _describe(kind, header, section, name, start)
         if section.sh_type == c.SHT_SYMTAB:
             # sh_info: one greater than the last local symbol, the null symbol included
             header["sh_link"], header["sh_info"] = len(sections) + 2, locals_ + 1
@@ -137,6 +133,16 @@ def symbol_file(
     shoff = align_up(offset, _WORD)
     ehdr = _file_header(kind, e_type, e_machine, e_flags, shoff, len(headers), len(loads))
     return b"".join([ehdr, segments, *parts, bytes(shoff - offset), headers.tobytes()])
+
+
+def _describe(kind: ElfKind, header: np.void, section: Section, name: int, start: int) -> None:
+    """Fill the header of a section whose name and contents begin there."""
+    mask = (1 << kind.bits) - 1
+    header["sh_name"] = name
+    header["sh_type"] = c.SHT_NOBITS if section.data is None else section.sh_type
+    header["sh_flags"], header["sh_addr"] = section.flags, section.addr & mask
+    header["sh_offset"], header["sh_size"] = start, section.length & mask
+    header["sh_addralign"] = section.align
 
 
 def _segments(kind: ElfKind, loads: Sequence[tuple[int, int]]) -> bytes:

@@ -38,6 +38,8 @@ _BATCH = 1 << 13
 """Pages that wait until they are put in their columns together."""
 _PATTERN_LOOK = 64
 _LONGEST_PATTERN = 8
+_WITHOUT_PATTERN = 16
+"""Windows until a pattern is looked for again where there was none."""
 _DATA_STEP = 8 + PAGE
 _ZERO_STEP = 8 + 1
 _FULL = 1 << 20
@@ -87,6 +89,7 @@ class Ram:
         self._wanted: frozenset[str] = frozenset()
         self._block: str | None = None
         self._full = _FULL
+        self._irregular = 0
         self._waiting: list[tuple[U64, U64]] = []
         self._nr_waiting = 0
         self._kept: dict[str, tuple[array[int], array[int], array[int]]] = {}
@@ -134,7 +137,7 @@ class Ram:
             flags = int.from_bytes(window[here + 6 : here + 8], "big") & _LOW
             if flags not in (_CONTINUED_DATA, _CONTINUED_ZERO):
                 return
-            if self._read_row(cursor, flags, look):
+            if not self._irregular and self._read_row(cursor, flags, look):
                 look = min(look * 2, 1 << 20)
                 continue
             look = _FIRST_LOOK
@@ -148,7 +151,7 @@ class Ram:
         except StreamEnds:
             return False
         base = cursor.at - here
-        places = _mixed_places(window, here, cursor.limit - base)
+        places = self._mixed_places(window, here, cursor.limit - base)
         if not len(places):
             return False
         raw = np.frombuffer(window, dtype=np.uint8)
@@ -169,6 +172,23 @@ class Ram:
             self._keep(cursor, offset, position)
         cursor.at = base + int(places[-1]) + (_ZERO_STEP if zero[-1] else _DATA_STEP)
         return True
+
+    def _mixed_places(self, window: bytearray, here: int, limit: int) -> Index:
+        """Where records of both shapes begin, from ``here`` on; they end at ``limit`` at the latest.
+
+        Where the first ones show a short pattern the rest is taken to go on like it and only compared.
+        """
+        if self._irregular:
+            self._irregular -= 1
+            return _follow(window, here, limit, _MOST_MIXED)[0]
+        first, here = _follow(window, here, limit, _PATTERN_LOOK)
+        if len(first) < _PATTERN_LOOK:
+            return first
+        pattern = _pattern(first, here)
+        if len(pattern):
+            return _predicted(window, first, here, pattern, limit)
+        self._irregular = _WITHOUT_PATTERN
+        return np.concatenate([first, _follow(window, here, limit, _MOST_MIXED)[0]])
 
     def _check_offsets(self, cursor: Cursor, offset: U64, places: Index, base: int) -> None:
         assert self._block is not None
@@ -292,23 +312,6 @@ class Ram:
         self._full = min(max(_FULL, 2 * len(left) + count), MOST_PIECES)
 
 
-def _mixed_places(window: bytearray, here: int, limit: int) -> Index:
-    """Where records of both shapes begin, from ``here`` on; they end at ``limit`` at the latest.
-
-    Where the first ones show a short pattern the rest is taken to go on like it and only compared.
-    """
-    last = min(len(window), limit) - _ZERO_STEP
-    last_data = min(last, limit - _DATA_STEP)
-    first, here = _follow(window, here, limit, _PATTERN_LOOK)
-    if len(first) < _PATTERN_LOOK:
-        return first
-    pattern = _pattern(first, here)
-    if len(pattern):
-        return _predicted(window, first, here, pattern, last, last_data)
-    more, _ = _follow(window, here, limit, _MOST_MIXED)
-    return np.concatenate([first, more])
-
-
 def _follow(window: bytearray, here: int, limit: int, most: int) -> tuple[Index, int]:
     """Where records begin, ``most`` at most, by the low 8 of their flags alone; and the end of the last.
 
@@ -344,10 +347,10 @@ def _pattern(places: Index, here: int) -> Index:
     return steps[:0]
 
 
-def _predicted(
-    window: bytearray, places: Index, here: int, pattern: Index, last: int, last_data: int
-) -> Index:
+def _predicted(window: bytearray, places: Index, here: int, pattern: Index, limit: int) -> Index:
     """``places`` and those from ``here`` on whose flags are what ``pattern`` lets expect."""
+    last = min(len(window), limit) - _ZERO_STEP
+    last_data = min(last, limit - _DATA_STEP)
     rounds = max(last - here, 0) // int(pattern.sum()) + 1
     steps = np.tile(pattern, rounds)
     ahead = here + np.cumsum(steps) - steps

@@ -94,12 +94,23 @@ class Container:
 
     def _field(self, vaddr: int, name: str) -> str:
         try:
-            value = gdb.parse_and_eval(f"((struct {self.type} *) {vaddr:#x})->{name}")
+            value = gdb.parse_and_eval(f"(({spelled(self.type)} *) {vaddr:#x})->{name}")
             if _is_text(value):
                 return f'"{printable(value.string("latin-1"))}"'
             return str(value.format_string(max_elements=64, pretty_structs=False))
         except gdb.error as error:
             return f"<{error}>"
+
+
+def spelled(name: str) -> str:
+    """A type as an expression has it: gdb takes no union for a struct."""
+    for word in ("struct ", "union ", ""):
+        try:
+            gdb.lookup_type(word + name)
+        except gdb.error:
+            continue
+        return word + name
+    return f"struct {name}"
 
 
 def _is_text(value: Any) -> bool:

@@ -19,6 +19,8 @@ from kdump_elftool.gdbside.core_file import LAYOUT, SUMMARY, TASKS, CoreFile, co
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _EM_MIPS = 8
+_MOST_FIELDS = 1 << 16
+"""Of a struct and the anonymous ones in it, which forged types have in each other many times over."""
 _TELLS_TYPES = "OFFSET(task_struct.comm)"
 """No VMCOREINFO has it: who answers that knows all types, and a member not found is not in this kernel."""
 
@@ -225,13 +227,20 @@ def _member(name: str) -> tuple[int, Any] | None:
 
 def within(kind: Any, member: str) -> tuple[int, Any] | None:
     """A member of a struct, or of an anonymous one in it: bits behind its beginning, and the field."""
-    if kind.code not in (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION):
+    return _within(kind, member, [_MOST_FIELDS])
+
+
+def _within(kind: Any, member: str, left: list[int]) -> tuple[int, Any] | None:
+    """``left`` is how many fields may still be looked at."""
+    if kind.code not in (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION) or left[0] <= 0:
         return None
-    for each in kind.fields():
+    fields = kind.fields()
+    left[0] -= len(fields)
+    for each in fields:
         if each.name == member:
             return each.bitpos, each
         if not each.name:
-            inner = within(each.type.strip_typedefs(), member)
+            inner = _within(each.type.strip_typedefs(), member, left)
             if inner is not None:
                 return each.bitpos + inner[0], inner[1]
     return None

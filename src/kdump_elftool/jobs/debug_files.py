@@ -96,6 +96,21 @@ class Search:
         path = debuginfod.download(build_id, self.environ, self.progress)
         return self._best([path], info, arch) if path else None
 
+    def from_debuginfod(self, info: VmcoreInfo, arch: Architecture) -> Vmlinux:
+        """The vmlinux that debuginfod has.  Raises IdentityError when there is none to be had."""
+        found = self._by_debuginfod(info, arch)
+        if found is not None:
+            return found
+        if info.build_id is None:
+            why, hint = "the dump does not say its kernel's build id", "name the vmlinux with --from-vmlinux"
+        elif not self.environ.get("DEBUGINFOD_URLS"):
+            why = "debuginfod has not fetched it before, and DEBUGINFOD_URLS names no server"
+            hint = "set DEBUGINFOD_URLS to your distribution's server"
+        else:
+            why, hint = "the servers of DEBUGINFOD_URLS do not have it", "--verbose says what they answered"
+        build_id = info.build_id.hex() if info.build_id else "unknown"
+        raise IdentityError("BUILD-ID", f"no vmlinux of build id {build_id}: {why}", hint=hint)
+
     def in_directory(self, directory: str, info: VmcoreInfo, arch: Architecture) -> Vmlinux:
         """The vmlinux in a directory that the user named.  Raises IdentityError when it is not there."""
         listed = [name for name in _listing(directory) if name.startswith("vmlinux")]
@@ -144,6 +159,19 @@ class Search:
                 return vmlinux
             without = without or vmlinux
         return without
+
+
+def where_lines_are(build_id: bytes | None) -> str:
+    """One line on how to get what no dump holds."""
+    lack = "line numbers are not in a dump: gdb shows symbol+offset"
+    if build_id is None:
+        return (
+            f"{lack}; they are in the vmlinux of the kernel's debug package (-m, or mkvmlinux --from-vmlinux)"
+        )
+    return (
+        f"{lack}; the vmlinux that has them is in the kernel's debug package, or comes from a server by "
+        f"DEBUGINFOD_URLS=URL debuginfod-find debuginfo {build_id.hex()}"
+    )
 
 
 def remembered_name(build_id: bytes) -> str:

@@ -30,6 +30,7 @@ SUFFIX = ".symbols"
 LIST = "commands.json"
 MADE = "vmlinux.dump"
 SCHEMA = "kdump-elftool/symbols/1"
+_UNUSED = "without a vmlinux files of modules are not used: names and types are the dump's own"
 _COMMAND = re.compile(
     rf"add-symbol-file (?P<path>{PLAIN})(?: -s [A-Za-z0-9_.][A-Za-z0-9_.$-]{{0,127}} 0x[0-9a-f]{{1,16}})*"
 )
@@ -75,14 +76,17 @@ def with_symbols(
 
 def has_made_vmlinux(session: Session) -> bool:
     """Whether the names are those of the dump itself."""
-    return any(command.endswith(f"/{MADE}") for command in session.before)
+    made = os.path.realpath(os.path.join(session.velf + SUFFIX, MADE))
+    # what a command names may be a link
+    return any(os.path.realpath(command.split()[1]) == made for command in session.before)
 
 
 def _make(dump: Dump, kernel: Kernel, folder: str, directories: Sequence[str], names: Names) -> MoreSymbols:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if kernel.vmlinux is None:
         try:
-            return _make_vmlinux(dump, kernel, os.path.join(folder, MADE), names)
+            found = _make_vmlinux(dump, kernel, os.path.join(folder, MADE), names)
+            return replace(found, warnings=(*found.warnings, _UNUSED)) if directories else found
         except KdumpError as error:
             found = _make_more(dump, kernel, folder, directories, names)
             return replace(found, warnings=(error.message, *found.warnings))
@@ -116,6 +120,8 @@ def _make_more(
         behind = modules.commands_with(names.word)
         with_files = {name for name, _ in modules.files}
         nameless = [missing.name for missing in modules.missing if not missing.named]
+        # of what is not known the conversion has told already
+        warnings += [text for text in modules.warnings if text not in known.advice]
         warnings += [f"module {each.what}: {each.why}" for each in modules.refused]
         if nameless:
             warnings.append(f"no symbols of {len(nameless)} modules: {', '.join(nameless[:5])}")
@@ -124,6 +130,7 @@ def _make_more(
     frames = frame_file(dump, kernel, known, skip_modules=with_files)
     if frames is None:
         return MoreSymbols((), behind, tuple(warnings))
+    warnings += frames.warnings
     path = os.path.join(folder, "frames.o")
     _write(path, frames.data)
     return MoreSymbols((f"add-symbol-file {names.word(path)}",), behind, tuple(warnings))

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdump_elftool.addr import NO_RANGES
+from kdump_elftool.addr import MASK64, NO_RANGES
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections, Written
+from kdump_elftool.dwarf.source_entries import NO_SOURCES, Sources
 from kdump_elftool.dwarf.strings import harmless
 from kdump_elftool.dwarf.well_known import WELL_KNOWN
 from kdump_elftool.elf import constants as c
@@ -26,9 +27,12 @@ from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
 from kdump_elftool.jobs.made_lacks import lacking
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
-from kdump_elftool.kernel.btf import Btf, open_btf
+from kdump_elftool.jobs.source_lines import SourceLines, source_lines
+from kdump_elftool.kernel.btf import Btf, no_types, open_btf
 from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
@@ -36,28 +40,34 @@ log = logging.getLogger(__name__)
 
 _LONGEST_BANNER = 1024
 NO_TYPES = GivenTypes()
-NO_LINES = "line numbers are not in a dump: gdb shows symbol+offset"
 
 
 @dataclass(frozen=True)
 class MadeVmlinux:
-    """The file, what is in it, and what it lacks, in sentences."""
+    """The file, what is in it (``sources``: source files with lines), and what it lacks, in sentences."""
 
     data: bytes
     release: str | None
     symbols: int
     units: tuple[Written, ...]
     missing: tuple[str, ...]
+    sources: int = 0
 
 
 def make_vmlinux(
-    dump: Dump, kernel: Kernel, *, given: GivenTypes = NO_TYPES, link_addresses: bool = False
+    dump: Dump,
+    kernel: Kernel,
+    *,
+    given: GivenTypes = NO_TYPES,
+    link_addresses: bool = False,
+    lines_of: Vmlinux | None = None,
 ) -> MadeVmlinux:
     """Build it.
 
-    ``given`` types go before those of the dump; with ``link_addresses`` the kernel lies where it was linked,
-    for readers that add the KASLR offset themselves (drgn).
-    Raises IdentityError where the dump's symbol table cannot be found.
+    ``given`` types go before those of the dump; with ``link_addresses`` the kernel lies
+    where it was linked, for readers that add the KASLR offset themselves (drgn).  ``lines_of`` is the
+    kernel's own vmlinux, whose line numbers are taken over.
+    Raises IdentityError where the dump's symbol table cannot be found, or no lines in ``lines_of``.
     """
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
     in_file = given.kernel and Btf.parse(given.kernel, words.order, words.word, "--btf", partial=True)
@@ -67,26 +77,30 @@ def make_vmlinux(
         raise _no_symbols()
     modules = module_parts(dump, kernel, known)
     own = kernel_part(symbols, variables(symbols, known))
-    parts = [_placed(own, kernel, link_addresses), *modules.parts]
+    parts = [_placed(own, kernel, lines_of) if link_addresses else own, *modules.parts]
     if given.kernel is None and types is None:
-        window = kernel.identity.image_window
-        types = open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
-    debug = None if types is None else _debug(words, known, types, parts[0], modules, given)
+        types = _partial_types(words, kernel, symbols)
     frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
     is_given = given.kernel is not None
     missing = lacking("the dump", modules, types, frames, given=is_given, wants_frames=not link_addresses)
     missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
+    lines = None if lines_of is None else _lines(lines_of, kernel, link_addresses)
+    if lines is not None:
+        missing += lines.missing
+        types = no_types(words.word) if types is None else types
+    sources = NO_SOURCES if lines is None else lines.sources
+    debug = None if types is None else _debug(words, known, types, parts[0], modules, sources, given)
     build_id = kernel.identity.build_id if link_addresses else None
-    names = name_sections(dump.kind.order, build_id, _banner(words.memory, known))
+    names = name_sections(words.order, build_id, _banner(words.memory, known))
     data = symbol_file(
         ElfKind(8 * words.word, words.order),
         kernel.arch.e_machine,
-        contents_of(parts, debug, frames, names),
+        contents_of(parts, debug, frames, names, lines),
         elf_symbols(parts),
         e_flags=dump.e_flags,
         loads=image_range(parts[0]),
     )
-    return made(data, kernel.identity.release, parts, debug, missing)
+    return made(data, kernel.identity.release, parts, debug, missing, len(sources.units))
 
 
 def _no_symbols() -> IdentityError:
@@ -103,11 +117,24 @@ def made(
     parts: Sequence[Part],
     debug: DebugSections | None,
     missing: Sequence[str],
+    sources: int = 0,
 ) -> MadeVmlinux:
     """The file with what is to be said of it."""
     units = () if debug is None else debug.units
     count = sum(len(part.symbols.names) for part in parts)
-    return MadeVmlinux(data, release, count, units, (*missing, *_cut(units)))
+    return MadeVmlinux(data, release, count, units, (*missing, *_cut(units)), sources)
+
+
+def _lines(vmlinux: Vmlinux, kernel: Kernel, link_addresses: bool) -> SourceLines:
+    offset = kaslr_offset_by(kernel.identity, vmlinux)
+    if offset is None:
+        raise IdentityError(
+            "kaslr_offset",
+            "where the kernel ran is not known: line numbers have no place",
+            hint="give KERNELOFFSET=0x... in a file with -e",
+        )
+    low = kernel.identity.image_window[0] - int(offset.value) & MASK64 >> (64 - kernel.arch.bits)
+    return source_lines(vmlinux, low, 0 if link_addresses else int(offset.value))
 
 
 def variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
@@ -116,23 +143,36 @@ def variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
     return {name: vaddr for name, vaddr in found if vaddr is not None}
 
 
-def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
-    offset = kernel.identity.kaslr_offset or 0
-    if not link_addresses or not offset:
+def _placed(part: Part, kernel: Kernel, vmlinux: Vmlinux | None) -> Part:
+    """Where it was linked, by ``vmlinux`` if there is one."""
+    offset = kaslr_offset_by(kernel.identity, vmlinux)
+    if offset is None or not offset.value:
         return part
     low, high = kernel.identity.image_window
-    return moved(part, offset, low, high)
+    return moved(part, int(offset.value), low, high)
 
 
 def _debug(
-    words: Words, known: Knowledge, types: Btf, part: Part, modules: ModuleParts, given: GivenTypes
+    words: Words,
+    known: Knowledge,
+    types: Btf,
+    part: Part,
+    modules: ModuleParts,
+    sources: Sources,
+    given: GivenTypes,
 ) -> DebugSections:
-    """The kernel's unit, and one for each module that has BTF."""
+    """The kernel's unit, those of its source files, and one for each module that has BTF."""
     debug = BtfToDwarf(words.order, words.word)
-    debug.add(part.name, types, part.symbols, WELL_KNOWN)
+    debug.add(part.name, types, part.symbols, WELL_KNOWN, sources)
     for module, of_module in module_types(words, known, types, modules, given.modules):
         debug.add(module.name, of_module, module.symbols)
     return debug.finish()
+
+
+def _partial_types(words: Words, kernel: Kernel, symbols: Kallsyms) -> Btf | None:
+    """What can be read of what the dump has."""
+    window = kernel.identity.image_window
+    return open_btf(words.memory, symbols, window, words.order, words.word, partial=True)
 
 
 def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
@@ -148,20 +188,27 @@ def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
     return bytes(text).split(b"\0", 1)[0]
 
 
+def _contents(debug: DebugSections | None, lines: SourceLines | None) -> list[tuple[str, bytes]]:
+    """Sections of debug information."""
+    if debug is None:
+        return []
+    found = [(name, getattr(debug, name)) for name in ("info", "abbrev", "str", "rnglists", "aranges")]
+    if lines is not None:
+        found += [("line", lines.line), ("line_str", lines.line_str)]
+    return [(name, data) for name, data in found if data]
+
+
 def contents_of(
-    parts: Sequence[Part], debug: DebugSections | None, frames: FrameFile | None, names: Sequence[Section]
+    parts: Sequence[Part],
+    debug: DebugSections | None,
+    frames: FrameFile | None,
+    names: Sequence[Section],
+    lines: SourceLines | None = None,
 ) -> list[Section]:
     """All sections: those of the parts first, as their symbols count them."""
     sections = [section for part in parts for section in part.sections]
     sections += names
-    if debug is not None:
-        contents = (
-            ("info", debug.info),
-            ("abbrev", debug.abbrev),
-            ("str", debug.str),
-            ("rnglists", debug.rnglists),
-        )
-        sections += [Section(f".debug_{name}", data=data) for name, data in contents]
+    sections += [Section(f".debug_{name}", data=data) for name, data in _contents(debug, lines)]
     if frames is not None:
         sections.append(Section(".debug_frame", data=frames.data, align=8))
     return sections

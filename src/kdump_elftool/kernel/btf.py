@@ -169,16 +169,21 @@ class Btf:
             offset = self._string(name)
             if inner is None or offset is None or not name:
                 return None
-            member = self._member(inner, offset, 0)
+            member = self._member(inner, offset, 0, set())
             if member is None:
                 return None
             bits, found = bits + member.bit_offset, member.type_id
         return None if member is None else Member(bits, member.bit_size, member.type_id)
 
-    def _member(self, struct_id: int, name: int, depth: int) -> Member | None:
+    def _member(self, struct_id: int, name: int, depth: int, seen: set[int]) -> Member | None:
+        """Of a struct or of anonymous ones in it; those ``seen`` don't have it.
+
+        A forged one can be in each of the others twice.
+        """
         row = struct_id - 1
-        if depth > _DEEPEST or self.kind[row] not in _STRUCTS or not self.vlen[row]:
+        if depth > _DEEPEST or struct_id in seen or self.kind[row] not in _STRUCTS or not self.vlen[row]:
             return None
+        seen.add(struct_id)
         first = int(self.start[row]) + 3
         table = self.words[first : first + 3 * int(self.vlen[row])].reshape(-1, 3)
         hits = np.flatnonzero(table[:, 0] == np.uint32(name))
@@ -187,7 +192,7 @@ class Btf:
         for entry in table[table[:, 0] == 0]:
             outer = self._read_member(row, entry)
             inner = self.resolve(outer.type_id)
-            found = None if inner is None else self._member(inner, name, depth + 1)
+            found = None if inner is None else self._member(inner, name, depth + 1, seen)
             if found is not None:
                 return Member(outer.bit_offset + found.bit_offset, found.bit_size, found.type_id)
         return None
@@ -338,6 +343,13 @@ def _records(words: U32) -> tuple[Index, bool]:
         at = following[at]
     complete = at == end
     return np.array(starts if complete else starts[:-1], dtype=np.intp), complete
+
+
+def no_types(word: int) -> Btf:
+    """An object without any, for those that have other things to say of a kernel."""
+    none, index = np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.intp)
+    kind, flag = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.bool_)
+    return Btf(none, b"\0", index, none, kind, index, flag, none, word, "none")
 
 
 def open_btf(

@@ -14,7 +14,6 @@ import io
 import logging
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +33,8 @@ from elftools.dwarf.structs import DWARFStructs
 
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import ElfFile
+from kdump_elftool.errors import KdumpError
+from kdump_elftool.kernel.debug_sections import unpack
 from kdump_elftool.kernel.vmlinux import section_headers
 
 log = logging.getLogger(__name__)
@@ -314,7 +315,7 @@ def _descriptor(elf: ElfFile, name: str, header: np.void, budget: Budget) -> Deb
 
     section: _Section | None = _Section(read_at, size)
     if int(header["sh_flags"]) & c.SHF_COMPRESSED:
-        section = _unpack(elf, read_at, size)
+        section = _unpack(elf, start, size)
     if section is None:
         return None
     stream = _Metered(section, _BUFFER)
@@ -322,25 +323,13 @@ def _descriptor(elf: ElfFile, name: str, header: np.void, budget: Budget) -> Deb
     return DebugSectionDescriptor(stream, f".debug_{name}", start, section.size, 0)
 
 
-def _unpack(elf: ElfFile, read_at: _Reader, size: int) -> _Section | None:
-    """A compressed section, unpacked into a file without a name: memory does not grow with it."""
-    order = elf.header.kind.order
-    head = struct.Struct(f"{order}IIQQ" if elf.header.kind.bits == 64 else f"{order}III")
-    words = head.unpack(read_at(0, head.size))
-    kind, length = words[0], words[-2]
-    if kind != c.ELFCOMPRESS_ZLIB or length > _LARGEST_SECTION:
-        log.info("DWARF: a section of %#x bytes is compressed in a way that is not read (%d)", length, kind)
+def _unpack(elf: ElfFile, start: int, size: int) -> _Section | None:
+    """A compressed section.  Raises what :data:`DAMAGED` lists."""
+    try:
+        found = unpack(elf, start, size, _LARGEST_SECTION)
+    except KdumpError as error:
+        log.info("DWARF: a section is compressed in a way that is not read: %s", error.message)
         return None
-    packed, at, written = zlib.decompressobj(), head.size, 0
-    with tempfile.TemporaryFile() as out:
-        while at < size and not packed.eof:
-            piece = read_at(at, min(_LARGEST_READ, size - at))
-            if not piece:
-                break
-            at += len(piece)
-            while piece and written < length:
-                written += out.write(packed.decompress(piece, min(_LARGEST_READ, length - written)))
-                piece = packed.unconsumed_tail
-        out.flush()
-        fd = os.dup(out.fileno())
-    return _Section(lambda offset, count: os.pread(fd, count, offset), written, fd)
+    with found.file:
+        fd = os.dup(found.file.fileno())
+    return _Section(lambda offset, count: os.pread(fd, count, offset), found.size, fd)

@@ -25,7 +25,9 @@ from kdump_elftool.kernel.words import Words
 
 SECTION_MARKED_PRESENT = 1 << 0
 SECTION_HAS_MEM_MAP = 1 << 1
-SECTION_MAP_MASK = ~((1 << 5) - 1)
+SECTION_FLAGS = {4: (1 << 5) - 1, 8: (1 << 6) - 1}
+"""By the size of a word.  64-bit kernels have a sixth since v6.15 (SPARSEMEM_VMEMMAP_PREINIT, for huge pages
+that were asked for at boot); of older ones the array is aligned to as much."""
 MAX_SECTIONS = 1 << 25
 MAX_PFN_BITS = 52
 _MAX_NODES = 1 << 12
@@ -166,7 +168,7 @@ def _sections(words: Words, number: Index, vaddr: U64, shift: int, struct_size: 
     flags = np.uint64(SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP)
     valid = readable & ((values & flags) == flags)
     first_pfn = number[valid].astype(np.uint64) << np.uint64(shift)
-    coded = values[valid] & np.uint64(SECTION_MAP_MASK & MASK64)
+    coded = values[valid] & np.uint64(~SECTION_FLAGS[words.word] & MASK64)
     at = (coded + first_pfn * np.uint64(struct_size)) & words.mask
     _, mapped = words.memory.translate(at)
     return [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Bools, Ranges, u64
+from kdump_elftool.addr import MASK64, U64, Bools, Ranges, u64
 from kdump_elftool.errors import FaultError
 from kdump_elftool.memory.extents import Extents, intersect
 from kdump_elftool.memory.paged import Bytes2D
@@ -29,13 +29,13 @@ class VirtualMemory:
         return cls(physical, Extents(vaddr, size, paddr))
 
     def read(self, vaddr: int, size: int) -> bytes:
-        """Exactly ``size`` bytes.  Raises FaultError, PageAbsentError."""
+        """Exactly ``size`` bytes, behind the last address the first.  Raises FaultError, PageAbsentError."""
         buffer = bytearray(size)
         view = memoryview(buffer)
         done = 0
         while done < size:
-            address = vaddr + done
-            index, inside = self.mapped.locate(np.array([address & ((1 << 64) - 1)], dtype=np.uint64))
+            address = vaddr + done & MASK64
+            index, inside = self.mapped.locate(np.array([address], dtype=np.uint64))
             if not inside[0]:
                 raise FaultError("vaddr", address, "not mapped")
             at = int(index[0])

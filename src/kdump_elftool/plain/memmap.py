@@ -24,8 +24,11 @@ NEEDS = (
     "OFFSET(pglist_data.node_mem_map)",
 )
 _PRESENT_WITH_MAP = 3
-_FLAGS = 31
+_FLAGS = {4: (1 << 5) - 1, 8: (1 << 6) - 1}
+"""By the size of a word, as in ``kernel.memmap``."""
 _MOST_ROOTS, _MOST_PARTS, _MOST_NODES = 1 << 18, 1 << 16, 1 << 10
+_MOST_LOOKED_AT = 1 << 23
+"""Sections, there or not: 1 PB of memory."""
 _SAMPLES, _MOST_MISSED = 16, 1 << 12
 _AT_ONCE = 1 << 16
 
@@ -127,7 +130,11 @@ def _sections(
     member = field(target, "mem_section.section_mem_map", target.word)
     count = (1 << page_shift) // each if is_extreme else _flat_length(target, each)
     found = missed = 0
+    left = _MOST_LOOKED_AT
     for first, table in tables:
+        left -= count
+        if left < 0:
+            return
         try:
             data = target.read(table, count * each)
         except FaultError:
@@ -137,7 +144,7 @@ def _sections(
             if coded & _PRESENT_WITH_MAP != _PRESENT_WITH_MAP:
                 continue
             pfn = first + index << shift
-            vaddr = (coded & ~_FLAGS) + pfn * size & (1 << 8 * target.word) - 1
+            vaddr = (coded & ~_FLAGS[target.word]) + pfn * size & (1 << 8 * target.word) - 1
             if found < _SAMPLES and not _is_there(target, vaddr):
                 missed += 1
                 if missed >= _MOST_MISSED:

@@ -12,14 +12,19 @@ mod_kallsyms; before v4.5 its members were in struct module).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.plain.modules import Module, optional_field, read_string
-from kdump_elftool.plain.target import Field, Target, field, struct_size, unsigned
+from kdump_elftool.plain.target import Field, Target, field, read_pieces, struct_size, unsigned
+from kdump_elftool.plain.walking import words
 
 MOST_SECTIONS = 1 << 12
 MOST_SYMBOLS = 1 << 20
+_MOST_ELSEWHERE = 256
+"""Sections of a module that are not in its memory: those that were freed, and the per-CPU one."""
+_AT_ONCE = 64
 _MOST_NOTES = 64
 _MOST_NOTE = 1 << 12
 _LONGEST_NAME = 256
@@ -102,19 +107,24 @@ def read_sections(target: Target, module: Module) -> tuple[Section, ...]:
     Raises IdentityError where the layout is not known.
     """
     found = []
+    left = _MOST_ELSEWHERE
     for name, vaddr, _ in _attributes(target, _sect_array(target, module)):
         if name and module.region_of(vaddr) is not None:
             found.append(Section(name, vaddr))
+            continue
+        left -= 1
+        if not left:
+            break
     return tuple(found)
 
 
 def read_build_id(target: Target, module: Module) -> bytes | None:
     """The build id of the module's file; None where the kernel does not have it."""
     try:
-        attributes = _attributes(target, _notes_array(target, module))
+        array = _notes_array(target, module)
     except IdentityError:
-        attributes = []
-    for _, vaddr, size in attributes:
+        array = None
+    for _, vaddr, size in _attributes(target, array):
         if 0 < size <= _MOST_NOTE and module.region_of(vaddr, size) is not None:
             try:
                 build_id = build_id_in(target.read(vaddr, size), target.order)
@@ -235,20 +245,21 @@ def _listed(target: Target, attrs: int, owner: str) -> int:
     place = attrs + group + field(target, "attribute_group.bin_attrs", word).offset
     try:
         listed = unsigned(target, place, word)
-        for count in range(MOST_SECTIONS):
-            if not unsigned(target, listed + count * word, word):
-                return count
     except FaultError:
-        pass
+        return 0
+    for first in range(0, MOST_SECTIONS, _AT_ONCE):
+        # what is not there reads as the end
+        entries = words(target, read_pieces(target, listed + first * word, _AT_ONCE * word).data)
+        if 0 in entries:
+            return first + entries.index(0)
     return 0
 
 
-def _attributes(target: Target, array: _Array | None) -> list[tuple[bytes, int, int]]:
+def _attributes(target: Target, array: _Array | None) -> Iterator[tuple[bytes, int, int]]:
     """(name, address, size) of each element that can be read."""
     if array is None:
-        return []
+        return
     word, order = target.word, target.order
-    found = []
     for at in range(array.length):
         try:
             data = target.read(array.start + at * array.each, array.each)
@@ -258,8 +269,7 @@ def _attributes(target: Target, array: _Array | None) -> list[tuple[bytes, int, 
         size = 0 if array.size < 0 else Field(array.size, word).at(data, 0, order)
         name = read_string(target, pointer, _LONGEST_NAME)
         if name is not None:
-            found.append((name, Field(array.address, word).at(data, 0, order), size))
-    return found
+            yield name, Field(array.address, word).at(data, 0, order), size
 
 
 def build_id_in(notes: bytes, order: str) -> bytes | None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from kdump_elftool.plain.target import Target, unsigned
 from kdump_elftool.plain.walking import WalkError, words
 
-NEEDS = ("OFFSET(rb_node.rb_right)", "OFFSET(rb_node.rb_left)", "SIZE(rb_node)")
 _COLOUR = 3
 _DEEPEST = 128
 """Twice the logarithm of all that an address space can hold."""

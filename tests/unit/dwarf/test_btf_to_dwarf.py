@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from kdump_elftool.addr import u64
 from kdump_elftool.dwarf.btf_entries import Room
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections
 from kdump_elftool.dwarf.btf_variables import Symbols
+from kdump_elftool.dwarf.source_entries import Sources
+from kdump_elftool.dwarf.source_units import SourceUnit
 from kdump_elftool.dwarf.strings import Names
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.kernel.btf import Btf
 from tests.builders import btf as b
-from tests.builders.dwarf_text import described, units, value
+from tests.builders.dwarf_text import debug_file, described, units, value
 
 KINDS = [ElfKind(bits, order) for bits in (32, 64) for order in "<>"]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -339,3 +344,55 @@ def test_names_are_harmless():
     w = b.BtfWriter()
     w.integer("in\x1b[31mt\x7f", 4)
     assert set(shown(w)) == {"in?[31mt?"}
+
+
+@kinds
+def test_functions_in_units_of_their_sources(kind):
+    """What is in a source file's code is in its unit, up to the end of that; types stay where they are."""
+    w = b.BtfWriter(kind.order)
+    integer = w.integer("int", 4, 1)
+    proto = w.proto(integer, [("fd", w.pointer(w.struct("file", 4, [("f", integer, 0)])))])
+    names = ("read", "write", "seek", "entry", "init", "padded")
+    for name in names:
+        w.add(b.FUNC, name, proto, vlen=1)
+    places = (0x1000, 0x100, 0x110, 0x40, 0x5000, 0x120)
+    have = symbols(*((name, BASE + at, 0x10, "T") for name, at in zip(names, places, strict=True)))
+    read_write = SourceUnit(
+        b"fs/rw.c", b"/build", 29, 0x50, ((0x9E00, 0xA020), (0x9100, 0x9110), (0, 0x20), (0x9120, 0x9128))
+    )
+    rest = SourceUnit(b"", b"", 0x8001, 0, ((0x9110, 0x9120),))
+    nothing = SourceUnit(b"empty.S", b"/build", 0x8001, 0x90, ((0x20000, 0x20040),))
+    sources = Sources.of([read_write, rest, nothing], 0x8000, BASE - 0x9000, kind.bits // 8)
+    debug = BtfToDwarf(kind.order, kind.bits // 8)
+    debug.add("vmlinux", parsed(w, kind), have, (("entry", "struct file"),), sources)
+    sections = debug.finish()
+    kernel, *files = units(sections, kind)
+    attributes = [
+        [value(top, what) for what in ("name", "comp_dir", "language", "stmt_list")] for top in files
+    ]
+    assert attributes == [
+        ["fs/rw.c", "/build", 29, 0x50], ["?", "", 0x8001, 0], ["empty.S", "/build", 0x8001, 0x90]
+    ]  # fmt: skip
+    found = [[name for name in described(top) if name in names] for top in (kernel, *files)]
+    assert found == [["entry", "init"], ["write", "padded", "read"], ["seek"], []]
+    arguments = f"int (*{kind.bits // 8} struct file fd)"
+    assert described(files[0])["read"] == f"{arguments} at {BASE + 0x1000:#x} size 0x10"
+    # a symbol ends where the next one begins, the code before that
+    assert described(files[0])["padded"] == f"{arguments} at {BASE + 0x120:#x} size 0x8"
+    assert described(kernel)["struct file"] == "struct 4 {int f @0}"
+    assert ranges_of(kernel) == [(BASE + 0x40, BASE + 0x50), (BASE + 0x5000, BASE + 0x5010)]
+    assert ranges_of(files[0]) == [
+        (BASE + 0x100, BASE + 0x110), (BASE + 0x120, BASE + 0x128), (BASE + 0xE00, BASE + 0x1020)
+    ]  # fmt: skip
+    assert ranges_of(files[1]) == [(BASE + 0x110, BASE + 0x120)]
+    info = ELFFile(io.BytesIO(debug_file(sections, kind))).get_dwarf_info()
+    for name, at in zip(names, places, strict=True):
+        unit = info.get_aranges().cu_offset_at_addr(BASE + at)
+        holder = next((top for top in files if name in described(top)), None)
+        assert unit == (None if holder is None else holder.cu.cu_offset), name
+
+
+def ranges_of(top) -> list[tuple[int, int]]:
+    """As pyelftools reads them."""
+    found = top.dwarfinfo.range_lists().get_range_list_at_offset(value(top, "ranges"), top.cu)
+    return [(entry.begin_offset, entry.end_offset) for entry in found]

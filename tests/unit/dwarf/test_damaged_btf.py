@@ -126,6 +126,13 @@ def test_references_and_names_beyond_the_end():
     assert read(sections)["struct b"] == "struct 4 {void x @0}"
 
 
+def test_a_function_at_the_last_address():
+    w = b.BtfWriter()
+    w.add(b.FUNC, "f", w.proto(0, []))
+    have = Symbols(Names.of([b"f"]), u64([2**64 - 1]), u64([16]), np.frombuffer(b"T", dtype=np.uint8))
+    assert read(converted(w.finish(), have))["f"]
+
+
 def test_an_object_of_nothing():
     sections = converted(b.BtfWriter().finish())
     assert read(sections) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.symfile import ABSOLUTE, Section, SymbolColumns, symbol_file
+from kdump_elftool.errors import OutputError
 
 KINDS = [ElfKind(bits, order) for bits in (32, 64) for order in "<>"]
 MACHINE = {32: c.EM_MIPS, 64: c.EM_PPC64}
@@ -78,16 +80,7 @@ def test_names_are_printable() -> None:
 
 def test_names_may_share_text() -> None:
     columns = SymbolColumns.of(ROWS[:2])
-    shared = SymbolColumns(
-        columns.address,
-        columns.size,
-        columns.kind,
-        columns.binding,
-        columns.section,
-        b"abcdef",
-        np.array([3, 0]),
-        np.array([6, 4]),
-    )
+    shared = replace(columns, text=b"abcdef", begin=np.array([3, 0]), end=np.array([6, 4]))
     elf = ELFFile(io.BytesIO(symbol_file(ElfKind(64, "<"), 62, [TEXT], shared)))
     names = [symbol.name for symbol in elf.get_section_by_name(".symtab").iter_symbols()]
     assert names == ["", "abcd", "def"]
@@ -96,22 +89,13 @@ def test_names_may_share_text() -> None:
 @pytest.mark.parametrize(("section", "begin", "end"), [(1, 0, 1), (0, 0, 99), (0, -1, 1), (0, 3, 1)], ids=str)
 def test_columns_that_contradict_are_refused(section: int, begin: int, end: int) -> None:
     columns = SymbolColumns.of([("name", 0, 0, 0, 0, section)])
-    bad = SymbolColumns(
-        columns.address,
-        columns.size,
-        columns.kind,
-        columns.binding,
-        columns.section,
-        columns.text,
-        np.array([begin]),
-        np.array([end]),
-    )
+    bad = replace(columns, begin=np.array([begin]), end=np.array([end]))
     with pytest.raises(ValueError, match="symbol's"):
         symbol_file(ElfKind(64, "<"), c.EM_X86_64, [TEXT], bad)
 
 
 def test_more_sections_than_an_index_can_count() -> None:
-    with pytest.raises(ValueError, match="65280 sections"):
+    with pytest.raises(OutputError, match="65280 sections"):
         symbol_file(ElfKind(64, "<"), c.EM_X86_64, [TEXT] * 0xFF00)
 
 
@@ -123,3 +107,11 @@ def test_segments_hold_nothing(kind: ElfKind) -> None:
     assert (segment["p_type"], segment["p_vaddr"], segment["p_memsz"]) == ("PT_LOAD", 0x81000000, 0x2000)
     assert segment["p_filesz"] == 0
     assert elf.get_section_by_name(".debug_frame").data() == b"frames"
+
+
+def test_addresses_of_a_dump_that_no_word_holds() -> None:
+    """A forged KERNELOFFSET moves sections of a 32-bit kernel anywhere."""
+    far = Section(".far", c.SHF_ALLOC, 2**64 - 0x1000, 2**33 + 0x20)
+    elf = ELFFile(io.BytesIO(made(KINDS[0], [], (far,))))
+    section = elf.get_section_by_name(".far")
+    assert (section["sh_addr"], section["sh_size"]) == (2**32 - 0x1000, 0x20)

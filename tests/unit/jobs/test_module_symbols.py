@@ -273,11 +273,20 @@ def test_what_is_not_formed_yet_is_left_out(asked):
     assert asked(Made(state=3))[0] == ModuleSymbols((), (), (), (), ())
 
 
-def test_a_release_that_is_no_path(asked, tmp_path):
-    """usual places are made of the release only if that can be part of a path."""
+def test_the_usual_places():
     assert usual_directories(None) == ()
     assert usual_directories(RELEASE, "/r")[0] == f"/r/usr/lib/debug/lib/modules/{RELEASE}"
-    assert asked(Made(), release="../../etc")[0].files == ()
+
+
+@pytest.mark.parametrize(("release", "place"), [(RELEASE, f"lib/modules/{RELEASE}"), ("../../etc", None)])
+def test_a_release_that_is_no_path_leads_nowhere(tmp_path, monkeypatch, release, place):
+    usual = (f"{tmp_path}/lib/modules/{{release}}",)
+    monkeypatch.setattr("kdump_elftool.plain.module_index._SYSTEM", usual)
+    for folder in ("etc", f"lib/modules/{RELEASE}"):
+        put(tmp_path / folder / "lab.ko", module_file())
+    dump, kernel, _ = open_modules(Made(), release=release)
+    found = module_symbols(dump, kernel, (), str(tmp_path))
+    assert found.files == ((("lab", str(tmp_path / place / "lab.ko")),) if place else ())
 
 
 def test_quoting():

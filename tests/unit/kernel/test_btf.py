@@ -153,6 +153,31 @@ def test_cycles_end():
     assert found.find("SIZE", "holder.far") is None
 
 
+def test_anonymous_structs_are_gone_through_once(monkeypatch):
+    """Each twice in the one around it: 2**30 ways lead to the innermost."""
+    w = b.BtfWriter()
+    inner = w.struct("", 8, [("x", w.integer("int", 4), 0), ("y", 1, 4)])
+    for _ in range(29):
+        inner = w.struct("", 8, [("", inner, 0), ("", inner, 0)])
+    w.struct("outer", 8, [("", inner, 0), ("", inner, 4)])
+    w.struct("other", 4, [("z", 1, 0)])
+    btf = Btf.parse(w.finish(), "<", 8, "BTF")
+    assert btf is not None
+    reads = []
+    read = Btf._read_member
+
+    def counted(self, row, entry):
+        reads.append(row)
+        assert len(reads) < 1000
+        return read(self, row, entry)
+
+    monkeypatch.setattr(Btf, "_read_member", counted)
+    assert btf.find("OFFSET", "outer.z") is None
+    fact = btf.find("OFFSET", "outer.y")
+    assert fact is not None
+    assert fact.value == 4
+
+
 def test_damage_never_does_harm():
     random = Random(SEED)
     whole = written()

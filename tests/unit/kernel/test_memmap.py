@@ -104,7 +104,9 @@ def test_static_array_ends_where_it_ends():
 
 
 @pytest.mark.parametrize("indirect", [False, True], ids=["address", "variable"])
-@pytest.mark.parametrize("flags", [0b111, 0b1111, 0b11111], ids=lambda flags: f"{flags.bit_length()} bits")
+@pytest.mark.parametrize(
+    "flags", [0b111, 0b1111, 0b11111, 0b101011], ids=lambda flags: f"{flags.bit_length()} bits"
+)
 @pytest.mark.parametrize("size", [16, 24, 32])
 def test_sparse_extreme(size, flags, indirect):
     """Roots of sections: 4096 is no multiple of 24, a root then ends with a rest."""

@@ -28,6 +28,15 @@ def machine(present: int, *mapped: tuple[int, int, int]) -> VirtualMemory:
     return VirtualMemory.of(physical, u64(vaddr), u64(paddr), u64(size))
 
 
+def test_reading_across_the_last_address():
+    """Forged pointers lead there, and forged tables map both sides."""
+    top = 2**64 - 0x1000
+    memory = machine(MIB, (0, 0x1000, 0x1000), (top, 0x8000, 0x1000))
+    wanted = own_address_words(0x8FF0, 16) + own_address_words(0x1000, 16)
+    assert memory.read(top + 0xFF0, 32) == wanted
+    assert memory.read(-16, 32) == wanted
+
+
 def test_scan_covers_the_window_once_with_overlap():
     memory = machine(12 * MIB, (BASE, 0, 6 * MIB), (BASE + 6 * MIB, 6 * MIB, 4 * MIB))
     pieces = list(memory.scan(BASE + MIB, BASE + 11 * MIB, 16))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from kdump_elftool.errors import IdentityError
@@ -220,3 +222,17 @@ def test_memory_described_as_impossible(size: int) -> None:
     told = PlainTarget(memory.virtual(), type(info)(values), memory.order, memory.word)
     with pytest.raises(IdentityError, match=r"module\.mem"):
         read_modules(told)
+
+
+@layouts
+def test_sections_elsewhere_are_not_read_without_end(layout: str) -> None:
+    """A machine has some 20 a module, which it has freed; a forged one says so of thousands."""
+    elsewhere = tuple((b".init.%d" % number, 0) for number in range(1000))
+    memory = make_modules(layout, Made(sections=((b".text", 0), *elsewhere)))
+    module = only(memory)
+    target = memory.target()
+    reads = []
+    read = target.memory.read
+    object.__setattr__(target, "memory", SimpleNamespace(read=lambda *at: (reads.append(at), read(*at))[1]))
+    assert read_sections(target, module) == ((b".text", memory.texts[0]),)
+    assert len(reads) < 600

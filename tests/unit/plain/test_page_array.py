@@ -220,3 +220,21 @@ def test_sections_without_end_that_lead_nowhere():
     with pytest.raises(IdentityError, match="was not found"):
         find_memmap(memory)
     assert len(reads) < 50_000
+
+
+def test_roots_without_end_in_which_nothing_is(monkeypatch):
+    monkeypatch.setattr("kdump_elftool.plain.memmap._MOST_LOOKED_AT", 1 << 12, raising=False)
+    memory, _ = make_array("extreme", 8)
+    root, roots = memory.take(4096, 4096), memory.take(1 << 14, 4096)
+    for at in range(0, 4096, 8):
+        memory.put(root + at, 0)
+    for at in range(0, 1 << 14, 8):
+        memory.put(roots + at, root)
+    memory.keys |= {"NUMBER(MAX_PHYSMEM_BITS)": 52, "SYMBOL(mem_section)": roots}
+    reads = []
+    read = memory.read
+    memory.read = lambda vaddr, size: (reads.append(vaddr), read(vaddr, size))[1]
+    with pytest.raises(IdentityError, match="was not found"):
+        find_memmap(memory)
+    # by two readings, and once for a table without roots
+    assert reads.count(root) <= 2 * (1 << 12) // (4096 // 16) + 1

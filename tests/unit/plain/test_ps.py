@@ -45,7 +45,7 @@ def test_the_seeds_columns(memory):
     at = [row[0] for row in memory.expected]
     assert lines == [
         "PID\ttty\tCMD\t\tTASK_STRUCT",
-        f"1\tttyS...\ttask 1          ((struct task_struct *) {at[0]:#x})".replace("ttyS...", "ttyS\\x070"),
+        f"1\tttyS\\x070\ttask 1          ((struct task_struct *) {at[0]:#x})",
         f"2\t?\ttask 2          ((struct task_struct *) {at[1]:#x})",
         f"    3\t((struct task_struct *) {at[2]:#x})",
         f"4\t?\ttask 4          ((struct task_struct *) {at[3]:#x})",

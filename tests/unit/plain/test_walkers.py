@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
@@ -87,15 +87,21 @@ def test_damaged_rbtree_ends(wrong):
     assert why is not None
 
 
+def make_chain(memory: Memory, count: int, *children: int) -> tuple[int, list[int]]:
+    """Root and nodes, each of them the child of the one before, at these offsets: no tree of a kernel's."""
+    root = memory.take(8)
+    nodes = [memory.take(24) for _ in range(count)]
+    memory.put(root, nodes[0])
+    for parent, node in pairwise(nodes):
+        memory.put(node, parent)
+        for at in children:
+            memory.put(parent + at, node)
+    return root, nodes
+
+
 def test_rbtree_that_is_a_chain_ends():
     memory = Memory()
-    root = memory.take(8)
-    nodes = [memory.take(24) for _ in range(300)]
-    memory.put(root, nodes[0])
-    for parent, node in zip([0, *nodes], nodes, strict=False):
-        memory.put(node, parent)
-        if parent:
-            memory.put(parent + 16, node)
+    root, _ = make_chain(memory, 300, 16)
     found, why = collect(rbtree_nodes(memory, root))
     assert found == []
     assert why is not None and "deeper" in why
@@ -104,14 +110,7 @@ def test_rbtree_that_is_a_chain_ends():
 def test_rbtree_whose_nodes_are_both_children_ends():
     """Each node has the parent that it names, and yet there would be 2**100 ways down."""
     memory = Memory()
-    root = memory.take(8)
-    nodes = [memory.take(24) for _ in range(100)]
-    memory.put(root, nodes[0])
-    for parent, node in zip([0, *nodes], nodes, strict=False):
-        memory.put(node, parent)
-        if parent:
-            memory.put(parent + 8, node)
-            memory.put(parent + 16, node)
+    root, nodes = make_chain(memory, 100, 8, 16)
     found, why = collect(islice(rbtree_nodes(memory, root), 1000))
     assert found == []
     assert why == f"the tree is damaged: both children of {nodes[0]:#x} are {nodes[1]:#x}"
