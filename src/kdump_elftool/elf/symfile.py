@@ -32,7 +32,8 @@ _AT_ONCE = 4 << 20
 class Section:
     """One section; without ``data`` it is NOBITS of ``size`` bytes, with it ``size`` is not looked at.
 
-    ``flags`` are SHF_ALLOC, SHF_WRITE, SHF_EXECINSTR; ``addr`` is a run-time address.
+    ``flags`` are SHF_ALLOC, SHF_WRITE, SHF_EXECINSTR, SHF_MERGE | SHF_STRINGS for strings of bytes; ``addr`` is
+    a run-time address.
     """
 
     name: str
@@ -101,12 +102,13 @@ def symbol_file(
     *,
     e_type: int = c.ET_EXEC,
     e_flags: int = 0,
+    osabi: int = 0,
     loads: Sequence[tuple[int, int]] = (),
 ) -> bytes:
     """The whole file.  Raises OutputError for more sections than it can have, ValueError for bad columns.
 
     Of numbers that are larger than a word the low bits are taken.  ``loads`` are address and size of
-    segments, which have no content either.
+    segments, which have no content either; ``osabi`` is EI_OSABI.
     """
     if len(sections) + 4 >= c.SHN_LORESERVE:
         raise OutputError(f"{len(sections)} sections do not fit an ELF file")
@@ -130,8 +132,11 @@ def symbol_file(
             # sh_info: one greater than the last local symbol, the null symbol included
             header["sh_link"], header["sh_info"] = len(sections) + 2, locals_ + 1
             header["sh_entsize"] = kind.sym.itemsize
+        elif section.flags & c.SHF_STRINGS:
+            header["sh_entsize"] = 1
     shoff = align_up(offset, _WORD)
-    ehdr = _file_header(kind, e_type, e_machine, e_flags, shoff, len(headers), len(loads))
+    ident = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT, osabi])
+    ehdr = _file_header(kind, ident, (e_type, e_machine, e_flags), shoff, len(headers), len(loads))
     return b"".join([ehdr, segments, *parts, bytes(shoff - offset), headers.tobytes()])
 
 
@@ -155,12 +160,13 @@ def _segments(kind: ElfKind, loads: Sequence[tuple[int, int]]) -> bytes:
 
 
 def _file_header(
-    kind: ElfKind, e_type: int, e_machine: int, e_flags: int, shoff: int, shnum: int, phnum: int
+    kind: ElfKind, ident: bytes, file: tuple[int, int, int], shoff: int, shnum: int, phnum: int
 ) -> bytes:
+    """``file``: its e_type, e_machine and e_flags."""
     header = np.zeros(1, dtype=kind.ehdr)
-    header["e_ident"] = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT])
-    header["e_type"], header["e_machine"], header["e_version"] = e_type, e_machine, c.EV_CURRENT
-    header["e_shoff"], header["e_flags"] = shoff, e_flags
+    header["e_ident"], header["e_version"] = ident, c.EV_CURRENT
+    header["e_type"], header["e_machine"], header["e_flags"] = file
+    header["e_shoff"] = shoff
     if phnum:
         header["e_phoff"], header["e_phentsize"], header["e_phnum"] = (
             kind.ehdr.itemsize,

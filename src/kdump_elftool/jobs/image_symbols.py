@@ -77,6 +77,7 @@ def kernel_part(found: Kallsyms, more: Mapping[str, int], end: int | None = None
     symbols = Symbols(names, address, size, kind)
     sections = _image_sections(found.symbol, symbols, end)
     section = place(address, sections)
+    symbols = replace(symbols, size=clipped(address, size, section, sections))
     return Part(
         "vmlinux", replace(symbols, kind=_told_by_section(kind, sections, section)), sections, section
     )
@@ -150,6 +151,12 @@ def place(address: U64, sections: Sequence[Section]) -> Index:
     at = np.searchsorted(start, address, side="right") - 1
     inside = (at >= 0) & (address < end[np.maximum(at, 0)])
     return np.where(inside, at, ABSOLUTE)
+
+
+def clipped(address: U64, size: U64, section: Index, sections: Sequence[Section]) -> U64:
+    """Sizes that end no later than the section does; eu-elflint says so of others."""
+    end = u64([known.addr + known.size for known in sections] + [MASK64])
+    return np.minimum(size, end[section] - address)
 
 
 def moved(part: Part, offset: int, low: int, high: int) -> Part:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdump_elftool.dwarf.btf_to_dwarf import BtfToDwarf, DebugSections
 from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
 from kdump_elftool.dwarf.well_known import WELL_KNOWN
-from kdump_elftool.elf.constants import EM_X86_64
+from kdump_elftool.elf.constants import ELFOSABI_GNU, EM_X86_64
 from kdump_elftool.elf.symfile import symbol_file
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.files import ByteSource
@@ -81,6 +81,7 @@ def make_from_image(
         contents_of([part], debug, frames, names),
         elf_symbols([part]),
         e_flags=image.machine.e_flags,
+        osabi=ELFOSABI_GNU,
         loads=image_range(part),
     )
     return made(data, kernel.content.release, [part], debug, missing)

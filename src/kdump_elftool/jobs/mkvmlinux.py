@@ -98,6 +98,7 @@ def make_vmlinux(
         contents_of(parts, debug, frames, names, lines),
         elf_symbols(parts),
         e_flags=dump.e_flags,
+        osabi=c.ELFOSABI_GNU,
         loads=image_range(parts[0]),
     )
     return made(data, kernel.identity.release, parts, debug, missing, len(sources.units))
@@ -188,14 +189,18 @@ def _banner(memory: VirtualMemory, known: Knowledge) -> bytes:
     return bytes(text).split(b"\0", 1)[0]
 
 
-def _contents(debug: DebugSections | None, lines: SourceLines | None) -> list[tuple[str, bytes]]:
-    """Sections of debug information."""
+def _debug_sections(debug: DebugSections | None, lines: SourceLines | None) -> list[Section]:
     if debug is None:
         return []
     found = [(name, getattr(debug, name)) for name in ("info", "abbrev", "str", "rnglists", "aranges")]
     if lines is not None:
         found += [("line", lines.line), ("line_str", lines.line_str)]
-    return [(name, data) for name, data in found if data]
+    strings = c.SHF_MERGE | c.SHF_STRINGS
+    return [
+        Section(f".debug_{name}", strings if name.endswith("str") else 0, data=data)
+        for name, data in found
+        if data
+    ]
 
 
 def contents_of(
@@ -208,7 +213,7 @@ def contents_of(
     """All sections: those of the parts first, as their symbols count them."""
     sections = [section for part in parts for section in part.sections]
     sections += names
-    sections += [Section(f".debug_{name}", data=data) for name, data in _contents(debug, lines)]
+    sections += _debug_sections(debug, lines)
     if frames is not None:
         sections.append(Section(".debug_frame", data=frames.data, align=8))
     return sections

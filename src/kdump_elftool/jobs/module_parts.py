@@ -16,7 +16,7 @@ from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.symfile import ABSOLUTE, Section
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
-from kdump_elftool.jobs.image_symbols import Part, place, sizes
+from kdump_elftool.jobs.image_symbols import Part, clipped, place, sizes
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.modules import LoadedModule, modules_by
 from kdump_elftool.kernel.btf import Btf
@@ -64,6 +64,7 @@ def _part(module: LoadedModule, symbols: SymbolColumns, number: int) -> Part:
     rows, section = rows[kept], section[kept]
     address = symbols.address[rows]
     size = np.where(symbols.size[rows] > 0, symbols.size[rows], _room(address, sections))
+    size = clipped(address, size, section, sections)
     names = _own_names(symbols.text, symbols.begin[rows], symbols.end[rows])
     return Part(name, Symbols(names, address, size, _letters(symbols, rows)), sections, section)
 
