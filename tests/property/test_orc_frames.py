@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdump_elftool.addr import u64
 from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.symfile import Section, symbol_file
@@ -89,16 +90,21 @@ def read(ip: bytes, entries: bytes) -> OrcTable | None:
     return read_kernel_orc(space.virtual(), Knowledge((known,)), (BASE + CODE, BASE + END))
 
 
-def frame_file(table: OrcTable, *, switch_is_signal: bool = False) -> bytes:
-    data = orc_to_frames(table, switch_is_signal=switch_is_signal)
+def frame_file(
+    table: OrcTable, *, switch_is_signal: bool = False, functions: list[int] | None = None
+) -> bytes:
+    starts = None if functions is None else u64(functions)
+    data = orc_to_frames(table, functions=starts, switch_is_signal=switch_is_signal)
     return symbol_file(ElfKind(64, "<"), 62, [Section(".debug_frame", data=data, align=8)])
 
 
-def made(rows: list[Row], form: str, *, switch_is_signal: bool = False) -> bytes:
+def made(
+    rows: list[Row], form: str, *, switch_is_signal: bool = False, functions: list[int] | None = None
+) -> bytes:
     table = read(*pack(rows, form, BASE + IP))
     assert table is not None
     assert (table.format.name, table.damage) == (form, ())
-    return frame_file(table, switch_is_signal=switch_is_signal)
+    return frame_file(table, switch_is_signal=switch_is_signal, functions=functions)
 
 
 def check(rows: list[Row], elf: bytes, form: str, *, switch_is_signal: bool = False) -> int:
@@ -148,6 +154,46 @@ def test_every_address_unwinds_as_in_the_kernel(form: str, rows: list[Row]) -> N
 @given(rows=tables())
 def test_a_switch_of_stacks_may_be_marked_like_an_interrupt(rows: list[Row]) -> None:
     assert check(rows, made(rows, "v6.4", switch_is_signal=True), "v6.4", switch_is_signal=True) > 2
+
+
+@settings(max_examples=25)
+@given(rows=tables(), seed=st.integers(0, 1 << 30))
+def test_functions_have_descriptions_of_their_own(rows: list[Row], seed: int) -> None:
+    """They begin anywhere; what is described is the same, but for padding between two rows of a function."""
+    chance = random.Random(seed)
+    chosen = [row.ip for row in rows if chance.random() < 0.3]
+    functions = [*chosen, *(ip + chance.randrange(16) for ip in chosen), 0, BASE + END, BASE + CODE - 1]
+    elf = made(rows, "v6.4", functions=functions)
+    first, last = rows[0].ip, rows[-1].ip
+    inside = {start for start in functions if first <= start < last}
+    kept = [
+        row
+        for at, row in enumerate(rows)
+        if not (
+            row.kind == "undefined"
+            and 0 < at < len(rows) - 1
+            and "undefined" not in (rows[at - 1].kind, rows[at + 1].kind)
+            and rows[at + 1].ip - row.ip < 32
+            and inside.isdisjoint(range(row.ip, rows[at + 1].ip + 1))
+        )
+    ]
+    assert check(kept, elf, "v6.4") > 2
+    begun = {fde["initial_location"] for fde in CallFrames(elf).fdes}
+    for start in inside:
+        described = rows[bisect_right([row.ip for row in rows], start) - 1].kind != "undefined"
+        assert (start in begun) == described, hex(start)
+
+
+def test_a_function_that_returns_early_has_one_description() -> None:
+    """lldb looks for no second one.  Behind the first return is padding without entry, then code goes on."""
+    text = BASE + CODE
+    body = [Row(text, "call", "sp", 8), Row(text + 1, "call", "sp", 16), Row(text + 8, "call", "sp", 8)]
+    body += [Row(text + 9, "undefined"), Row(text + 16, "call", "sp", 16), Row(text + 24, "call", "sp", 8)]
+    rest = [Row(text + 40, "undefined"), Row(text + 80, "regs", "sp", 0, "", 0, True)]
+    rows = [*body, *rest, Row(text + 84, "undefined")]
+    frames = CallFrames(made(rows, "v6.4", functions=[text, text + 32]))
+    places = sorted((fde["initial_location"] - text, fde["address_range"]) for fde in frames.fdes)
+    assert places == [(0, 32), (32, 8), (80, 4)]
 
 
 @settings(max_examples=10)

@@ -45,8 +45,10 @@ _BREG, _DEREF, _CONSTS, _PLUS = 0x70, 0x06, 0x11, 0x22
 
 MOST_RULES = 1 << 16
 """Different rows that are believed: 402 in Debian's 6.1."""
-_LONGEST = 256
+_LONGEST, _LONGEST_FUNCTION = 256, 1024
 """Rows of a description: a debugger goes through them from the first on."""
+_PADDING = 32
+"""Bytes without frame that are padding if a function goes on behind them: nothing returns to there."""
 
 
 class OrcColumns(Protocol):
@@ -131,9 +133,25 @@ class _Rules:
     entry: Bools
 
 
-def orc_to_frames(orc: OrcColumns, *, switch_is_signal: bool = False) -> bytes:
+@dataclass(frozen=True)
+class _Rows:
+    """Rows as above, with one at every function's start: where they begin, the bytes up to the next one, which
+    of the different rows it is, whether it describes a frame; ``starts`` a function, if those are known."""
+
+    ip: U64
+    delta: U64
+    rule: Index
+    described: Bools
+    starts: Bools | None
+
+
+def orc_to_frames(
+    orc: OrcColumns, *, functions: U64 | None = None, switch_is_signal: bool = False
+) -> bytes:
     """.debug_frame for all rows that describe a frame.
 
+    ``functions``: where they begin, in any order.  Each then has a description of its own, and one only (lldb
+    looks for no other); without, descriptions begin where a row could be a function's first one.
     With ``switch_is_signal`` code that goes on on another stack is marked like an interrupt: gdb ends a
     backtrace at a caller whose stack lies below that of the function it called, except there.
     Raises ValueError for more different rows than a kernel has.
@@ -141,32 +159,56 @@ def orc_to_frames(orc: OrcColumns, *, switch_is_signal: bool = False) -> bytes:
     pool = Pool()
     unique, row = _different(orc)
     rules = _rules(unique, pool, switch_is_signal)
-    delta: U64 = np.append(orc.ip[1:], np.uint64(orc.end)) - orc.ip
-    rows = np.flatnonzero((orc.kind != UNDEFINED) & (delta.view(np.int64) > 0))
-    rule = row[rows]
-    follows = _follows(rows, rule, rules)
+    found = _by_function(orc, row, functions)
+    rows = np.flatnonzero(found.described & (found.delta.view(np.int64) > 0))
+    rule = found.rule[rows]
+    follows = _follows(rows, rule, rules, found.starts)
     first = np.flatnonzero(~follows)
-    programs = _programs(rows, rule, rules, follows, delta, pool)
+    programs = _programs(rows, rule, rules, follows, found.delta, pool)
     ends = np.append(first[1:], len(rows))[: len(first)] - 1
-    start = orc.ip[rows[first]]
-    found = Descriptions(
+    start = found.ip[rows[first]]
+    descriptions = Descriptions(
         start=start,
-        size=orc.ip[rows[ends]] + delta[rows[ends]] - start,
+        size=found.ip[rows[ends]] + found.delta[rows[ends]] - start,
         cie=rules.cie[rule[first]],
         first=first * programs.shape[1],
         piece=programs.reshape(-1),
     )
-    return debug_frame(CIES, found, pool)
+    return debug_frame(CIES, descriptions, pool)
 
 
-def _follows(rows: Index, rule: Index, rules: _Rules) -> Bools:
+def _by_function(orc: OrcColumns, rule: Index, functions: U64 | None) -> _Rows:
+    """A row at the start of each function, and none for the padding within it.
+
+    objtool writes no entry for a function that begins with what held at the end of the one before.
+    """
+    ip, end, starts = orc.ip, np.uint64(orc.end), None
+    source = np.arange(len(ip))
+    if functions is not None and len(ip):
+        functions = np.unique(functions[(functions >= ip[0]) & (functions < end)])
+        at = np.searchsorted(ip, functions, side="right") - 1
+        missing = ip[at] != functions
+        source = np.insert(source, at[missing] + 1, at[missing])
+        ip = np.insert(ip, at[missing] + 1, functions[missing])
+        starts = np.isin(ip, functions)
+    delta: U64 = np.append(ip[1:], end) - ip
+    described, rule = orc.kind[source] != UNDEFINED, rule[source]
+    if starts is not None and len(ip) > 2:
+        inner = ~described[1:-1] & described[:-2] & described[2:] & ~starts[1:-1] & ~starts[2:]
+        padding = np.flatnonzero(inner & (delta[1:-1] < np.uint64(_PADDING))) + 1
+        described[padding], rule[padding] = True, rule[padding - 1]
+    return _Rows(ip, delta, rule, described, starts)
+
+
+def _follows(rows: Index, rule: Index, rules: _Rules, starts: Bools | None) -> Bools:
     """Which rows go on with the description of the one before: a function's entry begins a new one."""
     follows = np.zeros(len(rows), dtype=np.bool_)
     cie, entry = rules.cie[rule], rules.entry[rule]
-    follows[1:] = (np.diff(rows) == 1) & (cie[1:] == cie[:-1]) & ~(entry[1:] & ~entry[:-1])
+    begins = entry[1:] & ~entry[:-1] if starts is None else starts[rows[1:]]
+    follows[1:] = (np.diff(rows) == 1) & (cie[1:] == cie[:-1]) & ~begins
     at = np.arange(len(rows))
     run = at - np.maximum.accumulate(np.where(follows, 0, at)) if len(rows) else at
-    cut: Bools = follows & (run % _LONGEST != 0)
+    cut: Bools = follows & (run % (_LONGEST if starts is None else _LONGEST_FUNCTION) != 0)
     return cut
 
 

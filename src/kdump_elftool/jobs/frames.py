@@ -115,8 +115,12 @@ def frame_rows(
     *,
     described: Ranges | None = None,
     skip_modules: Collection[str] = (),
+    code: U64 | None = None,
 ) -> FrameFile | None:
-    """As :func:`frame_file`, but ``data`` is the section .debug_frame alone."""
+    """As :func:`frame_file`, but ``data`` is the section .debug_frame alone.
+
+    ``code``: where functions begin, those of modules too, beside those of the kernel's own table.
+    """
     if kernel.arch.e_machine != EM_X86_64 or kernel.arch.bits != 64:
         return None
     known = known or knowledge(dump, kernel)
@@ -129,10 +133,16 @@ def frame_rows(
     tables = [module.table for module in modules if module.name not in skip_modules]
     if described is None:
         described = _by_vmlinux(kernel)
-    table = joined([table, *prologues(table, _functions(known), memory.read)])
+    functions = _functions(known)
+    table = joined([table, *prologues(table, functions, memory.read)])
     rows = joined([CALLED_NULL, without(table, described), *tables])
+    if code is not None:
+        functions = np.concatenate([functions, code])
     try:
-        data = orc_to_frames(rows, switch_is_signal=_goes_down(memory, known))
+        switches = _goes_down(memory, known)
+        data = orc_to_frames(
+            rows, functions=functions if len(functions) else None, switch_is_signal=switches
+        )
     except ValueError as error:
         log.warning("ORC: %s", error)
         return None

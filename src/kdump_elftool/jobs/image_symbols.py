@@ -36,7 +36,7 @@ _WITH_CONTENTS = {".kernel.text": ".text", ".kernel.data": ".data"}
 the file for one that needs another beside it: empty ones, where those lie that have none."""
 _LARGEST = 16 << 20
 """A symbol that is larger than this is the last one before a gap."""
-_CODE, _OBJECTS, _WEAK = b"tT", b"aAbBdDgGrRsSvV", b"wWvV"
+_CODE, _WEAK_CODE, _OBJECTS, _WEAK = b"tT", b"wW", b"aAbBdDgGrRsSvV", b"wWvV"
 _TEXTS = "sched cpuidle lock kprobes entry irqentry softirqentry noinstr static_call"
 _LABELS = [
     *"_text _stext _etext _sinittext _einittext _sdata _edata _end __bss_start __bss_stop __brk_base".split(),
@@ -184,6 +184,12 @@ def image_range(part: Part) -> list[tuple[int, int]]:
     return [(first, image[-1].addr + image[-1].size - first)]
 
 
+def code_of(parts: Sequence[Part]) -> U64:
+    """Addresses of functions, in no order."""
+    found = [part.symbols.address[_is(part.symbols, _CODE + _WEAK_CODE)] for part in parts]
+    return np.concatenate([u64([]), *found])
+
+
 def elf_symbols(parts: Sequence[Part]) -> SymbolColumns:
     """All parts' symbols, each part's behind a file symbol of its name."""
     made = []
@@ -208,7 +214,7 @@ def elf_symbols(parts: Sequence[Part]) -> SymbolColumns:
 def _columns(part: Part, first_section: int) -> SymbolColumns:
     symbols, section = part.symbols, part.section
     code = np.array([bool(known.flags & c.SHF_EXECINSTR) for known in part.sections] + [True])
-    function = _is(symbols, _CODE) | _is(symbols, b"wW") & code[section]
+    function = _is(symbols, _CODE) | _is(symbols, _WEAK_CODE) & code[section]
     kind = np.where(_is(symbols, _OBJECTS) & (section != ABSOLUTE), c.STT_OBJECT, c.STT_NOTYPE)
     upper = (symbols.kind >= ord("A")) & (symbols.kind <= ord("Z"))
     # crash believes per-CPU variables to be some if they are weak, or lie in a section with contents

@@ -146,9 +146,10 @@ def _frames(kernel: _Kernel) -> FrameFile | None:
     table = read_kernel_orc(image.memory, kernel.known, image.window, at_rest=True)
     if table is None:
         return None
-    table = joined([table, *prologues(table, functions_of(kernel.symbols), image.memory.read)])
+    functions = functions_of(kernel.symbols)
+    table = joined([table, *prologues(table, functions, image.memory.read)])
     try:
-        data = orc_to_frames(table, switch_is_signal=True)
+        data = orc_to_frames(table, functions=functions, switch_is_signal=True)
     except ValueError as error:
         log.warning("ORC: %s", error)
         return None

@@ -22,7 +22,7 @@ from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.frames import FrameFile, frame_rows
 from kdump_elftool.jobs.given_types import GivenTypes
-from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part, moved
+from kdump_elftool.jobs.image_symbols import Part, code_of, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
 from kdump_elftool.jobs.made_lacks import lacking
@@ -80,7 +80,9 @@ def make_vmlinux(
     parts = [_placed(own, kernel, lines_of) if link_addresses else own, *modules.parts]
     if given.kernel is None and types is None:
         types = _partial_types(words, kernel, symbols)
-    frames = None if link_addresses else frame_rows(dump, kernel, known, described=NO_RANGES)
+    frames = None
+    if not link_addresses:
+        frames = frame_rows(dump, kernel, known, described=NO_RANGES, code=code_of(parts))
     is_given = given.kernel is not None
     missing = lacking("the dump", modules, types, frames, given=is_given, wants_frames=not link_addresses)
     missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
