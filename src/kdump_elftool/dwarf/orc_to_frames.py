@@ -135,8 +135,9 @@ class _Rules:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows as above, with one at every function's start: where they begin, the bytes up to the next one, which
-    of the different rows it is, whether it describes a frame; ``starts`` a function, if those are known."""
+    """Rows as above, with one at every function's start: where they begin, the bytes up to the next one,
+    which of the different rows it is, whether it describes a frame; which start a function, if that is known.
+    """
 
     ip: U64
     delta: U64
@@ -145,9 +146,7 @@ class _Rows:
     starts: Bools | None
 
 
-def orc_to_frames(
-    orc: OrcColumns, *, functions: U64 | None = None, switch_is_signal: bool = False
-) -> bytes:
+def orc_to_frames(orc: OrcColumns, *, functions: U64 | None = None, switch_is_signal: bool = False) -> bytes:
     """.debug_frame for all rows that describe a frame.
 
     ``functions``: where they begin, in any order.  Each then has a description of its own, and one only (lldb

@@ -32,8 +32,8 @@ _AT_ONCE = 4 << 20
 class Section:
     """One section; without ``data`` it is NOBITS of ``size`` bytes, with it ``size`` is not looked at.
 
-    ``flags`` are SHF_ALLOC, SHF_WRITE, SHF_EXECINSTR, SHF_MERGE | SHF_STRINGS for strings of bytes; ``addr`` is
-    a run-time address.
+    ``flags`` are SHF_ALLOC, SHF_WRITE, SHF_EXECINSTR, or SHF_MERGE | SHF_STRINGS for strings of bytes;
+    ``addr`` is a run-time address.
     """
 
     name: str

@@ -140,9 +140,7 @@ def frame_rows(
         functions = np.concatenate([functions, code])
     try:
         switches = _goes_down(memory, known)
-        data = orc_to_frames(
-            rows, functions=functions if len(functions) else None, switch_is_signal=switches
-        )
+        data = orc_to_frames(rows, functions=functions if len(functions) else None, switch_is_signal=switches)
     except ValueError as error:
         log.warning("ORC: %s", error)
         return None
