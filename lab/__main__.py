@@ -21,6 +21,8 @@ HOST_PACKAGES = (
     "xz-utils",
     "util-linux",
 )
+JUDGES = ("elfutils", "lldb", "llvm")
+"""Whose opinion of a made vmlinux the tests of the set matrix ask for, besides binutils' and gdb's."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,9 +57,10 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def host_packages(rows: list[Row]) -> list[str]:
-    """What this machine needs to make those rows."""
+def host_packages(rows: list[Row], *, with_judges: bool = False) -> list[str]:
+    """What this machine needs to make those rows; and to have all of the set matrix judged."""
     of_guests = {name for row in rows for name in row.guest.arch.packages}
+    of_guests |= {*JUDGES} if with_judges else set()
     if any(row.guest.fragments or row.guest.arch.built_userland for row in rows):
         of_guests |= {*BUILD_PACKAGES}
     return [*HOST_PACKAGES, *sorted(of_guests - {*HOST_PACKAGES})]
@@ -85,7 +88,7 @@ def _path(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.command == "packages-host":
-        print(" ".join(host_packages(_rows(args))))
+        print(" ".join(host_packages(_rows(args), with_judges=args.set == "matrix")))
     elif args.command == "ensure":
         Lab(load_config()).ensure(_rows(args), args.remake)
     elif args.command == "list":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,17 @@ CORES = {
 }
 
 
-def ask_crash(root: Path, core: Path, scratch: Path, vmlinux: Path = DUMP.vmlinux) -> str:
+def run_crash(root: Path, core: Path, scratch: Path, vmlinux: Path) -> subprocess.CompletedProcess[str]:
     commands = scratch / "commands"
     commands.write_text("ps\nbt -a\nquit\n")
     binds = {vmlinux.parent: "/mnt/kernel", core.parent.resolve(): "/mnt/core", scratch: "/mnt/scratch"}
     kernel = f"/mnt/kernel/{vmlinux.name}"
     argv = ["crash", "-i", "/mnt/scratch/commands", kernel, f"/mnt/core/{core.name}"]
-    done = run_in_root(root, argv, binds=binds, timeout=300)
+    return run_in_root(root, argv, binds=binds, timeout=300)
+
+
+def ask_crash(root: Path, core: Path, scratch: Path, vmlinux: Path = DUMP.vmlinux) -> str:
+    done = run_crash(root, core, scratch, vmlinux)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return done.stdout[done.stdout.index("crash> ps") :]
 

@@ -62,6 +62,10 @@ def test_the_packages_are_those_of_the_chosen_rows():
     ci = host_packages(load_config().select("ci", []))
     assert {"qemu-system-arm", "qemu-system-mips", "gcc-i686-linux-gnu", *demo} <= set(ci)
     assert len(ci) == len(set(ci))
+    matrix = load_config().select("matrix", [])
+    judges = {"lldb", "llvm", "elfutils"}
+    assert judges.isdisjoint(host_packages(matrix))
+    assert judges <= set(host_packages(matrix, with_judges=True))
 
 
 def test_only_root_makes_the_rows_of_the_newer_qemu(monkeypatch: pytest.MonkeyPatch):

@@ -156,7 +156,8 @@ def place(address: U64, sections: Sequence[Section]) -> Index:
 def clipped(address: U64, size: U64, section: Index, sections: Sequence[Section]) -> U64:
     """Sizes that end no later than the section does; eu-elflint says so of others."""
     end = u64([known.addr + known.size for known in sections] + [MASK64])
-    return np.minimum(size, end[section] - address)
+    fitting: U64 = np.minimum(size, end[section] - address)
+    return fitting
 
 
 def moved(part: Part, offset: int, low: int, high: int) -> Part:

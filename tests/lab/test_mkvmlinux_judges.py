@@ -1,0 +1,200 @@
+"""A vmlinux made of a dump, as other tools than gdb and drgn see it: what each of them has to say of it.
+
+Only in the set matrix, whose packages these tools are (``python3 -m lab packages-host --set matrix``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab.dumps import (
+    HERE,
+    IN_CI,
+    LabDump,
+    gdb,
+    kdump_elftool,
+    one_of_each_kernel,
+    selected_dumps,
+    tool_root,
+)
+from tests.lab.test_other_debuggers import ask_crash, run_crash
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+KERNEL_HALF = 1 << 63
+ENTRY = ("entry_SYSCALL_64", "ret_from_fork", "asm_", "secondary_startup_64")
+"""Assembly that enters the kernel, in which lldb's backtraces end."""
+NOBITS = re.compile(
+    r"section \[ *\d+\] '[^']*' has unexpected type 8 for an executable section"
+    r"|section \[ *\d+\] '\.rodata' has wrong type: expected PROGBITS, is NOBITS"
+    r"|section \[ *\d+\] '\.(text|data)': alloc flag set but section not in any loaded segment"
+    r"|loadable segment \[\d+\] is (writ|execut)able but contains no (writ|execut)able sections"
+)
+"""What eu-elflint says of every file whose memory is elsewhere, unless it is told so (-d)."""
+OLDER, NEWER = ("x64-510", "x64-612"), "x64-7x"
+
+
+def _dumps() -> list[LabDump]:
+    wanted = [dump for dump in selected_dumps() if dump.scenario in ("kdump", "live") and not IN_CI]
+    return one_of_each_kernel(sorted(wanted, key=lambda dump: dump.scenario))
+
+
+DUMPS = _dumps()
+
+
+@dataclass(frozen=True)
+class Made:
+    """The dump, its made vmlinux, and its core with a thread for each task."""
+
+    dump: LabDump
+    vmlinux: Path
+    core: Path
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    dump: LabDump = request.param
+    dump.check()
+    folder = tmp_path_factory.mktemp("judges")
+    found = Made(dump, folder / "vmlinux.dump", folder / "core")
+    for command, path in (("mkvmlinux", found.vmlinux), ("tovelf", found.core)):
+        options = ("-p",) if command == "tovelf" else ()
+        done = kdump_elftool(command, *options, dump.path, "-o", path, "-q")
+        assert done.returncode == 0, done.stderr
+    yield found
+    for path in (found.vmlinux, found.core):
+        path.unlink()
+
+
+def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*map(str, argv)], capture_output=True, text=True, errors="replace", timeout=600, check=False
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--link-addresses",)], ids=["run", "link"])
+def test_elflint_has_no_complaint(made: Made, options: tuple[str, ...], tmp_path: Path) -> None:
+    """It is a file of debug information: its sections are in memory, and not in the file."""
+    path = made.vmlinux
+    if options:
+        path = tmp_path / "vmlinux.link"
+        assert kdump_elftool("mkvmlinux", made.dump.path, "-o", path, "-q", *options).returncode == 0
+    done = run("eu-elflint", "-d", path)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "No errors\n")
+    pedantic = run("eu-elflint", path).stdout.splitlines()
+    assert pedantic and [line for line in pedantic if not NOBITS.fullmatch(line)] == []
+
+
+def test_dwarfdump_verifies_it(made: Made) -> None:
+    done = run("llvm-dwarfdump", "--verify", made.vmlinux)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert done.stdout.splitlines()[-1] == "No errors."
+    assert '"vmlinux"' in done.stdout
+
+
+def test_readelf_reads_all_of_it(made: Made) -> None:
+    with open("/dev/null", "w") as nothing:
+        done = subprocess.run(
+            ["readelf", "-a", "-w", "-W", made.vmlinux], stdout=nothing, stderr=subprocess.PIPE, timeout=600
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def lldb(made: Made, *commands: str) -> str:
+    argv: list[str | Path] = ["lldb", "--no-lldbinit", "--batch", "-l", "none"]
+    opened = f"target create {made.vmlinux} --core {made.core}"
+    loaded = f"target modules load --file {made.vmlinux} --slide 0"
+    for command in (opened, loaded, *commands):
+        argv += ["-o", command]
+    done = run(*argv)
+    assert f"Core file '{made.core}' (x86_64) was loaded." in done.stdout, done.stdout + done.stderr
+    return done.stdout
+
+
+def frames_of_lldb(text: str) -> list[list[tuple[int, str]]]:
+    """Address and name of every frame, a list for each thread in its order."""
+    threads: list[list[tuple[int, str]]] = []
+    for line in text.splitlines():
+        if re.match(r"[ *] thread #\d+", line):
+            threads.append([])
+        elif found := re.match(r"[ *]*frame #\d+: 0x([0-9a-f]{16})(?: [^`]*`([^( ]+))?", line):
+            threads[-1].append((int(found[1], 16), found[2] or ""))
+    return threads
+
+
+def kernel_part(frames: list[int]) -> list[int]:
+    return frames[: next((at for at, pc in enumerate(frames) if pc < KERNEL_HALF), len(frames))]
+
+
+def test_lldb_prints_the_backtraces_that_gdb_prints(made: Made, tmp_path: Path) -> None:
+    """Of every task, with the names of all functions, up to the assembly that enters the kernel."""
+    answer = tmp_path / "stacks.json"
+    gdb(
+        f"core-file {made.core}",
+        f"symbol-file {made.vmlinux}",
+        f"source {HERE / 'gdb_stacks.py'}",
+        KD_ANSWER=str(answer),
+    )
+    theirs = [kernel_part(frames) for frames in json.loads(answer.read_text()).values()]
+    ours = frames_of_lldb(lldb(made, "bt all").partition("(lldb) bt all")[2])
+    assert len(ours) == len(theirs) > 40
+    name_of = function_names(made.vmlinux)
+    for found in ours:
+        addresses = kernel_part([pc for pc, _ in found])
+        assert all(name for pc, name in found if pc >= KERNEL_HALF), found
+        wanted = [frames for frames in theirs if frames[: len(addresses)] == addresses]
+        assert wanted, found
+        rest = min((frames[len(addresses) :] for frames in wanted), key=len)
+        assert all(name_of(pc).startswith(ENTRY) for pc in rest), [name_of(pc) for pc in rest]
+    assert sum(len(found) for found in ours) > 3 * len(ours)
+
+
+def function_names(vmlinux: Path) -> Callable[[int], str]:
+    """Of the function that an address lies in, by the symbol table as readelf prints it."""
+    rows = [line.split() for line in run("readelf", "-sW", vmlinux).stdout.splitlines()]
+    table = sorted((int(row[1], 16), row[7]) for row in rows if len(row) == 8 and row[3] == "FUNC")
+    starts = [address for address, _ in table]
+    return lambda pc: table[bisect_right(starts, pc) - 1][1]
+
+
+def test_lldb_shows_types_and_variables(made: Made) -> None:
+    text = lldb(made, "p init_task.comm", "p init_uts_ns.name.release", "p sizeof(struct task_struct)")
+    assert '"swapper/0' in text or '"swapper\\0' in text
+    release = json.loads(kdump_elftool("info", made.dump.path, "--json").stdout)["release"]
+    assert f'"{release}' in text
+    shown = gdb(f"symbol-file {made.vmlinux}", "p sizeof(struct task_struct)").stdout
+    size = re.search(r"\$\d+ = (\d+)", text.rpartition("sizeof")[2])
+    assert size and size[1] == shown.split()[-1]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "made", [dump for dump in DUMPS if dump.row.startswith(OLDER)], ids=lambda dump: dump.id, indirect=True
+)
+def test_crash_gives_the_answers_that_it_gives_with_the_real_one(made: Made, tmp_path: Path) -> None:
+    """test_other_debuggers.py asks it about 6.1."""
+    theirs = ask_crash(tool_root("sid"), made.dump.path, tmp_path, made.dump.vmlinux)
+    assert len(re.findall(r"^[> ]+\d+ ", theirs, re.M)) > 40
+    assert ask_crash(tool_root("sid"), made.dump.path, tmp_path, made.vmlinux) == theirs.replace(
+        "  ID  ", "  UN  "
+    )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "made", [dump for dump in DUMPS if dump.row.startswith(NEWER)], ids=lambda dump: dump.id, indirect=True
+)
+def test_crash_opens_no_kernel_of_7x(made: Made, tmp_path: Path) -> None:
+    """Neither with the distribution's vmlinux; the documents say so, and this shows when it changes."""
+    theirs = run_crash(tool_root("sid"), made.dump.path, tmp_path, made.dump.vmlinux)
+    assert theirs.returncode and "crash: invalid structure member offset" in theirs.stdout
+    ours = run_crash(tool_root("sid"), made.dump.path, tmp_path, made.vmlinux)
+    assert ours.returncode and "WARNING: kernel version inconsistency" in ours.stdout
