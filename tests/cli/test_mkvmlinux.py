@@ -135,6 +135,7 @@ def test_what_is_in_it(mkvmlinux):
         assert empty["sh_flags"] == real["sh_flags"]
     # gdb's index cache knows files by it, and would take this one for the real vmlinux
     assert elf.get_section_by_name(".note.gnu.build-id") is None
+    assert elf.header["e_ident"]["EI_OSABI"] == "ELFOSABI_LINUX", "lldb goes by it"
     (segment,) = elf.iter_segments()
     assert (segment["p_vaddr"], segment["p_filesz"]) == (text, 0)
     (unit,) = elf.get_dwarf_info().iter_CUs()
@@ -440,6 +441,26 @@ def test_lines_in_gdb(mkvmlinux, tmp_path):
         "Symbol flags is optimized out.",
         "type = int (struct task_struct *, int)",
     ]
+
+
+def test_tovelf_makes_it_where_there_is_no_other(mkvmlinux, tmp_path, capfd, monkeypatch):
+    """For the script; it is what mkvmlinux makes of the dump, or of the core.  Without a script the command
+    gdb makes it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = mkvmlinux(with_symbols(make_kernel(SMALL), types()))[3]
+    core, script = tmp_path / "core", tmp_path / "open.gdb"
+    convert = ["tovelf", "--verbose", "-i", str(tmp_path / "dump"), "-o", str(core)]
+    assert main([*convert, "--gdb-script", str(script)]) == 0
+    told = capfd.readouterr().err
+    assert "names and types are the dump's own, without lines" in told
+    assert told.splitlines()[-1] == f"open it with: gdb -x {script}"
+    (command,) = [line for line in script.read_text().splitlines() if "add-symbol-file" in line]
+    assert f"add-symbol-file {core}.symbols/vmlinux.dump" in command
+    assert Path(f"{core}.symbols/vmlinux.dump").read_bytes() == made.read_bytes()
+    assert main(convert) == 0
+    assert capfd.readouterr().err.splitlines()[-1] == f"open it with: kdump-elftool gdb {core}"
+    assert main(["mkvmlinux", "-q", str(core), "-o", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again").read_bytes() == made.read_bytes()
 
 
 @pytest.mark.gdb

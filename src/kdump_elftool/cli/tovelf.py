@@ -111,6 +111,7 @@ def _write_script(
     stack: ExitStack,
     inputs: list[InputFile],
 ) -> None:
+    from kdump_elftool.cli.gdb_core import tell_names
     from kdump_elftool.jobs.gdb_core import planned_session
     from kdump_elftool.jobs.gdb_script import Names, script
     from kdump_elftool.jobs.gdb_symbols import with_symbols
@@ -121,6 +122,7 @@ def _write_script(
     session, warnings = with_symbols(planned, kernel.vmlinux, directories, names, lambda: (dump, kernel))
     for message in warnings:
         warn(message, args)
+    tell_names(session, args)
     text = "".join(f"{line}\n" for line in script(session, names)).encode()
     with open_output(args.gdb_script, inputs) as out:
         out.write_at(0, text)
@@ -209,10 +211,16 @@ def _output(args: argparse.Namespace) -> str | None:
 
 
 def _gdb_command(args: argparse.Namespace, velf: Velf) -> str:
-    """How to start gdb: vmlinux gives symbols only, or gdb would fill absent pages from it."""
-    offset = f" -o {int(velf.kaslr_offset.value):#x}" if velf.kaslr_offset else ""
-    words = ["gdb", "-ex", f"core-file {_output(args)}"]
-    words += ["-ex", f"symbol-file{offset} {velf.vmlinux or 'vmlinux'}"]
+    """How to start gdb: vmlinux gives symbols only, or gdb would fill absent pages from it.
+
+    Without a vmlinux the command gdb makes one of the core.
+    """
+    words = ["kdump-elftool", "gdb", str(_output(args))]
+    if args.gdb_script is not None:
+        words = ["gdb", "-x", args.gdb_script]
+    elif velf.vmlinux is not None:
+        offset = f" -o {int(velf.kaslr_offset.value):#x}" if velf.kaslr_offset else ""
+        words = ["gdb", "-ex", f"core-file {_output(args)}", "-ex", f"symbol-file{offset} {velf.vmlinux}"]
     return printable(shlex.join(words))
 
 
