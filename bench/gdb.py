@@ -48,7 +48,7 @@ print(prog.crashed_thread().stack_trace())
 
 def measure_gdb(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterator[Figure]:
     """CPU seconds of ``gdb --batch``: the first time, and the second; those of crash and drgn beside them."""
-    for path, vmlinux in _panicked(dumps):
+    for path, vmlinux in panicked(dumps):
         for file in (path, vmlinux):
             rivals.warm(file)
         home, velf = work / "gdb-cache", work / "gdb.velf"
@@ -58,7 +58,7 @@ def measure_gdb(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterato
             _forget(home, velf)
 
 
-def _panicked(dumps: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
+def panicked(dumps: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
     """Each with its vmlinux."""
     for path in dumps:
         vmlinux = (path.parent / "vmlinux").resolve()
@@ -83,7 +83,7 @@ def _of_dump(path: Path, vmlinux: Path, home: Path, velf: Path, slowness: float)
         rivals.discard(velf)
         return rivals.run(command)
 
-    _check(command)
+    check(command)
     costs = {"cold": [cold() for _ in range(TIMES)], "warm": [rivals.run(command) for _ in range(TIMES)]}
     beside: dict[str, float] = {}
     for name, other in _others(path, vmlinux):
@@ -104,11 +104,11 @@ def _of_dump(path: Path, vmlinux: Path, home: Path, velf: Path, slowness: float)
 
 def measure_backtraces(dumps: tuple[Path, ...], work: Path, slowness: float) -> Iterator[Figure]:
     """CPU seconds of ``kd-bt all``: of a dump as it is, and with its tasks' stacks many times over."""
-    for path, vmlinux in _panicked(dumps):
+    for path, vmlinux in panicked(dumps):
         home, velf, many = work / "gdb-cache", work / "gdb.velf", work / "many.velf"
         try:
             command = [f"XDG_CACHE_HOME={home}", *rivals.tool("gdb", "--batch", "-q", "-m", str(vmlinux))]
-            _check(["env", *command, "--velf", str(velf), str(path)])
+            check(["env", *command, "--velf", str(velf), str(path)])
             threads = _with_many_threads(velf, many)
             for core, count, limit in ((velf, threads, ALL_LIMIT), (many, MANY, MANY_LIMIT)):
                 argv = ["env", *command, str(core), "--", "-ex", "kd-bt all"]
@@ -146,7 +146,7 @@ def _with_many_threads(velf: Path, many: Path) -> int:
     return len(threads)
 
 
-def _check(command: list[str]) -> str:
+def check(command: list[str]) -> str:
     """What is shown; a backtrace without names would be no result.  Raises BenchError."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or EXPECTED not in done.stdout:
@@ -156,14 +156,14 @@ def _check(command: list[str]) -> str:
 
 def _check_count(command: list[str], count: int) -> None:
     """Every task must be in one of the groups.  Raises BenchError."""
-    shown = sum(map(int, re.findall(r"^(\d+) tasks?: ", _check(command), re.MULTILINE)))
+    shown = sum(map(int, re.findall(r"^(\d+) tasks?: ", check(command), re.MULTILINE)))
     if shown != count:
         raise BenchError(f"kd-bt shows {shown} of {count} tasks")
 
 
 def _others(path: Path, vmlinux: Path) -> Iterator[tuple[str, Callable[[], Cost]]]:
     drgn = [sys.executable, "-c", DRGN, str(path), str(vmlinux)]
-    _check(drgn)
+    check(drgn)
     yield "drgn", partial(rivals.run, drgn)
     root = root_dir(CRASH_ROOT)
     if not (root / "usr/bin/crash").exists():
@@ -178,7 +178,7 @@ def _others(path: Path, vmlinux: Path) -> Iterator[tuple[str, Callable[[], Cost]
     ]
     crash = chroot_argv(root, argv, binds)
     try:
-        _check(crash)
+        check(crash)
     except BenchError as error:
         print(f"crash does not open {path.parent.name}: {error}", file=sys.stderr)
         return

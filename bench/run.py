@@ -29,6 +29,7 @@ from bench.kdump import measure_kdump, measure_large_kdump
 from bench.kdump_out import measure_kdump_out
 from bench.knowledge import measure_knowledge, measure_tasks, measure_vmlinux
 from bench.migration import measure_migration
+from bench.mkvmlinux import measure_mkvmlinux
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
 from bench.rivals import BenchError, Cost
@@ -253,6 +254,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "find-kernel": lambda settings: measure_find_kernel(settings.dumps, settings.slowness),
     "gdb": lambda settings: measure_gdb(settings.dumps, settings.work, settings.slowness),
     "backtraces": lambda settings: measure_backtraces(settings.dumps, settings.work, settings.slowness),
+    "mkvmlinux": lambda settings: measure_mkvmlinux(settings.dumps, settings.work, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 
