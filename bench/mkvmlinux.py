@@ -11,7 +11,7 @@ from bench.report import Figure
 from bench.rivals import Cost
 
 LIMITS = {"x64-61-": 2.5, "x64-7x-": 4.0}
-"""CPU seconds of ``mkvmlinux``, by the names of guests; docs/performance.md has the sizes of their kernels."""
+"""CPU seconds of ``mkvmlinux`` by the names of guests; docs/performance.md has their kernels' sizes."""
 MEMORY_LIMIT_MB = 300.0
 GDB_LIMIT = 1.0
 """CPU seconds of gdb's start, the backtraces of all CPUs and ``ptype /o struct task_struct`` together."""
