@@ -19,6 +19,7 @@ from tests.lab.dumps import (
     HERE,
     IN_CI,
     LabDump,
+    drgn_says,
     gdb,
     kdump_elftool,
     one_of_each_kernel,
@@ -106,6 +107,23 @@ def test_readelf_reads_all_of_it(made: Made) -> None:
             ["readelf", "-a", "-w", "-W", made.vmlinux], stdout=nothing, stderr=subprocess.PIPE, timeout=600
         )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_drgn_unwinds_with_it(made: Made, tmp_path: Path) -> None:
+    """By ORC, which knows nothing of the function that stops the machine: its caller is left out."""
+    path = tmp_path / "vmlinux.link"
+    done = kdump_elftool("mkvmlinux", made.dump.path, "-o", path, "-q", "--link-addresses")
+    assert done.returncode == 0, done.stderr
+    theirs, ours = (
+        drgn_says("oracle_tasks.py", made.dump.path, vmlinux, tmp_path, "running")["running"]
+        for vmlinux in (made.dump.vmlinux, path)
+    )
+    assert any(ours.values()) and ours.keys() == theirs.keys()
+    for cpu, frames in ours.items():
+        own, real = kernel_part(frames or []), kernel_part(theirs[cpu] or [])
+        rest = iter(real)
+        assert all(pc in rest for pc in own), (cpu, own, real)
+        assert len(set(real)) <= len(set(own)) + 1, (cpu, own, real)
 
 
 def lldb(made: Made, *commands: str) -> str:
