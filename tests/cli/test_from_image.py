@@ -55,7 +55,8 @@ def test_bz_image(from_image, how):
     assert code == 0, err
     assert out == f"{images.FILLER + 11} symbols, 9 types, 1 functions, 3 variables\n"
     assert err == (
-        "warning: there are no unwind tables (ORC) in the image: backtraces are what a debugger makes of the "
+        "warning: there are no unwind tables (ORC) in the image, or none that can be read: "
+        "backtraces are what a debugger makes of the "
         "code\n"
     )
     found, base = symbols_of(path), images.X86_BASE

@@ -210,7 +210,8 @@ def test_without_types(mkvmlinux):
     assert code == 0
     assert "0 types, 0 functions, 0 variables" in out
     assert (
-        "warning: there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF): symbols are all there is, without "
+        "warning: there is no BTF in the dump (CONFIG_DEBUG_INFO_BTF), or none that can be read: "
+        "symbols are all there is, without "
         "types, modules and rules to unwind stacks; the vmlinux of the kernel's debug package has them, and "
         "--btf takes types that pahole makes of that (--btf_encode_detached)\n"
     ) in err

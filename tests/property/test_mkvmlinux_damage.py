@@ -106,8 +106,8 @@ def check(answers: list[dict[str, Any]]) -> Counter[str]:
         )
         assert (done.returncode, done.stderr) == (0, b""), (told, done.stderr[:500])
         Path(found["file"]).unlink()
-        # what kallsyms does not name any more, nobody can miss
-        less = found["types"] < whole["types"] or found["frames"] < whole["frames"]
+        # a record that became another good one is no damage that could be seen; of kallsyms there is no count
+        less = 10 * found["types"] < 9 * whole["types"] or found["frames"] < whole["frames"]
         assert not less or set(found["missing"]) > set(whole["missing"]) or found["table"] == "kallsyms", told
     return written
 

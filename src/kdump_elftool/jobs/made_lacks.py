@@ -34,8 +34,8 @@ def lacking(
             lost, wants_frames = [*lost, "rules to unwind stacks"], False
         kinds = f"{', '.join(lost[:-1])} and {lost[-1]}" if lost[1:] else lost[0]
         said.append(
-            f"there is no BTF in {where} (CONFIG_DEBUG_INFO_BTF): symbols are all there is, without {kinds}; "
-            f"{_HAS_ALL}"
+            f"there is no BTF in {where} (CONFIG_DEBUG_INFO_BTF), or none that can be read: "
+            f"symbols are all there is, without {kinds}; {_HAS_ALL}"
         )
     elif types is None:
         said.append("the file of --btf is none that can be read: there are no types")
@@ -45,6 +45,7 @@ def lacking(
         said += frames.warnings
     elif wants_frames:
         said.append(
-            f"there are no unwind tables (ORC) in {where}: backtraces are what a debugger makes of the code"
+            f"there are no unwind tables (ORC) in {where}, or none that can be read: "
+            "backtraces are what a debugger makes of the code"
         )
     return said
