@@ -15,7 +15,7 @@ from tests.property.test_mkvmlinux_damage import answers_of, check
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-SEED, CASES = 20261129, 25
+SEED, CASES = 20261129, 12
 ROOM, SECONDS = 384 << 20, 600
 TABLES = {
     "kallsyms": ("kallsyms_offsets", "kallsyms_token_index"),
