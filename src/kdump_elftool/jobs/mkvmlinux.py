@@ -84,7 +84,8 @@ def make_vmlinux(
     if not link_addresses:
         frames = frame_rows(dump, kernel, known, described=NO_RANGES, code=code_of(parts))
     is_given = given.kernel is not None
-    missing = lacking("the dump", modules, types, frames, given=is_given, wants_frames=not link_addresses)
+    missing = [f"kallsyms is damaged: {text}" for text in symbols.damage]
+    missing += lacking("the dump", modules, types, frames, given=is_given, wants_frames=not link_addresses)
     missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
     lines = None if lines_of is None else _lines(lines_of, kernel, link_addresses)
     if lines is not None:

@@ -68,6 +68,7 @@ class Kallsyms:
     begin: Index
     end: Index
     label: str = "kallsyms in the dump"
+    damage: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.address)
@@ -100,9 +101,10 @@ class Kallsyms:
 
 def decode(tables: Tables, confirm: Callable[[Kallsyms], bool], *, word: int) -> Kallsyms | None:
     """Decode the tables; None when they contradict themselves or ``confirm`` takes none of their forms."""
-    start, length = _split(tables)
+    start, length, lost = _split(tables)
     if len(start) != tables.num_syms:
         return None
+    damage = (f"{lost} symbols stand in parts that make no sense",) if lost else ()
     expanded = _expand(tables, start, length)
     if expanded is None:
         return None
@@ -116,7 +118,7 @@ def decode(tables: Tables, confirm: Callable[[Kallsyms], bool], *, word: int) ->
         address = form(tables, word)
         if address is None:
             continue
-        found = Kallsyms(address, kind, text, begin, end)
+        found = Kallsyms(address, kind, text, begin, end, damage=damage)
         if confirm(found):
             return found
     return None
@@ -168,11 +170,12 @@ def skip(names: bytes, at: int, symbols: int) -> int:
     return min(at, room)
 
 
-def _split(tables: Tables) -> tuple[Index, Index]:
-    """Where each symbol's token numbers start, and how many there are.
+def _split(tables: Tables) -> tuple[Index, Index, int]:
+    """Where each symbol's token numbers start, how many there are, and how many symbols had to be given up.
 
-    All blocks between two markers are gone through at once, symbol by symbol: 256 steps.  Nothing
-    comes out when a block does not end where the next one begins.
+    All blocks between two markers are gone through at once, symbol by symbol: 256 steps.  Symbols of a
+    block that does not end where the next one begins have no names; if that is every other one, it is
+    no table of symbols, and nothing comes out.
     """
     names = np.frombuffer(tables.names, dtype=np.uint8)
     blocks = len(tables.markers)
@@ -182,16 +185,19 @@ def _split(tables: Tables) -> tuple[Index, Index]:
     room = len(names)
     nothing = np.zeros(0, dtype=np.intp)
     if not room or blocks != -(-tables.num_syms // BLOCK):
-        return nothing, nothing
+        return nothing, nothing, 0
     for step in range(BLOCK):
         count, head = _token_count(names, np.minimum(at, room - 1))
         start[:, step], length[:, step] = at + head, count
         at = np.minimum(at + head + count, room)
         if step == (tables.num_syms - 1) % BLOCK:
             end_of_last = int(start[-1, step] + length[-1, step])
-    if np.any(at[:-1] != tables.markers[1:]) or end_of_last > room:
-        return nothing, nothing
-    return start.reshape(-1)[: tables.num_syms], length.reshape(-1)[: tables.num_syms]
+    bad = np.append(at[:-1] != tables.markers[1:], end_of_last > room)
+    if 2 * int(bad.sum()) >= blocks:
+        return nothing, nothing, 0
+    length[bad] = 0
+    lost = int(np.repeat(bad, BLOCK)[: tables.num_syms].sum())
+    return start.reshape(-1)[: tables.num_syms], length.reshape(-1)[: tables.num_syms], lost
 
 
 def _expand(tables: Tables, start: Index, length: Index) -> tuple[bytes, Index, Index] | None:

@@ -158,6 +158,27 @@ def test_damage_never_does_harm(form):
     assert 0 < refused < 60
 
 
+@forms
+def test_one_damaged_part_costs_its_own_names(form):
+    """256 symbols from one marker to the next; the addresses of all the others are theirs."""
+    symbols, image = image_of(form)
+    whole = opened(form, image, named=False)
+    assert whole.damage == ()
+    data = bytearray(image.data)
+    # the first symbol there has another length
+    size = form.marker_size
+    markers = image.at["markers"] - image.vaddr
+    order = "little" if form.order == "<" else "big"
+    fourth = int.from_bytes(data[markers + 4 * size : markers + 5 * size], order)
+    data[image.at["names"] - image.vaddr + fourth] ^= 0x7F
+    found = opened(form, Image(image.vaddr, bytes(data), image.at), named=False)
+    assert found.damage == ("256 symbols stand in parts that make no sense",)
+    lost = range(4 * 256, 5 * 256)
+    assert found.address.tolist() == whole.address.tolist()
+    for row in range(len(symbols)):
+        assert found.name(row) == ("" if row in lost else whole.name(row)), row
+
+
 def test_absurd_counts_are_refused():
     form = FORMS[3]
     _, image = image_of(form)
