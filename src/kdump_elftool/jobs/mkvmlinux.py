@@ -22,7 +22,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.frames import FrameFile, frame_rows
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
-from kdump_elftool.jobs.knowledge import in_dump, knowledge
+from kdump_elftool.jobs.knowledge import exported, in_dump, knowledge
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
 from kdump_elftool.kernel.btf import Btf, open_btf
 from kdump_elftool.kernel.facts import Knowledge
@@ -87,9 +87,17 @@ def make_vmlinux(
 
 
 def _variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
-    """Well-known variables of a kernel whose table has functions only, that are found otherwise."""
-    found = ((name, known.symbol(name)) for name, _ in WELL_KNOWN if symbols.symbol(name) is None)
-    return {name: vaddr for name, vaddr in found if vaddr is not None}
+    """Variables of a kernel whose table has functions only, that are found otherwise.
+
+    They are those that it exports to modules, and well-known ones.
+    """
+    found = {name: known.symbol(name) for name, _ in WELL_KNOWN if symbols.symbol(name) is None}
+    more = {name: vaddr for name, vaddr in found.items() if vaddr is not None}
+    others = exported(known)
+    if others:
+        functions = set(symbols.names())
+        more |= {name: vaddr for name, vaddr in others.items() if name not in functions}
+    return more
 
 
 def _placed(part: Part, kernel: Kernel, link_addresses: bool) -> Part:
