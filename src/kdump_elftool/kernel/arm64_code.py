@@ -21,13 +21,17 @@ LONGEST = 2048
 """Bytes of a function that are looked at."""
 FUNCTIONS = {
     "tainted_mask": ("get_taint", ()),
+    "panic_cpu": ("crash_kexec", ("cpu_number",)),
     "log_buf": ("log_buf_addr_get", ()),
     "log_buf_len": ("log_buf_len_get", ()),
-    "crash_notes": ("crash_save_cpu", ("nr_cpu_ids", "__per_cpu_offset", "__stack_chk_guard")),
-    "panic_cpu": ("nmi_panic", ("cpu_number", "__stack_chk_guard")),
+    "crash_notes": ("crash_notes_show", ("__per_cpu_offset",)),
+    "vmcoreinfo_note": ("paddr_vmcoreinfo_note", ("memstart_addr", "kimage_voffset")),
+    "kexec_crash_image": ("kexec_crash_loaded", ()),
     "saved_command_line": ("cmdline_proc_show", ()),
 }
-"""Who uses a variable, and what else (kernel/panic.c, kernel/printk/printk.c, kernel/crash_core.c, fs/proc/)."""
+"""Who uses a variable, and what else is used there (kernel/panic.c, kernel/printk/printk.c, kernel/crash_core.c,
+kernel/kexec_core.c, drivers/base/cpu.c, fs/proc/cmdline.c)."""
+_CALLER_SAVED = range(19)
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,30 @@ class Arm64Code:
 
 
 def references(code: list[int], vaddr: int) -> set[int]:
-    """Addresses that instructions at ``vaddr`` make of a page and an offset."""
-    pages: dict[int, int] = {}
-    found = set()
+    """Addresses that instructions at ``vaddr`` make of a page and an offset.
+
+    Compilers reach several variables from the address of one of them (-fsection-anchors): where another
+    offset is added to an address, it is not the one that is meant.
+    """
+    known: dict[int, int] = {}
+    found: dict[int, bool] = {}
     for at, word in enumerate(code):
-        target, base = word & 31, word >> 5 & 31
+        target, base, offset = word & 31, word >> 5 & 31, word >> 10 & 0xFFF
         if word & 0x9F000000 == 0x90000000:  # adrp
             distance = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
             distance -= (distance & 1 << 20) << 1
-            pages[target] = ((vaddr + 4 * at & ~0xFFF) + (distance << 12)) & MASK64
-        elif base in pages and word & 0xFFC00000 == 0x91000000:  # add x, x, #n
-            found.add(pages[base] + (word >> 10 & 0xFFF))
-            pages.pop(target, None)
-        elif base in pages and word & 0x3F000000 == 0x39000000:  # ldr, str of any size
-            found.add(pages[base] + ((word >> 10 & 0xFFF) << (word >> 30)))
+            known[target] = ((vaddr + 4 * at & ~0xFFF) + (distance << 12)) & MASK64
+        elif base in known and word & 0xFFC00000 == 0x91000000:  # add x, x, #n
+            found[known[base]] = False
+            known[target] = known[base] + offset
+            found[known[target]] = True
+        elif base in known and word & 0x3B000000 == 0x39000000:  # ldr, str of any size
+            found[known[base]] = False
+            found[known[base] + (offset << (word >> 30))] = True
             if word & 0x00C00000:
-                pages.pop(target, None)
-    return found
+                known.pop(target, None)
+        elif word & 0xFC000000 == 0x94000000:  # bl
+            known = {register: value for register, value in known.items() if register not in _CALLER_SAVED}
+        elif word & 0x1C000000 == 0x10000000 or word & 0x0A000000 in (0x08000000, 0x0A000000):
+            known.pop(target, None)  # some other result, or a load
+    return {address for address, is_meant in found.items() if is_meant}
