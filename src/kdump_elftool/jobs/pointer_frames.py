@@ -1,0 +1,110 @@
+"""Call frames of a kernel without unwind tables: by its frame pointers, and by the code in the dump."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdump_elftool.addr import U64, Ranges, u64
+from kdump_elftool.dwarf.code_to_frames import ARM64, I386, FrameMachine
+from kdump_elftool.elf.constants import EM_386, EM_AARCH64, STT_FUNC
+from kdump_elftool.errors import IdentityError
+from kdump_elftool.formats.base import Dump
+from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.jobs.modules import modules_by
+from kdump_elftool.kernel.arm64_frames import arm64_frames
+from kdump_elftool.kernel.code_frames import CodeFrames, merged, within
+from kdump_elftool.kernel.facts import Knowledge
+from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.x86_frames import i386_frames
+from kdump_elftool.memory.virtual import VirtualMemory
+
+log = logging.getLogger(__name__)
+
+_TEXTS = (("_stext", "_etext"), ("_sinittext", "_einittext"))
+_LARGEST_TEXT = 128 << 20
+_ARM64_ENTRIES = re.compile(r"el[01](?:[ht]_(?:64|32))?_\w+|ret_to_(?:user|kernel)")
+"""arch/arm64/kernel/entry.S; those of the names that are in C have a prologue."""
+MACHINES = {EM_AARCH64: ARM64, EM_386: I386}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of code, [start, end), and where functions begin, in any order."""
+
+    start: int
+    end: int
+    functions: U64
+
+
+def pointer_frames(
+    dump: Dump, kernel: Kernel, known: Knowledge, symbols: Kallsyms | None, skip_modules: Collection[str] = ()
+) -> tuple[CodeFrames, FrameMachine] | None:
+    """Rows for the kernel and its modules; None for machines whose code is not known here, or without symbols."""
+    machine = MACHINES.get(kernel.arch.e_machine)
+    if machine is None or symbols is None:
+        return None
+    memory = kernel.virtual(dump)
+    texts = [*_kernel_texts(symbols), *_module_texts(dump, kernel, known, skip_modules)]
+    if not texts:
+        return None
+    parts = [_of_text(kernel.arch.e_machine, memory, known, symbols, text) for text in texts]
+    texts.sort(key=lambda text: text.start)
+    code = Ranges(u64([text.start for text in texts]), u64([text.end for text in texts]))
+    frames = within(merged(parts), code)
+    log.info("frame pointers: %d rows for %d stretches of code", len(frames), len(texts))
+    return frames, machine
+
+
+def _of_text(
+    e_machine: int, memory: VirtualMemory, known: Knowledge, symbols: Kallsyms, text: Text
+) -> CodeFrames:
+    code = bytearray((text.end - text.start) // 4 * 4)
+    memory.read_present(text.start, memoryview(code))
+    if e_machine == EM_AARCH64:
+        words = np.frombuffer(bytes(code), dtype="<u4")
+        entries, registers = _arm64_entries(symbols), known.offset("pt_regs.stackframe")
+        return arm64_frames(words, text.start, text.functions, entries, registers)
+    start, end = symbols.symbol("__entry_text_start"), symbols.symbol("__entry_text_end")
+    entry = (start, end) if start is not None and end is not None else None
+    return i386_frames(bytes(code), text.start, text.functions, entry)
+
+
+def _arm64_entries(symbols: Kallsyms) -> U64:
+    rows = [row for row, name in enumerate(symbols.names()) if _ARM64_ENTRIES.fullmatch(name)]
+    entries: U64 = symbols.address[np.array(rows, dtype=np.intp)]
+    return entries
+
+
+def _kernel_texts(symbols: Kallsyms) -> Iterator[Text]:
+    code = symbols.address[np.isin(symbols.kind, np.frombuffer(b"tTwW", dtype=np.uint8))]
+    for names in _TEXTS:
+        start, end = (symbols.symbol(name) for name in names)
+        if start is not None and end is not None and 0 < end - start <= _LARGEST_TEXT:
+            yield Text(start, end, code)
+
+
+def _module_texts(
+    dump: Dump, kernel: Kernel, known: Knowledge, skip_modules: Collection[str]
+) -> list[Text]:
+    """The code of modules; what is not known of them is said by who writes their symbols."""
+    if known.symbol("modules") is None:
+        return []
+    try:
+        loaded = modules_by(known, dump, kernel)
+    except IdentityError as error:
+        log.info("frame pointers: %s", error.message)
+        return []
+    columns = loaded.symbols()
+    functions = columns.address[columns.info & 0xF == STT_FUNC]
+    return [
+        Text(region.base, region.base + region.text, functions)
+        for module in loaded.modules
+        if module.name not in skip_modules
+        for region in module.module.regions
+        if 0 < region.text <= _LARGEST_TEXT
+    ]
