@@ -17,7 +17,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.modules import modules_by
 from kdump_elftool.kernel.arm64_frames import arm64_frames
-from kdump_elftool.kernel.code_frames import CodeFrames, merged, within
+from kdump_elftool.kernel.code_frames import Base, CodeFrames, merged, within
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.x86_frames import i386_frames
@@ -25,7 +25,8 @@ from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
 
-_TEXTS = (("_stext", "_etext"), ("_sinittext", "_einittext"))
+_TEXTS = (("_stext", "_etext", False), ("_sinittext", "_einittext", True))
+"""The code for initialisation is freed: frames of it are on the stack of the first idle task, the code is gone."""
 _LARGEST_TEXT = 128 << 20
 _ARM64_ENTRIES = re.compile(r"el[01](?:[ht]_(?:64|32))?_\w+|ret_to_(?:user|kernel)")
 """arch/arm64/kernel/entry.S; those of the names that are in C have a prologue."""
@@ -34,11 +35,15 @@ MACHINES = {EM_AARCH64: ARM64, EM_386: I386}
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of code, [start, end), and where functions begin, in any order."""
+    """A stretch of code, [start, end), and where functions begin, in any order.
+
+    ``gone``: what is there now may be something else.
+    """
 
     start: int
     end: int
     functions: U64
+    gone: bool = False
 
 
 def pointer_frames(
@@ -52,7 +57,7 @@ def pointer_frames(
     texts = [*_kernel_texts(symbols), *_module_texts(dump, kernel, known, skip_modules)]
     if not texts:
         return None
-    parts = [_of_text(kernel.arch.e_machine, memory, known, symbols, text) for text in texts]
+    parts = [_of_text(machine, memory, known, symbols, text) for text in texts]
     texts.sort(key=lambda text: text.start)
     code = Ranges(u64([text.start for text in texts]), u64([text.end for text in texts]))
     frames = within(merged(parts), code)
@@ -61,11 +66,14 @@ def pointer_frames(
 
 
 def _of_text(
-    e_machine: int, memory: VirtualMemory, known: Knowledge, symbols: Kallsyms, text: Text
+    machine: FrameMachine, memory: VirtualMemory, known: Knowledge, symbols: Kallsyms, text: Text
 ) -> CodeFrames:
+    if text.gone:
+        record = 2 * machine.word
+        return CodeFrames.of(u64([text.start]), Base.FP, record, record)
     code = bytearray((text.end - text.start) // 4 * 4)
     memory.read_present(text.start, memoryview(code))
-    if e_machine == EM_AARCH64:
+    if machine is ARM64:
         words = np.frombuffer(bytes(code), dtype="<u4")
         entries, registers = _arm64_entries(symbols), known.offset("pt_regs.stackframe")
         return arm64_frames(words, text.start, text.functions, entries, registers)
@@ -82,10 +90,10 @@ def _arm64_entries(symbols: Kallsyms) -> U64:
 
 def _kernel_texts(symbols: Kallsyms) -> Iterator[Text]:
     code = symbols.address[np.isin(symbols.kind, np.frombuffer(b"tTwW", dtype=np.uint8))]
-    for names in _TEXTS:
-        start, end = (symbols.symbol(name) for name in names)
+    for first, last, gone in _TEXTS:
+        start, end = symbols.symbol(first), symbols.symbol(last)
         if start is not None and end is not None and 0 < end - start <= _LARGEST_TEXT:
-            yield Text(start, end, code)
+            yield Text(start, end, code, gone)
 
 
 def _module_texts(

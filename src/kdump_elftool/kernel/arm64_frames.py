@@ -63,6 +63,7 @@ def arm64_frames(code: U32, vaddr: int, functions: U64, entries: U64, registers:
     sets = has & (found.sets >= 0)
     rows = [
         *_epilogues(code, start, found, at),
+        _lowered(code, start, stop, np.where(has, found.saves, np.where(calls, start, stop)), at),
         CodeFrames.of(at(start[~plain]), Base.FP, RECORD, RECORD),
         CodeFrames.of(at(start[plain]), Base.SP),
         _rows(at(found.saves[has] + 1), Base.SP, found.frame[has], found.record[has]),
@@ -97,17 +98,37 @@ def _prologues(code: U32, start: Index, stop: Index) -> _Prologues:
     return _Prologues(np.where(good, saves, -1), record, frame, np.where(good, sets, -1))
 
 
+def _steps(code: U32) -> tuple[Index, npt.NDArray[np.int64]]:
+    """Instructions that move sp by a constant, in order, and by how many bytes they lower it."""
+    moves = np.flatnonzero(code & np.uint32(0xBF8003FF) == np.uint32(0x910003FF))  # add, sub sp, sp, #n
+    pushes = np.flatnonzero(code & np.uint32(0xFFE00FE0) == np.uint32(0xF8000FE0))  # str x, [sp, #-n]!
+    shift = np.where(code[moves] >> np.uint32(22) & np.uint32(1), 12, 0)
+    size = (code[moves] >> np.uint32(10) & np.uint32(0xFFF)).astype(np.int64) << shift
+    size = np.where(code[moves] >> np.uint32(30) & np.uint32(1), size, -size)
+    where = np.concatenate([moves, pushes])
+    order = np.argsort(where, kind="stable")
+    sizes = np.concatenate([size, -_signed(code[pushes] >> np.uint32(12), 9)])
+    return where[order], sizes[order]
+
+
 def _room(code: U32, start: Index, at: Index) -> npt.NDArray[np.int64]:
-    """Bytes by which sp was lowered from each ``start`` to before ``at``: sub sp, sp, #n, and single pushes."""
-    step = np.zeros(len(code) + 1, dtype=np.int64)
-    lowers = np.flatnonzero(code & np.uint32(0xFF8003FF) == np.uint32(0xD10003FF))
-    shift = np.where(code[lowers] >> np.uint32(22) & np.uint32(1), 12, 0)
-    step[lowers + 1] = (code[lowers] >> np.uint32(10) & np.uint32(0xFFF)).astype(np.int64) << shift
-    pushes = np.flatnonzero(code & np.uint32(0xFFE00FE0) == np.uint32(0xF8000FE0))
-    step[pushes + 1] = -_signed(code[pushes] >> np.uint32(12), 9)
-    total = np.cumsum(step)
-    room: npt.NDArray[np.int64] = total[at] - total[start]
+    """Bytes by which sp was lowered from each ``start`` to before ``at``."""
+    where, size = _steps(code)
+    total = np.concatenate([[0], np.cumsum(size)])
+    room: npt.NDArray[np.int64] = total[np.searchsorted(where, at)] - total[np.searchsorted(where, start)]
     return room
+
+
+def _lowered(code: U32, start: Index, stop: Index, until: Index, at: Callable[[Index], U64]) -> CodeFrames:
+    """Where sp was moved before the pair is saved, or anywhere in a function that calls no other one."""
+    where, size = _steps(code)
+    total = np.concatenate([[0], np.cumsum(size)])
+    owner = np.searchsorted(start, where, side="right") - 1
+    mine = (owner >= 0) & (where < until[owner]) & (where + 1 < stop[owner])
+    row, owner = np.flatnonzero(mine), owner[mine]
+    room = total[row + 1] - total[np.searchsorted(where, start[owner])]
+    good = (room >= 0) & (room <= _LARGEST_FRAME)
+    return _rows(at(where[row][good] + 1), Base.SP, room[good], np.zeros(int(good.sum()), dtype=np.int64))
 
 
 def _epilogues(code: U32, start: Index, found: _Prologues, at: Callable[[Index], U64]) -> list[CodeFrames]:
