@@ -1,8 +1,8 @@
-"""Frames by frame pointers, and what prologues say, as call-frame information: one description a stretch of code.
+"""Frames by frame pointers, and what prologues say, as call-frame information.
 
-The stretches are functions for the most part.  Of the other registers that a function preserves nothing is known once it
-has pushed something (DW_CFA_undefined), which is better than a wrong value.  A frame of registers (struct
-pt_regs) is described whole, its caller is one that was interrupted; its CFA is where it ends.
+Of the other registers that a function preserves nothing is known once it has pushed something
+(DW_CFA_undefined), which is better than a wrong value.  A frame of registers (struct pt_regs) is described
+whole, its caller is one that was interrupted; its CFA is where it ends.
 
 References: DWARF for the Arm 64-bit Architecture (AADWARF64), 4.1 (register numbers, 32 is pc), 4.3
 (DW_CFA_AARCH64_negate_ra_state); System V psABI for i386, "DWARF Register Number Mapping"; struct pt_regs in
@@ -48,16 +48,15 @@ class FrameColumns(Protocol):
 class FrameMachine:
     """Numbers of a machine's registers in DWARF.
 
-    ``word`` is the size of an address; ``sp``, ``fp``, ``pc``, ``returns`` are registers, ``preserved`` the others
-    that a function leaves as they were.  ``entry`` is the distance from sp to the CFA where a function begins; where that
-    is 0 the return address is in ``returns`` there, else on the stack.  ``registers`` has the register that
-    each word of struct pt_regs is of, -1 for none.  ``always`` are operations that hold everywhere.
+    ``word`` is the size of an address; ``sp``, ``fp``, ``returns`` are registers, ``preserved`` the others that
+    a function leaves as they were.  ``entry`` is the distance from sp to the CFA where a function begins;
+    where that is 0 the return address is in ``returns`` there, else on the stack.  ``registers`` has the register
+    that each word of struct pt_regs is of, -1 for none.  ``always`` are operations that hold everywhere.
     """
 
     word: int
     sp: int
     fp: int
-    pc: int
     returns: int
     preserved: tuple[int, ...]
     entry: int
@@ -90,7 +89,9 @@ class FrameMachine:
     def rule(self, base: int, offset: int, record: int) -> bytes:
         """All that a row says."""
         if base in (REGISTERS, REGISTERS_FP):
-            return self.cfa(self.fp if base == REGISTERS_FP else self.sp, offset + len(self.registers) * self.word)
+            return self.cfa(
+                self.fp if base == REGISTERS_FP else self.sp, offset + len(self.registers) * self.word
+            )
         rule = self.cfa(self.fp if base == FP else self.sp, offset)
         changed = record or offset != self.entry
         rule += b"".join(bytes([_UNDEFINED if changed else _SAME_VALUE, other]) for other in self.preserved)
@@ -112,19 +113,17 @@ ARM64 = FrameMachine(
     word=8,
     sp=31,
     fp=29,
-    pc=32,
     returns=30,
     preserved=tuple(range(19, 29)),
     entry=0,
     registers=tuple(range(33)),
     always=bytes([_SIGNED_RETURNS]),
 )
-"""That a return address is signed is said everywhere: of one that is not, only bits are set that are set anyway."""
+"""That a return address is signed is said everywhere: of one that is not, bits are set that are set anyway."""
 I386 = FrameMachine(
     word=4,
     sp=4,
     fp=5,
-    pc=8,
     returns=8,
     preserved=(3, 6, 7),
     entry=4,

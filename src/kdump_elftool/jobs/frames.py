@@ -155,7 +155,7 @@ def _by_pointers(
 ) -> FrameFile | None:
     """For kernels without such tables: by frame pointers and code.
 
-    Only 64-bit files are searched for what they describe, so that beside a vmlinux of 32 bits there is nothing.
+    Only 64-bit files are searched for what they describe: beside a vmlinux of 32 bits there is nothing.
     """
     if described is None and kernel.vmlinux is not None and kernel.arch.bits != 64:
         return None

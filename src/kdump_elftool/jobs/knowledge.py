@@ -93,8 +93,10 @@ def in_dump(known: Knowledge) -> tuple[Kallsyms | None, Btf | None]:
 
 
 def exported(known: Knowledge) -> Mapping[str, int]:
-    """Addresses of what the kernel exports, of :func:`knowledge`'s sources; empty if nobody had to ask for it."""
-    found = (source.source for source in known.sources if isinstance(source, Later) and source.kinds == ("SYMBOL",))
+    """Addresses of what the kernel exports, of :func:`knowledge`'s sources, if that had to be asked for."""
+    found = (
+        source.source for source in known.sources if isinstance(source, Later) and source.kinds == ("SYMBOL",)
+    )
     return next((source.address for source in found if isinstance(source, Exports)), {})
 
 

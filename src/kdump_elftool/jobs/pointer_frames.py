@@ -26,7 +26,7 @@ from kdump_elftool.memory.virtual import VirtualMemory
 log = logging.getLogger(__name__)
 
 _TEXTS = (("_stext", "_etext", False), ("_sinittext", "_einittext", True))
-"""The code for initialisation is freed: frames of it are on the stack of the first idle task, the code is gone."""
+"""The code for initialisation is freed, but the first idle task has frames of it on its stack."""
 _LARGEST_TEXT = 128 << 20
 _ARM64_ENTRIES = re.compile(r"el[01](?:[ht]_(?:64|32))?_\w+|ret_to_(?:user|kernel)")
 """arch/arm64/kernel/entry.S; those of the names that are in C have a prologue."""
@@ -49,7 +49,7 @@ class Text:
 def pointer_frames(
     dump: Dump, kernel: Kernel, known: Knowledge, symbols: Kallsyms | None, skip_modules: Collection[str] = ()
 ) -> tuple[CodeFrames, FrameMachine] | None:
-    """Rows for the kernel and its modules; None for machines whose code is not known here, or without symbols."""
+    """Rows for the kernel and its modules; None without symbols, or where the code is not known here."""
     machine = MACHINES.get(kernel.arch.e_machine)
     if machine is None or symbols is None:
         return None
@@ -96,9 +96,7 @@ def _kernel_texts(symbols: Kallsyms) -> Iterator[Text]:
             yield Text(start, end, code, gone)
 
 
-def _module_texts(
-    dump: Dump, kernel: Kernel, known: Knowledge, skip_modules: Collection[str]
-) -> list[Text]:
+def _module_texts(dump: Dump, kernel: Kernel, known: Knowledge, skip_modules: Collection[str]) -> list[Text]:
     """The code of modules; what is not known of them is said by who writes their symbols."""
     if known.symbol("modules") is None:
         return []

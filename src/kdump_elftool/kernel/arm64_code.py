@@ -29,8 +29,8 @@ FUNCTIONS = {
     "kexec_crash_image": ("kexec_crash_loaded", ()),
     "saved_command_line": ("cmdline_proc_show", ()),
 }
-"""Who uses a variable, and what else is used there (kernel/panic.c, kernel/printk/printk.c, kernel/crash_core.c,
-kernel/kexec_core.c, drivers/base/cpu.c, fs/proc/cmdline.c)."""
+"""Who uses a variable, and what else is used there (kernel/panic.c, kernel/printk/printk.c,
+kernel/crash_core.c, kernel/kexec_core.c, drivers/base/cpu.c, fs/proc/cmdline.c)."""
 _CALLER_SAVED = range(19)
 
 
@@ -48,7 +48,9 @@ class Arm64Code:
         if kind != "SYMBOL" or name not in FUNCTIONS:
             return None
         function, others = FUNCTIONS[name]
-        known = {int(fact.value) for other in others if (fact := self.known.find("SYMBOL", other)) is not None}
+        known = {
+            int(fact.value) for other in others if (fact := self.known.find("SYMBOL", other)) is not None
+        }
         found = {vaddr for vaddr in self._data_of(function) if vaddr not in known}
         return Fact(f"SYMBOL({name})", found.pop(), f"the code of {function}()") if len(found) == 1 else None
 

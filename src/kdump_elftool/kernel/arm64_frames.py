@@ -2,9 +2,9 @@
 
 A function that calls another one begins with ``stp x29, x30, [sp, #-n]!`` or with ``sub sp, sp, #n`` and
 ``stp x29, x30, [sp, #m]``, and sets x29 to the place of the pair.  Before, the caller's address is in
-x30; where the pair was read again it is there once more, up to the return.  Code that calls without a pair of its
-own (assembly) has a frame record all the same: x29 is that of whoever came before.  The code that enters the
-kernel by an exception has saved all registers, and x29 points at the record in struct pt_regs.
+x30; where the pair was read again it is there once more, up to the return.  Code that calls without a pair of
+its own (assembly) has a frame record all the same: x29 is that of whoever came before.  The code that enters
+the kernel by an exception has saved all registers, and x29 points at the record in struct pt_regs.
 
 References: arch/arm64/kernel/entry.S (kernel_entry, entry_handler), arch/arm64/kernel/stacktrace.c; Arm's
 procedure call standard AAPCS64, "The frame pointer"; Arm Architecture Reference Manual, C6.2.
@@ -32,8 +32,8 @@ _LARGEST_FRAME = 1 << 16
 
 @dataclass(frozen=True)
 class _Prologues:
-    """For each function: where its pair is saved (-1: nowhere), the distance from the pair to the CFA, the distance
-    from sp to the CFA behind that, and where x29 is set."""
+    """For each function: where its pair is saved (-1: nowhere), bytes from the pair to the CFA, from sp to the CFA
+    behind that, and where x29 is set (-1: nowhere)."""
 
     saves: Index
     record: npt.NDArray[np.int64]
@@ -93,7 +93,9 @@ def _prologues(code: U32, start: Index, stop: Index) -> _Prologues:
     # with a push the pair is at the new sp, else at an offset within the room that was made
     frame = np.where(pushed, room - imm, room)
     record = np.where(pushed, frame, room - imm)
-    good = has & (record >= RECORD) & (record <= _LARGEST_FRAME) & (frame >= record) & (frame <= _LARGEST_FRAME)
+    good = (
+        has & (record >= RECORD) & (record <= _LARGEST_FRAME) & (frame >= record) & (frame <= _LARGEST_FRAME)
+    )
     sets = first_in_each(np.flatnonzero(code & np.uint32(0xFF8003FF) == np.uint32(0x910003FD)), at + 1, stop)
     return _Prologues(np.where(good, saves, -1), record, frame, np.where(good, sets, -1))
 
@@ -132,8 +134,8 @@ def _lowered(code: U32, start: Index, stop: Index, until: Index, at: Callable[[I
 
 
 def _epilogues(code: U32, start: Index, found: _Prologues, at: Callable[[Index], U64]) -> list[CodeFrames]:
-    """Behind the instruction that reads the pair again x30 has the caller's address; behind the return, or the jump
-    to another function, other parts of the function may follow."""
+    """Behind the instruction that reads the pair again x30 has the caller's address; behind the return, or
+    the jump to another function, other parts of the function may follow."""
     pair = code & np.uint32(0x7FFF) == np.uint32(_PAIR)
     operation = code & np.uint32(0xFFC00000)
     after, inside = pair & (operation == np.uint32(_LDP_AFTER)), pair & (operation == np.uint32(_LDP))

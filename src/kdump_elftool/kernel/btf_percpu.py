@@ -69,5 +69,7 @@ class BtfPercpu:
             log.info("per-CPU variables of BTF: the address of none is known")
             return None
         ((start, agreed),) = votes.most_common(1)
-        log.info("per-CPU variables of BTF: %d of %d say that they begin at %#x", agreed, votes.total(), start)
+        log.info(
+            "per-CPU variables of BTF: %d of %d say that they begin at %#x", agreed, votes.total(), start
+        )
         return start if 2 * agreed > votes.total() else None

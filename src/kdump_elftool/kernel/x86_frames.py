@@ -1,11 +1,11 @@
-"""Frames of x86 code that keeps a frame pointer (CONFIG_FRAME_POINTER, the default of 32-bit kernels), by its prologues.
+"""Frames of i386 code that keeps a frame pointer (CONFIG_FRAME_POINTER, the default there), by its prologues.
 
-A function begins with ``push %ebp`` and ``mov %esp, %ebp``, behind ftrace's call or what that was made into.  One that
-begins in another way has no frame of its own if it is short, or the frame pointer is set later on: then what is
-known is its caller's record.  The assembly that enters the kernel has struct pt_regs at the stack pointer
-wherever it calls C.  64-bit code has the same bytes with a prefix, 48.
+A function begins with ``push %ebp`` and ``mov %esp, %ebp``, behind ftrace's call or what that was made into.
+Of one that begins in another way the caller's record is what is known.  The assembly that enters the
+kernel has struct pt_regs at the stack pointer wherever it calls C.
 
-References: arch/x86/include/asm/frame.h, arch/x86/entry/entry_32.S; Intel SDM, volume 2: PUSH, MOV, CALL, NOP, ENDBR32.
+References: arch/x86/include/asm/frame.h, arch/x86/entry/entry_32.S; Intel SDM, volume 2: PUSH, MOV, CALL,
+NOP, ENDBR32.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MOST_FUNCTIONS = 1 << 20
 def i386_frames(code: bytes, vaddr: int, functions: U64, entry: tuple[int, int] | None) -> CodeFrames:
     """Rows for the instructions ``code``, which lie at ``vaddr``.
 
-    ``functions`` are the addresses at which functions begin; ``entry`` is where the assembly is that enters the
-    kernel, [start, end).
+    ``functions`` are the addresses at which functions begin; ``entry`` is where the assembly is that enters
+    the kernel, [start, end).
     """
     begin = starts_within(functions, vaddr, vaddr + len(code))[:_MOST_FUNCTIONS]
     low, high = entry or (0, 0)
