@@ -48,10 +48,11 @@ class FrameColumns(Protocol):
 class FrameMachine:
     """Numbers of a machine's registers in DWARF.
 
-    ``word`` is the size of an address; ``sp``, ``fp``, ``returns`` are registers, ``preserved`` the others that
-    a function leaves as they were.  ``entry`` is the distance from sp to the CFA where a function begins;
-    where that is 0 the return address is in ``returns`` there, else on the stack.  ``registers`` has the register
-    that each word of struct pt_regs is of, -1 for none.  ``always`` are operations that hold everywhere.
+    ``word`` is the size of an address; ``sp``, ``fp``, ``returns`` are registers, ``preserved`` the others
+    that a function leaves as they were.  ``entry`` is the distance from sp to the CFA where a function
+    begins; where that is 0 the return address is in ``returns`` there, else on the stack.  ``registers`` has
+    the register that each word of struct pt_regs is of, -1 for none.  ``always`` are operations that hold
+    everywhere.
     """
 
     word: int
@@ -119,7 +120,7 @@ ARM64 = FrameMachine(
     registers=tuple(range(33)),
     always=bytes([_SIGNED_RETURNS]),
 )
-"""That a return address is signed is said everywhere: of one that is not, bits are set that are set anyway."""
+"""Every return address is said to be signed: of one that is not, bits are set that are set anyway."""
 I386 = FrameMachine(
     word=4,
     sp=4,

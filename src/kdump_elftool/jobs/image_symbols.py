@@ -72,7 +72,7 @@ def kernel_part(found: Kallsyms, more: Mapping[str, int]) -> Part:
     labels = Lookup.of(Names.of([label.encode() for label in _LABELS]))
     size[labels.first(names.hashes())[0] >= 0] = 0
     symbols = Symbols(names, address, size, kind)
-    sections = _image_sections(found.symbol, symbols)
+    sections = _image_sections(found.symbol, symbols, max(more.values(), default=None))
     section = place(address, sections)
     return Part(
         "vmlinux", replace(symbols, kind=_told_by_section(kind, sections, section)), sections, section
@@ -96,8 +96,13 @@ def sizes(address: U64) -> U64:
     return size
 
 
-def _image_sections(symbol: Callable[[str], int | None], symbols: Symbols) -> tuple[Section, ...]:
-    """Those whose borders are known, and what lies between them, in the order of their addresses."""
+def _image_sections(
+    symbol: Callable[[str], int | None], symbols: Symbols, last: int | None
+) -> tuple[Section, ...]:
+    """Those whose borders are known, and what lies between them, in the order of their addresses.
+
+    ``last`` is the last address that the image has as far as is known where no symbol tells its end.
+    """
 
     def first(names: tuple[str, ...]) -> int | None:
         return next((value for name in names if (value := symbol(name)) is not None), None)
@@ -109,6 +114,7 @@ def _image_sections(symbol: Callable[[str], int | None], symbols: Symbols) -> tu
             named.append(Section(name, flags, start, end - start))
     named.sort(key=lambda section: section.addr)
     low, high = first(("_text", "_stext")), symbol("_end")
+    high = high if high is not None else last
     result: list[Section] = []
     reach = 0
     for section in named:

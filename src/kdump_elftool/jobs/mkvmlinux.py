@@ -66,7 +66,7 @@ def make_vmlinux(
         )
     missing: list[str] = []
     modules = module_parts(dump, kernel, known)
-    own = kernel_part(symbols, _variables(symbols, known))
+    own = kernel_part(symbols, _variables(symbols, known, kernel))
     parts = [_placed(own, kernel, link_addresses), *modules.parts]
     missing += modules.warnings
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
@@ -86,17 +86,21 @@ def make_vmlinux(
     return MadeVmlinux(data, kernel.identity.release, count, units, (*missing, *_cut(units)))
 
 
-def _variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
+def _variables(symbols: Kallsyms, known: Knowledge, kernel: Kernel) -> dict[str, int]:
     """Variables of a kernel whose table has functions only, that are found otherwise.
 
-    They are those that it exports to modules, and well-known ones.
+    They are those that it exports to modules, that VMCOREINFO has, and well-known ones.
     """
     found = {name: known.symbol(name) for name, _ in WELL_KNOWN if symbols.symbol(name) is None}
     more = {name: vaddr for name, vaddr in found.items() if vaddr is not None}
     others = exported(known)
     if others:
         functions = set(symbols.names())
-        more |= {name: vaddr for name, vaddr in others.items() if name not in functions}
+        low, high = kernel.identity.image_window
+        keys = (key for key in kernel.info.values if key.startswith("SYMBOL("))
+        told = {name: kernel.info.symbol(name) for name in (key[len("SYMBOL(") : -1] for key in keys)}
+        inside = {name: vaddr for name, vaddr in told.items() if vaddr is not None and low <= vaddr < high}
+        more |= {name: vaddr for name, vaddr in (inside | dict(others)).items() if name not in functions}
     return more
 
 

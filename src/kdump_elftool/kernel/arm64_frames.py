@@ -32,8 +32,8 @@ _LARGEST_FRAME = 1 << 16
 
 @dataclass(frozen=True)
 class _Prologues:
-    """For each function: where its pair is saved (-1: nowhere), bytes from the pair to the CFA, from sp to the CFA
-    behind that, and where x29 is set (-1: nowhere)."""
+    """For each function: where its pair is saved (-1: nowhere), bytes from the pair to the CFA, from sp to
+    the CFA behind that, and where x29 is set (-1: nowhere)."""
 
     saves: Index
     record: npt.NDArray[np.int64]

@@ -1,11 +1,11 @@
 """Variables that the kernel exports to its modules: names and addresses, where kallsyms has functions only.
 
 Kernels without CONFIG_KALLSYMS_ALL leave variables out of kallsyms, but what EXPORT_SYMBOL() names is in a
-table all the same: value, name, since v5.4 also a namespace, each a word or (v4.19,
-CONFIG_HAVE_ARCH_PREL32_RELOCATIONS) the 32-bit distance from where it lies itself.  Nothing says where that
-table is.  It is found by functions that every kernel exports, whose addresses are known: an entry with such a value has to have
-the function's name too.  From there it goes on in both directions as far as entries make sense; the one
-for modules of any licence and the one for those under the GPL lie side by side.
+table all the same: value, name, since v5.4 also a namespace.  Each is a word, or since v4.19
+(CONFIG_HAVE_ARCH_PREL32_RELOCATIONS) the 32-bit distance from where it lies itself.  Nothing says where that
+table is.  It is found by functions that every kernel exports, whose addresses are known: an entry with such a
+value has to have the function's name too.  From there it goes on in both directions as far as entries make
+sense; the one for modules of any licence and the one for those under the GPL lie side by side.
 
 References: include/linux/export.h (struct kernel_symbol), include/linux/export-internal.h (v6.5),
 include/asm-generic/vmlinux.lds.h (__ksymtab), kernel/module/main.c (kernel_symbol_value()).
