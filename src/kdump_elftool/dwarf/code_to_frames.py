@@ -5,7 +5,7 @@ Of the other registers that a function preserves nothing is known once it has pu
 whole, its caller is one that was interrupted; its CFA is where it ends.
 
 References: DWARF for the Arm 64-bit Architecture (AADWARF64), 4.1 (register numbers, 32 is pc), 4.3
-(DW_CFA_AARCH64_negate_ra_state); System V psABI for i386, "DWARF Register Number Mapping"; struct pt_regs in
+(DW_CFA_AARCH64_negate_ra_state); System V psABIs, "DWARF Register Number Mapping"; struct pt_regs in
 arch/arm64/include/uapi/asm/ptrace.h, arch/x86/include/asm/ptrace.h.
 """
 
@@ -129,6 +129,15 @@ I386 = FrameMachine(
     preserved=(3, 6, 7),
     entry=4,
     registers=(3, 1, 2, 6, 7, 5, 0, -1, -1, -1, -1, -1, 8, -1, 9, 4, -1),
+)
+X86_64 = FrameMachine(
+    word=8,
+    sp=7,
+    fp=6,
+    returns=16,
+    preserved=(3, 12, 13, 14, 15),
+    entry=8,
+    registers=(15, 14, 13, 12, 6, 3, 11, 10, 9, 8, 0, 2, 1, 4, 5, -1, 16, -1, -1, 7, -1),
 )
 
 

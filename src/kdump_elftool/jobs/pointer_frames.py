@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import U64, Ranges, u64
-from kdump_elftool.dwarf.code_to_frames import ARM64, I386, FrameMachine
-from kdump_elftool.elf.constants import EM_386, EM_AARCH64, STT_FUNC
+from kdump_elftool.dwarf.code_to_frames import ARM64, I386, X86_64, FrameMachine
+from kdump_elftool.elf.constants import EM_386, EM_AARCH64, EM_X86_64, STT_FUNC
 from kdump_elftool.errors import IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
@@ -20,7 +20,7 @@ from kdump_elftool.kernel.arm64_frames import arm64_frames
 from kdump_elftool.kernel.code_frames import Base, CodeFrames, merged, within
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.kallsyms import Kallsyms
-from kdump_elftool.kernel.x86_frames import i386_frames
+from kdump_elftool.kernel.x86_frames import x86_frames
 from kdump_elftool.memory.virtual import VirtualMemory
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _TEXTS = (("_stext", "_etext", False), ("_sinittext", "_einittext", True))
 _LARGEST_TEXT = 128 << 20
 _ARM64_ENTRIES = re.compile(r"el[01](?:[ht]_(?:64|32))?_\w+|ret_to_(?:user|kernel)")
 """arch/arm64/kernel/entry.S; those of the names that are in C have a prologue."""
-MACHINES = {EM_AARCH64: ARM64, EM_386: I386}
+MACHINES = {EM_AARCH64: ARM64, EM_386: I386, EM_X86_64: X86_64}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _of_text(
         return arm64_frames(words, text.start, text.functions, entries, registers)
     start, end = symbols.symbol("__entry_text_start"), symbols.symbol("__entry_text_end")
     entry = (start, end) if start is not None and end is not None else None
-    return i386_frames(bytes(code), text.start, text.functions, entry)
+    return x86_frames(bytes(code), text.start, text.functions, entry, machine.word)
 
 
 def _arm64_entries(symbols: Kallsyms) -> U64:
