@@ -140,7 +140,7 @@ class ContentSource:
             return None
         for place in self._pointers_to(table):
             vaddr = place - pgd
-            start = self._pointer(vaddr + code)
+            start = self._pointer(vaddr + code) if vaddr >= self._image[0] else None
             if start is not None and self._image[0] <= start | 0xFFFF < self._image[1]:
                 return vaddr
         return None

@@ -24,7 +24,9 @@ def at(place: int, base: Base, offset: int = 0, record: int = 0) -> CodeFrames:
     return CodeFrames.of(u64([AT + place]), base, offset, record)
 
 
-def read(rows: list[CodeFrames], name: str, folder: Path) -> tuple[list[tuple[int, int]], dict[int, dict[str, str]]]:
+def read(
+    rows: list[CodeFrames], name: str, folder: Path
+) -> tuple[list[tuple[int, int]], dict[int, dict[str, str]]]:
     """Places of the descriptions, and by place what each row says, as readelf shows it."""
     machine, e_machine = MACHINES[name]
     data = code_to_frames(merged(rows), machine)
@@ -85,7 +87,10 @@ def test_registers_of_arm64(tmp_path: Path) -> None:
     ("name", "wanted"),
     [
         ("i386", {"CFA": "esp+68", "ebx": "c-68", "ebp": "c-48", "ra": "c-20", "esp": "c-8"}),
-        ("x86_64", {"CFA": "rsp+168", "r15": "c-168", "rbp": "c-136", "rdi": "c-56", "ra": "c-40", "rsp": "c-16"}),
+        (
+            "x86_64",
+            {"CFA": "rsp+168", "r15": "c-168", "rbp": "c-136", "rdi": "c-56", "ra": "c-40", "rsp": "c-16"},
+        ),
     ],
 )
 def test_registers_of_x86(name: str, wanted: dict[str, str], tmp_path: Path) -> None:

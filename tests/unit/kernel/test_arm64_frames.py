@@ -41,7 +41,9 @@ THUNK = [0xD63F0260, 0xD503201F]
 """blr x19; nop"""
 
 
-def rows(code: list[int], *starts: int, entries: tuple[int, ...] = (), registers: int | None = 280) -> list[tuple]:
+def rows(
+    code: list[int], *starts: int, entries: tuple[int, ...] = (), registers: int | None = 280
+) -> list[tuple]:
     """As (instruction, base, offset, record)."""
     where = [u64([AT + 4 * start for start in each]) for each in (starts, entries)]
     found = arm64_frames(np.array(code, dtype=np.uint32), AT, *where, registers)
