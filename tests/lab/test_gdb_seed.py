@@ -32,6 +32,7 @@ from tests.lab.dumps import (
     kdump_elftool,
     selected_dumps,
     selected_rows,
+    tells_all,
 )
 from tests.lab.hostile import plant
 
@@ -84,8 +85,8 @@ SLOW = [
 
 
 def words_for(dump: LabDump) -> tuple[str | Path, ...]:
-    """Those of x86_64 tell their layout and their symbols themselves; others by the vmlinux."""
-    if machine_of(dump) == "x86_64":
+    """Dumps with BTF tell their layout and their symbols themselves; others by the vmlinux."""
+    if tells_all(dump):
         return (dump.path,)
     (row,) = [row for row in selected_rows() if row.name == dump.row]
     raw = ("-I", "raw", "--arch", row.guest.arch.name) if dump.file == "qemu.raw" else ()

@@ -29,6 +29,7 @@ from tests.lab.dumps import (
     one_of_each_kernel,
     selected_dumps,
     selected_rows,
+    tells_all,
 )
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
@@ -139,7 +140,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("kd")
     velf, wanted, answer = (folder / name for name in ("velf", "wanted.json", "answer.json"))
     given: list[str | Path] = ["-I", "raw", "--arch", arch] if dump.file == "qemu.raw" else []
-    vmlinux: list[str | Path] = [] if arch == "x86_64" else ["-m", dump.vmlinux]
+    vmlinux: list[str | Path] = [] if tells_all(dump) else ["-m", dump.vmlinux]
     done = kdump_elftool("tovelf", "-p", *given, *vmlinux, "-i", dump.path, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     judge = dump.path if arch in READS_TABLES else for_drgn(velf, json.loads(done.stdout)["kaslr_offset"])
