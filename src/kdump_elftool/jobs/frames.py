@@ -2,7 +2,7 @@
 
 Compilers write call-frame information for C; for a kernel's assembly (exception and interrupt entry,
 system calls, the start of a thread) there is none, and gdb's backtrace ends there or goes astray.  The
-kernel itself knows: its ORC tables are in the dump.
+kernel itself knows: its ORC tables are in the dump, or it has frame pointers.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def write_frame_file(
 
     gdb asks its files in the order in which they were loaded, and the first that describes an address
     is believed: load this one before the vmlinux (``add-symbol-file PATH``, without an address: nothing
-    in it moves).  Returns what was written, or None, and writes nothing, where the dump has no tables
-    (not x86_64, CONFIG_UNWINDER_FRAME_POINTER, the memory is not in the dump), or none that can be used.
+    in it moves).  Returns what was written, or None, and writes nothing, where neither tables (ORC) nor
+    frame pointers say where frames are (32-bit ARM, MIPS, the memory is not in the dump).
 
     ``described``: run-time addresses that have better call-frame information; by default those of the
     vmlinux that ``kernel`` was opened with.  ``skip_modules``: names of modules whose own files gdb has.

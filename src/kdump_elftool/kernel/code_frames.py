@@ -17,6 +17,9 @@ from kdump_elftool.addr import U64, Bools, Index, Ranges, u64
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 
+_GAP = 32
+"""Bytes."""
+
 
 class Base(IntEnum):
     """What an offset counts from; REGISTERS is a struct pt_regs that begins there, by the stack pointer or
@@ -79,8 +82,15 @@ def within(frames: CodeFrames, code: Ranges) -> CodeFrames:
 
 
 def without(frames: CodeFrames, described: Ranges) -> CodeFrames:
-    """The rows less the code that other call-frame information describes."""
-    return _cut(frames, described, inside=False) if len(described) else frames
+    """The rows less the code that other call-frame information describes.
+
+    What lies between two functions, and the room for ftrace in front of each, is not worth a description.
+    """
+    if not len(described):
+        return frames
+    apart = described.start[1:] - described.end[:-1] >= np.uint64(_GAP)
+    first, last = np.append(True, apart), np.append(apart, True)
+    return _cut(frames, Ranges(described.start[first], described.end[last]), inside=False)
 
 
 def _cut(frames: CodeFrames, ranges: Ranges, *, inside: bool) -> CodeFrames:
