@@ -47,7 +47,7 @@ GONE = 5_000
 
 @dataclass(frozen=True)
 class Made:
-    """A core with a thread a task, the vmlinux made of it, stacks by drgn and by gdb without anything else."""
+    """A core with a thread a task, the vmlinux made of it, stacks by drgn and by gdb."""
 
     dump: LabDump
     velf: Path
@@ -150,7 +150,15 @@ def test_variables_are_where_the_vmlinux_has_them(made: Made) -> None:
     wrong = {name: hex(address) for name, address in own if address not in real.get(name, set())}
     assert not wrong, f"{len(wrong)} of {len(own)}: {dict(list(wrong.items())[:5])}"
     names = {name for name, _ in own}
-    assert names >= {"init_task", "init_uts_ns", "modules", "jiffies", "prb", "linux_banner", "swapper_pg_dir"}
+    assert names >= {
+        "init_task",
+        "init_uts_ns",
+        "modules",
+        "jiffies",
+        "prb",
+        "linux_banner",
+        "swapper_pg_dir",
+    }
     assert names >= {"__per_cpu_offset", "node_data", "init_mm", "iomem_resource", "runqueues", "crash_notes"}
 
 

@@ -3,8 +3,8 @@
 gdb before 14 clears the bits of a signature by the mask of NT_ARM_PAC_MASK (aarch64_frame_unmask_lr in
 gdb/aarch64-tdep.c), where a kernel's address wants them set: a backtrace ends behind its first frame.
 Later ones still do without call frames where the code itself is not in the core, such as that for
-initialisation, which the kernel has freed (aarch64_stub_unwind_sniffer()): they take the function for one that
-has saved nothing, and what x30 holds, with its signature, for the caller.
+initialisation, which the kernel has freed (aarch64_stub_unwind_sniffer()): they take the function for one
+that has saved nothing, and what x30 holds, with its signature, for the caller.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ def _variables(symbols: Kallsyms, known: Knowledge, kernel: Kernel) -> dict[str,
         low, high = kernel.identity.image_window
         keys = (key for key in kernel.info.values if key.startswith("SYMBOL("))
         told = {name: kernel.info.symbol(name) for name in (key[len("SYMBOL(") : -1] for key in keys)}
+        told.pop("node_online_map", None)  # a macro: an element of node_states
         inside = {name: vaddr for name, vaddr in told.items() if vaddr is not None and low <= vaddr < high}
         more |= {name: vaddr for name, vaddr in (inside | dict(others)).items() if name not in functions}
     return more

@@ -61,6 +61,9 @@ def pointer_frames(
     texts.sort(key=lambda text: text.start)
     code = Ranges(u64([text.start for text in texts]), u64([text.end for text in texts]))
     frames = within(merged(parts), code)
+    if not (frames.base != Base.UNDEFINED).any():
+        log.info("frame pointers: the kernel's code keeps none")
+        return None
     log.info("frame pointers: %d rows for %d stretches of code", len(frames), len(texts))
     return frames, machine
 

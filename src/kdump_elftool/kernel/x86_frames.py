@@ -25,12 +25,16 @@ _HEAD = (
 _START = {4: re.compile(_HEAD + rb"\x55(\x89\xe5)"), 8: re.compile(_HEAD + rb"\x55(\x48\x89\xe5)")}
 """push and mov, by the size of a word."""
 _MOST_FUNCTIONS = 1 << 20
+_FEWEST = 0.2
+"""Functions with a frame pointer to those without: code that keeps one has more of the former."""
 
 
 def x86_frames(
     code: bytes, vaddr: int, functions: U64, entry: tuple[int, int] | None, word: int
 ) -> CodeFrames:
     """Rows for the instructions ``code``, which lie at ``vaddr``, of a machine with words of 4 or 8 bytes.
+
+    They describe nothing if few functions keep a frame pointer: then the register is used for something else.
 
     ``functions`` are the addresses at which functions begin; ``entry`` is where the assembly is that enters
     the kernel, [start, end).
@@ -46,6 +50,8 @@ def x86_frames(
             pushed.append(vaddr + found.start(1))
             sets.append(vaddr + found.end())
     others = np.setdiff1d(begin[~enters], u64(with_frame))
+    if len(with_frame) < _FEWEST * len(others):
+        return CodeFrames.of(begin, Base.UNDEFINED)
     return merged(
         [
             CodeFrames.of(others, Base.FP, 2 * word, 2 * word),

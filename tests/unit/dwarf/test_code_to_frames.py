@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_many_rows_are_descriptions_of_their_own(tmp_path: Path) -> None:
     places, found = read([*rows, at(800, Base.UNDEFINED)], "arm64", tmp_path)
     assert len(found) == 200
     assert len(places) > 1 and places[0][0] == 0 and places[-1][1] == 800
-    assert all(before[1] == after[0] for before, after in zip(places[:-1], places[1:], strict=True))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(places))
 
 
 def test_more_than_a_kernel_has() -> None:

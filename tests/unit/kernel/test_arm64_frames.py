@@ -1,4 +1,4 @@
-"""Frames by arm64 instructions, which are GNU as's; tests/lab compares whole kernels with their compiler's word."""
+"""Frames by arm64 instructions, which are GNU as's; tests/lab has whole kernels and their compilers' word."""
 
 from __future__ import annotations
 

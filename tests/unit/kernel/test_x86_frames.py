@@ -42,7 +42,22 @@ def test_a_frame_pointer(head: str, word: int) -> None:
 
 
 def test_others() -> None:
-    """A function without a frame pointer, the entry, a function that is cut off."""
-    code = b"\x31\xc0\xc3".ljust(16, b"\x90") + b"\x89\xe0\xe8\0\0\0\0".ljust(16, b"\x90") + b"\x55"
-    assert rows(code, 0, 16, 32, entry=(16, 32)) == [(0, FP, 8, 8), (16, REGISTERS, 0, 0), (32, FP, 8, 8)]
-    assert rows(b"", 0) == [(0, FP, 8, 8)]
+    """A function without a frame pointer, the entry, one with, one that is cut off."""
+    parts = (b"\x31\xc0\xc3", b"\x89\xe0\xe8\0\0\0\0", b"\x55\x89\xe5\xc9\xc3")
+    code = b"".join(part.ljust(16, b"\x90") for part in parts) + b"\x55"
+    assert rows(code, 0, 16, 32, 48, entry=(16, 32)) == [
+        (0, FP, 8, 8),
+        (16, REGISTERS, 0, 0),
+        (32, SP, 4, 0),
+        (33, SP, 8, 8),
+        (35, FP, 8, 8),
+        (48, FP, 8, 8),
+    ]
+
+
+def test_code_that_keeps_no_frame_pointer() -> None:
+    """Where one function in a hundred happens to begin like one that does."""
+    functions = [b"\x31\xc0\xc3".ljust(16, b"\x90")] * 99 + [b"\x55\x89\xe5\xc9\xc3".ljust(16, b"\x90")]
+    found = rows(b"".join(functions), *range(0, 1600, 16))
+    assert {base for _, base, _, _ in found} == {Base.UNDEFINED}
+    assert {base for _, base, _, _ in rows(b"", 0)} == {Base.UNDEFINED}
