@@ -63,6 +63,7 @@ def arm64_frames(code: U32, vaddr: int, functions: U64, entries: U64, registers:
     sets = has & (found.sets >= 0)
     rows = [
         *_epilogues(code, start, found, at),
+        *_passed_by(code, start, stop, found, at),
         _lowered(code, start, stop, np.where(has, found.saves, np.where(calls, start, stop)), at),
         CodeFrames.of(at(start[~plain]), Base.FP, RECORD, RECORD),
         CodeFrames.of(at(start[plain]), Base.SP),
@@ -154,6 +155,41 @@ def _epilogues(code: U32, start: Index, found: _Prologues, at: Callable[[Index],
         _rows(at(loads + 1), Base.SP, frame, np.zeros(len(loads), dtype=np.int64)),
         CodeFrames.of(at(popped[popped >= 0] + 1), Base.SP),
     ]
+
+
+def _passed_by(
+    code: U32, start: Index, stop: Index, found: _Prologues, at: Callable[[Index], U64]
+) -> list[CodeFrames]:
+    """Behind a branch that passes the prologue by there is no pair, up to the next end.
+
+    Where that code calls another function it has a prologue of its own, which is not looked for.
+    """
+    where, target = _branches(code)
+    owner = np.searchsorted(start, where, side="right") - 1
+    known = (owner >= 0) & (found.sets[owner] >= 0) & (where < found.saves[owner])
+    known &= (target > found.sets[owner]) & (target < stop[owner])
+    where, target, owner = where[known], target[known], owner[known]
+    ends = first_in_each(np.flatnonzero(_is_end(code)), target, stop[owner])
+    calls = first_in_each(np.flatnonzero(_is_call(code)), target, ends + 1)
+    leaf = (ends >= 0) & (calls < 0)
+    where, target, owner, ends = where[leaf], target[leaf], owner[leaf], ends[leaf]
+    room, record = _room(code, start[owner], where), found.record[owner]
+    good = (room >= 0) & (room <= _LARGEST_FRAME)
+    return [
+        _rows(at(ends[good] + 1), Base.FP, record[good], record[good]),
+        _rows(at(target[good]), Base.SP, room[good], np.zeros(int(good.sum()), dtype=np.int64)),
+    ]
+
+
+def _branches(code: U32) -> tuple[Index, Index]:
+    """Conditional branches, in order, and where they lead: B.cond, CBZ, CBNZ, TBZ, TBNZ."""
+    by_test = code & np.uint32(0x7E000000) == np.uint32(0x36000000)
+    others = (code & np.uint32(0xFF000010) == np.uint32(0x54000000)) | (
+        code & np.uint32(0x7E000000) == np.uint32(0x34000000)
+    )
+    where = np.flatnonzero(by_test | others)
+    near, far = _signed(code[where] >> np.uint32(5), 14), _signed(code[where] >> np.uint32(5), 19)
+    return where, where + np.where(by_test[where], near, far).astype(np.intp)
 
 
 def _is_call(code: U32) -> Bools:
