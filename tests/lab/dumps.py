@@ -124,6 +124,12 @@ def one_of_each_row(scenarios: tuple[str, ...] = ("kdump", "live")) -> list[LabD
     return [LabDump(row.name, row.scenario, file) for row, file in chosen]
 
 
+def tells_all(dump: LabDump) -> bool:
+    """Whether a kernel's layout and symbols are all in the dump: those without BTF want a vmlinux."""
+    (row,) = [row for row in selected_rows() if row.name == dump.row]
+    return row.guest.arch.name == "x86_64" or (row.guest.arch.name == "aarch64" and not row.guest.fragments)
+
+
 def one_of_each_kernel(dumps: list[LabDump]) -> list[LabDump]:
     """The first dump of each, for what neither machine nor format changes."""
     guests = {row.name: row.guest for row in selected_rows()}

@@ -32,6 +32,7 @@ from tests.lab.dumps import (
     kdump_elftool,
     one_of_each_row,
     selected_dumps,
+    tells_all,
 )
 from tests.lab.hostile import plant
 from tests.lab.in_gdb import shown_in_gdb
@@ -74,8 +75,8 @@ SLOW = [dump for dump in one_of_each_row() if "ci" not in dump.made_by.sets and 
 
 
 def words_for(dump: LabDump) -> tuple[str | Path, ...]:
-    """Those of x86_64 tell their layout and their symbols themselves; others by the vmlinux."""
-    if machine_of(dump) == "x86_64":
+    """Dumps with BTF tell their layout and their symbols themselves; others by the vmlinux."""
+    if tells_all(dump):
         return (dump.path,)
     return ("-m", dump.vmlinux, *dump.operands)
 

@@ -29,6 +29,7 @@ from tests.lab.dumps import (
     one_of_each_kernel,
     one_of_each_row,
     selected_dumps,
+    tells_all,
 )
 from tests.lab.in_gdb import gdbinit
 
@@ -131,7 +132,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     arch = dump.arch
     folder = tmp_path_factory.mktemp("kd")
     velf, wanted, answer = (folder / name for name in ("velf", "wanted.json", "answer.json"))
-    vmlinux = () if arch == "x86_64" else ("-m", dump.vmlinux)
+    vmlinux = () if tells_all(dump) else ("-m", dump.vmlinux)
     done = kdump_elftool("tovelf", "-p", *vmlinux, *dump.operands, "-o", velf, "--json")
     assert done.returncode == 0, done.stderr
     judge = dump.path if arch in READS_TABLES else for_drgn(velf, json.loads(done.stdout)["kaslr_offset"])

@@ -14,7 +14,6 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from kdump_elftool.jobs.plain_target import DumpTarget
-from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.plain.locks import LockFinder, Wait
 from kdump_elftool.plain.tasks import all_tasks
 from tests.lab.dumps import (
@@ -62,12 +61,10 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     dump.check()
     folder = tmp_path_factory.mktemp("kd_tasks")
     velf, poor = folder / "velf", folder / "poor"
-    # where its kernel has variables, an arm64 dump of Debian's does not say
-    words = ["-m", dump.vmlinux, dump.path] if dump in ARM64 else [dump.path]
-    done = kdump_elftool("tovelf", "-p", "-l", "user", "--json", "-o", velf, *words)
+    done = kdump_elftool("tovelf", "-p", "-l", "user", "--json", "-o", velf, dump.path)
     assert done.returncode == 0, done.stderr
     offset = json.loads(done.stdout)["kaslr_offset"] or "0"
-    assert kdump_elftool("tovelf", "-q", "-o", poor, *words).returncode == 0
+    assert kdump_elftool("tovelf", "-q", "-o", poor, dump.path).returncode == 0
     said = drgn_says("oracle_kd_tasks.py", dump.path, dump.vmlinux, folder)
     known = ["kd-info", "kd-task " + " ".join(said["tasks"]), "kd-bt all"]
     wanted, functions = folder / "wanted.json", folder / "functions.json"
@@ -248,10 +245,9 @@ def plant(kernel: Planted, locks: dict[str, int], kind: str, lock: int, waiters:
 def test_locks_as_the_kernel_lays_them_out(shown: Shown) -> None:
     """Sleeping tasks made to wait: by the types of this very kernel, of which drgn says how they look."""
     locks = shown.said["locks"]
-    with InputFile.open(str(shown.dump.path)) as file, InputFile.open(str(shown.dump.vmlinux)) as linked:
+    with InputFile.open(str(shown.dump.path)) as file:
         opened = open_dump(file)
-        request = KernelRequest(vmlinux=read_vmlinux(linked)) if shown.dump in ARM64 else KernelRequest()
-        kernel = Planted(DumpTarget.of(opened, open_kernel(opened, request)), {})
+        kernel = Planted(DumpTarget.of(opened, open_kernel(opened, KernelRequest())), {})
         tasks = all_tasks(kernel).tasks
         one, two, three, four, owner = [task for task in tasks if task.state == "S" and task.tid > 2][:5]
         stack = {

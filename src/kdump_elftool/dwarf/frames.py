@@ -3,7 +3,7 @@
 A description (FDE) is one stretch of code with a program: operations that say where registers are, and
 steps to the address where the next ones hold.  Programs are made of pieces out of a pool, since few
 operations are different; the bytes of all programs are put together in a few numpy steps.
-Reference: DWARF 5, 6.4 "Call Frame Information" and 7.24; 32-bit DWARF, addresses of 8 bytes.
+Reference: DWARF 5, 6.4 "Call Frame Information" and 7.24; 32-bit DWARF, addresses of 8 or 4 bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ U8 = npt.NDArray[np.uint8]
 
 EMPTY = 0
 """The piece of a pool that has no bytes."""
-_ALIGN = 8
+_WORD = 8
 _CIE_ID = 0xFFFFFFFF
-_FDE_HEADER = 24
 _LARGEST = 0xFFFFFFF0
 
 
@@ -56,12 +55,12 @@ class Cie:
         """Bytes for the length of augmentation data (there are none), here and in each description."""
         return 1 if self.signal else 0
 
-    def encoded(self, order: str) -> bytes:
-        """The whole entry, padded with DW_CFA_nop."""
+    def encoded(self, order: str, word: int = _WORD) -> bytes:
+        """The whole entry, padded with DW_CFA_nop to addresses of ``word`` bytes."""
         body = number(_CIE_ID, 4, order) + bytes([3]) + (b"zS\0" if self.signal else b"\0")
         body += uleb(self.code_alignment) + sleb(self.data_alignment) + uleb(self.return_register)
         body += bytes(self.augmentation) + self.initial
-        body += bytes(align_up(4 + len(body), _ALIGN) - 4 - len(body))
+        body += bytes(align_up(4 + len(body), word) - 4 - len(body))
         return number(len(body), 4, order) + body
 
 
@@ -100,26 +99,29 @@ class Descriptions:
         return len(self.start)
 
 
-def debug_frame(cies: Sequence[Cie], found: Descriptions, pool: Pool, order: str = "<") -> bytes:
-    """The section.  Raises ValueError if it would need 64-bit DWARF."""
-    heads = [cie.encoded(order) for cie in cies]
+def debug_frame(
+    cies: Sequence[Cie], found: Descriptions, pool: Pool, order: str = "<", word: int = _WORD
+) -> bytes:
+    """The section, with addresses of ``word`` bytes.  Raises ValueError if it would need 64-bit DWARF."""
+    heads = [cie.encoded(order, word) for cie in cies]
     places = np.cumsum([0, *(len(head) for head in heads)])
     begin = int(places[-1])
     lengths = np.array([len(piece) for piece in pool.pieces], dtype=np.intp)[found.piece]
     before = np.concatenate([[0], np.cumsum(lengths)])
     edges = np.append(found.first, len(found.piece))
     program = before[edges[1:]] - before[edges[:-1]]
-    header = _FDE_HEADER + np.array([cie.augmentation for cie in cies], dtype=np.intp)[found.cie]
-    whole = -(-(header + program) // _ALIGN) * _ALIGN
+    header = 8 + 2 * word + np.array([cie.augmentation for cie in cies], dtype=np.intp)[found.cie]
+    whole = -(-(header + program) // word) * word
     offset = begin + np.concatenate([[0], np.cumsum(whole)])
     if int(offset[-1]) > _LARGEST:
         raise ValueError(f"{int(offset[-1])} bytes of call-frame information")
     out = np.zeros(int(offset[-1]), dtype=np.uint8)
     out[:begin] = np.frombuffer(b"".join(heads), dtype=np.uint8)
-    words, longs = out.view(f"{order}u4"), out.view(f"{order}u8")
+    words, addresses = out.view(f"{order}u4"), out.view(f"{order}u{word}")
     at = offset[:-1]
     words[at // 4], words[at // 4 + 1] = whole - 4, places[found.cie]
-    longs[at // 8 + 1], longs[at // 8 + 2] = found.start, found.size
+    first = (at + 8) // word
+    addresses[first], addresses[first + 1] = found.start, found.size
     shift = np.repeat(at + header - before[edges[:-1]], edges[1:] - edges[:-1])
     _scatter(out, before[:-1] + shift, found.piece, lengths, pool)
     return out.tobytes()

@@ -2,6 +2,9 @@
 
 gdb before 14 clears the bits of a signature by the mask of NT_ARM_PAC_MASK (aarch64_frame_unmask_lr in
 gdb/aarch64-tdep.c), where a kernel's address wants them set: a backtrace ends behind its first frame.
+Later ones still do without call frames where the code itself is not in the core, such as that for
+initialisation, which the kernel has freed (aarch64_stub_unwind_sniffer()): they take the function for one
+that has saved nothing, and what x30 holds, with its signature, for the caller.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from kdump_elftool.gdbside.arm64_frames import (
     by_row,
     end,
     is_kernel,
+    without_signature,
 )
 from kdump_elftool.gdbside.frame_files import FrameFiles
 
@@ -51,11 +55,15 @@ class FrameId:
 
 
 class Arm64Unwinder(Unwinder):  # type: ignore[misc]
-    """Unwinds what has its pc in the kernel's half of addresses, when the core says that it signs."""
+    """Unwinds what has its pc in the kernel's half of addresses, when the core says that it signs.
 
-    def __init__(self) -> None:
+    With ``code_in_core`` also functions whose code is there, which later gdbs do themselves.
+    """
+
+    def __init__(self, *, code_in_core: bool) -> None:
         super().__init__(NAME)
         self._files = FrameFiles()
+        self._code_in_core = code_in_core
 
     def __call__(self, pending: Any) -> Any | None:
         """None leaves a frame to gdb."""
@@ -72,12 +80,15 @@ class Arm64Unwinder(Unwinder):  # type: ignore[misc]
         if (pc, registers["x29"], registers["x30"]) == (0, 0, 0):
             # the end, made here; without a caller of its own gdb would call it odd
             return _info(pending, end(registers.get("sp", 0)), pc)
-        caller = self._caller(registers, mask) if is_kernel(pc, mask) else None
+        mine = is_kernel(pc, mask) and (self._code_in_core or _words(pc & ~7, 1) is None)
+        caller = self._caller(registers, mask) if mine else None
         return None if caller is None else _info(pending, caller, pc - (registers["x30"] == pc))
 
     def _caller(self, registers: dict[str, int], mask: int) -> Caller | None:
         # a caller is handed on with its pc in x30, and a sleeping task has its pc there as well
-        here = Here(registers, mask, called=registers["x30"] == registers["pc"])
+        # gdb's own unwinders leave its signature in x30
+        called = without_signature(registers["x30"], mask) == registers["pc"]
+        here = Here(registers, mask, called)
         row = self._files.row(registers["pc"] - here.called)
         found = None if row is None else by_row(here, row, _words)
         return by_record(here, _words, _start, _pt_regs()) if found is None else found
@@ -147,6 +158,5 @@ def _words(address: int, count: int) -> tuple[int, ...] | None:
 
 
 def register() -> None:
-    """For gdbs that need it."""
-    if mis_unwinds(gdb.VERSION):
-        register_unwinder(None, Arm64Unwinder(), replace=True)
+    """For all code in gdbs that need it, else for that which is not in the core."""
+    register_unwinder(None, Arm64Unwinder(code_in_core=mis_unwinds(gdb.VERSION)), replace=True)

@@ -2,7 +2,7 @@
 
 Compilers write call-frame information for C; for a kernel's assembly (exception and interrupt entry,
 system calls, the start of a thread) there is none, and gdb's backtrace ends there or goes astray.  The
-kernel itself knows: its ORC tables are in the dump.
+kernel itself knows: its ORC tables are in the dump, or it has frame pointers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import NO_RANGES, U64, Ranges, u64
+from kdump_elftool.dwarf.code_to_frames import code_to_frames
 from kdump_elftool.dwarf.orc_to_frames import orc_to_frames
 from kdump_elftool.elf.constants import EM_X86_64, STB_LOCAL, STT_NOTYPE
 from kdump_elftool.elf.structs import ElfKind
@@ -21,8 +22,10 @@ from kdump_elftool.elf.symfile import ABSOLUTE, Section, SymbolColumns, symbol_f
 from kdump_elftool.files import open_output
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
-from kdump_elftool.jobs.knowledge import knowledge
-from kdump_elftool.kernel.facts import Knowledge, Later
+from kdump_elftool.jobs.knowledge import in_dump, knowledge
+from kdump_elftool.jobs.pointer_frames import pointer_frames
+from kdump_elftool.kernel.code_frames import without as without_described
+from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.module_orc import read_module_orc
@@ -74,8 +77,8 @@ def write_frame_file(
 
     gdb asks its files in the order in which they were loaded, and the first that describes an address
     is believed: load this one before the vmlinux (``add-symbol-file PATH``, without an address: nothing
-    in it moves).  Returns what was written, or None, and writes nothing, where the dump has no tables
-    (not x86_64, CONFIG_UNWINDER_FRAME_POINTER, the memory is not in the dump), or none that can be used.
+    in it moves).  Returns what was written, or None, and writes nothing, where neither tables (ORC) nor
+    frame pointers say where frames are (32-bit ARM, MIPS, the memory is not in the dump).
 
     ``described``: run-time addresses that have better call-frame information; by default those of the
     vmlinux that ``kernel`` was opened with.  ``skip_modules``: names of modules whose own files gdb has.
@@ -104,7 +107,8 @@ def frame_file(
     if rows is None:
         return None
     sections = [Section(".debug_frame", data=rows.data, align=8)]
-    file = symbol_file(ElfKind(64, "<"), EM_X86_64, sections, _NAME)
+    kind = ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order)
+    file = symbol_file(kind, kernel.arch.e_machine, sections, _NAME)
     return FrameFile(file, rows.rows, rows.warnings)
 
 
@@ -121,9 +125,21 @@ def frame_rows(
 
     ``code``: where functions begin, those of modules too, beside those of the kernel's own table.
     """
-    if kernel.arch.e_machine != EM_X86_64 or kernel.arch.bits != 64:
-        return None
     known = known or knowledge(dump, kernel)
+    found = None
+    if kernel.arch.e_machine == EM_X86_64 and kernel.arch.bits == 64:
+        found = _by_orc(dump, kernel, known, described, skip_modules, code)
+    return found or _by_pointers(dump, kernel, known, described, skip_modules)
+
+
+def _by_orc(
+    dump: Dump,
+    kernel: Kernel,
+    known: Knowledge,
+    described: Ranges | None,
+    skip_modules: Collection[str],
+    code: U64 | None,
+) -> FrameFile | None:
     memory = kernel.virtual(dump)
     table = read_kernel_orc(memory, known, kernel.identity.image_window)
     if table is None:
@@ -147,13 +163,33 @@ def frame_rows(
     return FrameFile(data, len(rows), rows.damage)
 
 
+def _by_pointers(
+    dump: Dump, kernel: Kernel, known: Knowledge, described: Ranges | None, skip_modules: Collection[str]
+) -> FrameFile | None:
+    """For kernels without such tables: by frame pointers and code.
+
+    Only 64-bit files are searched for what they describe: beside a vmlinux of 32 bits there is nothing.
+    """
+    if described is None and kernel.vmlinux is not None and kernel.arch.bits != 64:
+        return None
+    symbols, _ = in_dump(known)
+    found = pointer_frames(dump, kernel, known, symbols, skip_modules)
+    if found is None:
+        return None
+    frames, machine = found
+    rows = without_described(frames, _by_vmlinux(kernel) if described is None else described)
+    try:
+        data = code_to_frames(rows, machine, dump.kind.order)
+    except ValueError as error:
+        log.warning("frame pointers: %s", error)
+        return None
+    return FrameFile(data, len(rows), ())
+
+
 def _functions(known: Knowledge) -> U64:
     """Where the kernel's functions begin, by its own symbol table; nothing if that could not be read."""
-    for source in known.sources:
-        symbols = source.source if isinstance(source, Later) and "SYMBOL" in source.kinds else None
-        if isinstance(symbols, Kallsyms):
-            return functions_of(symbols)
-    return u64([])
+    symbols, _ = in_dump(known)
+    return u64([]) if symbols is None else functions_of(symbols)
 
 
 def functions_of(symbols: Kallsyms) -> U64:

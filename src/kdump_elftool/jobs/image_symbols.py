@@ -75,7 +75,8 @@ def kernel_part(found: Kallsyms, more: Mapping[str, int], end: int | None = None
     labels = Lookup.of(Names.of([label.encode() for label in _LABELS]))
     size[labels.first(names.hashes())[0] >= 0] = 0
     symbols = Symbols(names, address, size, kind)
-    sections = _image_sections(found.symbol, symbols, end)
+    last = end if end is not None else max(more.values(), default=None)
+    sections = _image_sections(found.symbol, symbols, last)
     section = place(address, sections)
     symbols = replace(symbols, size=clipped(address, size, section, sections))
     return Part(
@@ -101,9 +102,12 @@ def sizes(address: U64) -> U64:
 
 
 def _image_sections(
-    symbol: Callable[[str], int | None], symbols: Symbols, end_of_image: int | None
+    symbol: Callable[[str], int | None], symbols: Symbols, last: int | None
 ) -> tuple[Section, ...]:
-    """Those whose borders are known, and what lies between them, in the order of their addresses."""
+    """Those whose borders are known, and what lies between them, in the order of their addresses.
+
+    ``last`` is the last address that the image has as far as is known where no symbol tells its end.
+    """
 
     def first(names: tuple[str, ...]) -> int | None:
         return next((value for name in names if (value := symbol(name)) is not None), None)
@@ -114,7 +118,8 @@ def _image_sections(
         if start is not None and end is not None and start < end:
             named.append(Section(name, flags, start, end - start))
     named.sort(key=lambda section: section.addr)
-    low, high = first(("_text", "_stext")), symbol("_end") or end_of_image
+    low, high = first(("_text", "_stext")), symbol("_end")
+    high = high if high is not None else last
     result: list[Section] = []
     reach = 0
     for section in named:

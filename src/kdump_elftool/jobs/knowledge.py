@@ -6,13 +6,17 @@ recognised by its content.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kdump_elftool.arch.base import page_size_of
+from kdump_elftool.elf.constants import EM_AARCH64
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
+from kdump_elftool.kernel.arm64_code import Arm64Code
 from kdump_elftool.kernel.btf import Btf, open_btf
+from kdump_elftool.kernel.btf_percpu import BtfPercpu
 from kdump_elftool.kernel.content import ContentSource
+from kdump_elftool.kernel.exports import Exports, open_exports
 from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms import Kallsyms
@@ -20,6 +24,7 @@ from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import TYPES, Advise, VmlinuxSymbols, vmlinux_types
+from kdump_elftool.memory.virtual import VirtualMemory
 
 
 def knowledge(dump: Dump, kernel: Kernel, given: Btf | None = None) -> Knowledge:
@@ -37,9 +42,39 @@ def knowledge(dump: Dump, kernel: Kernel, given: Btf | None = None) -> Knowledge
         sources += _vmlinux(kernel, lambda: kernel.vmlinux, advice.append)
     elif kernel.request.locate is not None:
         sources += _located(kernel, types, advice.append)
+    exported = Later(("SYMBOL",), lambda: _exported(memory, symbols, window, order, word))
+    sources.append(exported)
+    sources.append(Later(("SYMBOL",), lambda: _percpu(types, exported)))
+    if kernel.arch.e_machine == EM_AARCH64:
+        by_code = Knowledge(tuple(sources))
+        sources.append(Later(("SYMBOL",), lambda: _by_code(memory, symbols, exported, by_code, window)))
     sources.append(ContentSource(memory, Knowledge(tuple(sources)), window, order, word))
     sources.append(_of_form(kernel))
     return Knowledge(tuple(sources), advice)
+
+
+def _exported(
+    memory: VirtualMemory, symbols: Later, window: tuple[int, int], order: str, word: int
+) -> Exports | None:
+    """Variables by the table for modules, where the kernel's symbol table has none."""
+    found = symbols.source
+    if not isinstance(found, Kallsyms) or found.symbol("init_task") is not None:
+        return None
+    return open_exports(memory, found, window, order, word)
+
+
+def _percpu(types: Later, exported: Later) -> BtfPercpu | None:
+    found = exported.source
+    return BtfPercpu(types.source, found) if isinstance(types.source, Btf) and found is not None else None
+
+
+def _by_code(
+    memory: VirtualMemory, symbols: Later, exported: Later, known: Source, window: tuple[int, int]
+) -> Arm64Code | None:
+    functions = symbols.source
+    if not isinstance(functions, Kallsyms) or exported.source is None:
+        return None
+    return Arm64Code(memory, functions, known, window)
 
 
 def _of_form(kernel: Kernel) -> Source:
@@ -58,6 +93,14 @@ def in_dump(known: Knowledge) -> tuple[Kallsyms | None, Btf | None]:
     found = [source.source for source in known.sources if isinstance(source, Later)]
     symbols = next((source for source in found if isinstance(source, Kallsyms)), None)
     return symbols, next((source for source in found if isinstance(source, Btf)), None)
+
+
+def exported(known: Knowledge) -> Mapping[str, int]:
+    """Addresses of what the kernel exports, of :func:`knowledge`'s sources, if that had to be asked for."""
+    found = (
+        source.source for source in known.sources if isinstance(source, Later) and source.kinds == ("SYMBOL",)
+    )
+    return next((source.address for source in found if isinstance(source, Exports)), {})
 
 
 def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:

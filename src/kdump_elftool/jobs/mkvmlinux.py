@@ -24,7 +24,7 @@ from kdump_elftool.jobs.frames import FrameFile, frame_rows
 from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, code_of, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
-from kdump_elftool.jobs.knowledge import in_dump, knowledge
+from kdump_elftool.jobs.knowledge import exported, in_dump, knowledge
 from kdump_elftool.jobs.made_lacks import lacking
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
 from kdump_elftool.jobs.source_lines import SourceLines, source_lines
@@ -76,7 +76,7 @@ def make_vmlinux(
     if symbols is None:
         raise _no_symbols()
     modules = module_parts(dump, kernel, known)
-    own = kernel_part(symbols, variables(symbols, known))
+    own = kernel_part(symbols, _all_variables(symbols, known, kernel))
     parts = [_placed(own, kernel, lines_of) if link_addresses else own, *modules.parts]
     if given.kernel is None and types is None:
         types = _partial_types(words, kernel, symbols)
@@ -145,6 +145,21 @@ def variables(symbols: Kallsyms, known: Knowledge) -> dict[str, int]:
     """Well-known variables of a kernel whose table has functions only, that are found otherwise."""
     found = ((name, known.symbol(name)) for name, _ in WELL_KNOWN if symbols.symbol(name) is None)
     return {name: vaddr for name, vaddr in found if vaddr is not None}
+
+
+def _all_variables(symbols: Kallsyms, known: Knowledge, kernel: Kernel) -> dict[str, int]:
+    """Those that the kernel exports to modules and that VMCOREINFO has, too."""
+    more = variables(symbols, known)
+    others = exported(known)
+    if others:
+        functions = set(symbols.names())
+        low, high = kernel.identity.image_window
+        keys = (key for key in kernel.info.values if key.startswith("SYMBOL("))
+        told = {name: kernel.info.symbol(name) for name in (key[len("SYMBOL(") : -1] for key in keys)}
+        told.pop("node_online_map", None)  # a macro: an element of node_states
+        inside = {name: vaddr for name, vaddr in told.items() if vaddr is not None and low <= vaddr < high}
+        more |= {name: vaddr for name, vaddr in (inside | dict(others)).items() if name not in functions}
+    return more
 
 
 def _placed(part: Part, kernel: Kernel, vmlinux: Vmlinux | None) -> Part:

@@ -88,6 +88,11 @@ class Kallsyms:
         """The name of one row."""
         return self.text[self.begin[row] : self.end[row]].decode("latin-1")
 
+    def names(self) -> list[str]:
+        """All names, row by row."""
+        text = self.text.decode("latin-1")
+        return [text[begin:end] for begin, end in zip(self.begin.tolist(), self.end.tolist(), strict=True)]
+
     def symbol(self, name: str) -> int | None:
         """The address of the first symbol of that name; per-CPU ones as the table has them."""
         rows = self.rows(name)

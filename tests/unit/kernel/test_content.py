@@ -1,4 +1,4 @@
-"""init_task by its content: the right one among others that look alike, none among the wrong."""
+"""Variables by their content: the right one among others that look alike, none among the wrong."""
 
 from __future__ import annotations
 
@@ -63,11 +63,12 @@ def test_not_found():
     assert find(space, OFFSET_task_struct__tasks=1 << 62) is None
 
 
-def test_only_init_task_is_looked_for():
+def test_what_is_not_looked_for():
     space = KernelSpace()
     put_ring(space, (0x40000, 0, b"swapper/0"), (0x41000, 1, b"init"))
     source = ContentSource(space.virtual(), info_of(**OFFSETS), (BASE, BASE + ROOM), "<", 8)
     assert source.find("SYMBOL", "init_mm") is None
+    assert source.find("SYMBOL", "jiffies") is None
     assert source.find("OFFSET", "init_task") is None
 
 
@@ -75,3 +76,125 @@ def test_a_memory_full_of_the_name_ends_soon():
     space = KernelSpace()
     space.data[:] = b"swapper/0".ljust(16, b"\0") * (ROOM // 16)
     assert find(space) is None
+
+
+IMAGE = (BASE, BASE + ROOM // 2)
+"""What lies behind is other memory of the kernel: modules."""
+MORE = OFFSETS | {
+    "SYMBOL__stext": BASE,
+    "SYMBOL_swapper_pg_dir": BASE + 0x7000,
+    "SYMBOL_special_mapping_name": BASE + 0x500,
+    "OFFSET_task_struct__cred": 0x90,
+    "OFFSET_task_struct__nsproxy": 0x98,
+    "OFFSET_nsproxy__uts_ns": 8,
+    "OFFSET_mm_struct__pgd": 0x48,
+    "OFFSET_mm_struct__start_code": 0xF0,
+    "OFFSET_vm_operations_struct__name": 0x30,
+    "OFFSET_module__state": 0,
+    "OFFSET_module__list": 8,
+    "OFFSET_module__name": 0x18,
+    "OFFSET_btf_module__list": 0,
+    "OFFSET_btf_module__btf": 0x10,
+    "OFFSET_btf_module__module": 0x18,
+    "OFFSET_btf__data": 0,
+}
+BANNER = b"Linux version 6.1.0 (builder@host) (gcc) # SMP\n\0"
+
+
+def symbol(space: KernelSpace, name: str, **keys: object) -> int | None:
+    source = ContentSource(space.virtual(), info_of(**{**MORE, **keys}), IMAGE, "<", 8)
+    fact = source.find("SYMBOL", name)
+    return None if fact is None else int(fact.value) - BASE
+
+
+def put_list(space: KernelSpace, *nodes: int) -> None:
+    for at, node in enumerate(nodes):
+        space.put(node, "QQ", BASE + nodes[(at + 1) % len(nodes)], BASE + nodes[at - 1])
+
+
+def put_modules(space: KernelSpace, head: int, *modules: int, name: bytes = b"dm_mod") -> None:
+    put_list(space, head, *(module + 8 for module in modules))
+    for module in modules:
+        space.data[module + 0x18 : module + 0x18 + len(name)] = name
+
+
+def test_what_init_task_uses():
+    space = KernelSpace()
+    put_ring(space, (0x40000, 0, b"swapper/0"), (0x41000, 1, b"init"))
+    space.put(0x40090, "QQ", BASE + 0x50000, BASE + 0x51000)
+    space.put(0x51008, "Q", BASE + 0x52000)
+    assert symbol(space, "init_cred") == 0x50000
+    assert symbol(space, "init_nsproxy") == 0x51000
+    assert symbol(space, "init_uts_ns") == 0x52000
+    assert symbol(space, "init_cred", OFFSET_task_struct__cred="??") is None
+    space.put(0x40090, "Q", BASE + ROOM - 0x1000)  # allocated: not the kernel's own
+    assert symbol(space, "init_cred") is None
+
+
+def test_init_mm_has_the_table_and_the_code_of_the_kernel():
+    space = KernelSpace()
+    space.put(0x60048, "Q", BASE + 0x7000)
+    space.put(0x600F0, "Q", 0x400000)
+    assert symbol(space, "init_mm") is None
+    space.put(0x61048, "Q", BASE + 0x7000)
+    space.put(0x610F0, "Q", BASE)
+    assert symbol(space, "init_mm") == 0x61000
+
+
+def test_the_banner_with_the_number_of_the_build():
+    space = KernelSpace()
+    assert symbol(space, "linux_banner") is None
+    space.data[0x10000 : 0x10000 + len(BANNER)] = BANNER
+    assert symbol(space, "linux_banner") == 0x10000
+    numbered = BANNER.replace(b"# SMP", b"#1 SMP")
+    space.data[0x200000 : 0x200000 + len(numbered)] = numbered
+    assert symbol(space, "linux_banner") == 0x200000
+
+
+def test_states_of_tasks_by_their_texts():
+    space = KernelSpace()
+    space.data[0x20000:0x2000D] = space.data[0x20100:0x2010D] = b"R (running)\0\0"
+    space.data[0x20040:0x2004D] = b"S (sleeping)\0"
+    space.put(0x30000, "QQ", BASE + 0x20000, BASE + 0x20000)
+    assert symbol(space, "task_state_array") is None
+    space.put(0x31000, "QQ", BASE + 0x20100, BASE + 0x20040)
+    assert symbol(space, "task_state_array") == 0x31000
+
+
+def test_the_mapping_of_the_kernel():
+    space = KernelSpace()
+    assert symbol(space, "special_mapping_vmops") is None
+    space.put(0x20030, "Q", BASE + 0x500)
+    assert symbol(space, "special_mapping_vmops") == 0x20000
+
+
+def test_modules():
+    space = KernelSpace()
+    put_list(space, 0x10000, 0x500000)  # of something else
+    put_modules(space, 0x20000, 0x600000, 0x610000)
+    assert symbol(space, "modules") == 0x20000
+    space.put(0x600000, "i", 77)  # of no state of a module
+    assert symbol(space, "modules") is None
+    space.put(0x600000, "i", 0)
+    space.data[0x600018] = 0x1B
+    assert symbol(space, "modules") is None
+
+
+def test_btf_of_modules():
+    space = KernelSpace()
+    put_modules(space, 0x20000, 0x600000, 0x610000)
+    put_list(space, 0x30000, 0x700000)
+    space.put(0x700010, "QQ", BASE + 0x710000, BASE + 0x600000)
+    assert symbol(space, "btf_modules") is None
+    space.put(0x710000, "Q", BASE + 0x720000)
+    space.put(0x720000, "H", 0xEB9F)
+    assert symbol(space, "btf_modules") == 0x30000
+    space.put(0x700018, "Q", BASE + 0x620000)  # of no module
+    assert symbol(space, "btf_modules") is None
+
+
+@pytest.mark.parametrize("name", ["modules", "btf_modules", "task_state_array", "linux_banner"])
+def test_a_memory_full_of_pointers_ends_soon(name: str):
+    space = KernelSpace()
+    space.data[:] = (BASE + 0x7000).to_bytes(8, "little") * (ROOM // 8)
+    assert symbol(space, name) is None
