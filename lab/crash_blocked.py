@@ -42,9 +42,7 @@ def run_scenario(row: Row, kernel: Path, work: Path) -> list[str]:
         running.wait(
             "the guest's truth", lambda: is_complete(work / "truth.raw"), BOOT_SECONDS, PANIC_BEFORE_TRUTH
         )
-        running.wait(
-            "the end of the panic", lambda: "end Kernel panic" in running.console(), BOOT_SECONDS
-        )
+        running.wait("the end of the panic", lambda: "end Kernel panic" in running.console(), BOOT_SECONDS)
         qmp = running.connect(DUMP_SECONDS)
         qmp.execute("stop")
         path = work / DUMP

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -59,9 +58,7 @@ class Machine:
 
 
 def told(dump: LabDump) -> dict[str, Said]:
-    lines = re.findall(
-        r"lab blocked: (\S+) (\d+) (\S) (\S+) (\d+) (-?\d+)", "\n".join(dump.truth["dmesg"])
-    )
+    lines = re.findall(r"lab blocked: (\S+) (\d+) (\S) (\S+) (\d+) (-?\d+)", "\n".join(dump.truth["dmesg"]))
     return {
         name: Said(int(pid), state, wchan, int(owner), int(descriptor))
         for name, pid, state, wchan, owner, descriptor in lines
@@ -129,9 +126,7 @@ def test_what_they_wait_for(machine: Machine) -> None:
     """The lock of which drgn says the same owner as the program, in both kinds of sessions."""
     for text in machine.shown:
         found = blocks(text)
-        for (waiter, (_, form)), (lock, owner) in zip(
-            KINDS.items(), machine.judged["holders"], strict=True
-        ):
+        for (waiter, (_, form)), (lock, owner) in zip(KINDS.items(), machine.judged["holders"], strict=True):
             said = machine.said[waiter]
             assert owner == said.owner
             assert found[machine.name(said.pid)][1:] == [f"{form.format(lock)} {machine.name(owner)}"]
