@@ -62,7 +62,7 @@ class Found(NamedTuple):
     contents: bytes | None
 
 
-Open = Callable[[str], tuple[ModuleElf, bytes | None]]
+Open = Callable[[str], "tuple[ModuleElf, bytes | None]"]
 """What is in a file, and its contents if it was compressed.  Raises OSError, KdumpError."""
 
 
