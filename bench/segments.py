@@ -120,7 +120,7 @@ def _of_made(
     subject = f"{count} segments, {threads} threads, {name}"
     facts = {f"us a read of {each}": f"{1e6 * said[each] / slowness:.1f}" for each in places}
     rounded = {key: float(f"{value:.4g}") for key, value in {"open s": said["open"], **raw}.items()}
-    return Figure("segments", subject, said["open"] / slowness, "s", None, facts, rounded)
+    return Figure("segments", subject, 1000 * said["open"] / slowness, "ms", None, facts, rounded)
 
 
 def _of_dump(path: Path, work: Path, slowness: float) -> Iterator[Figure]:
