@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +91,21 @@ def test_it_shows_what_a_newer_one_shows(shown: Shown) -> None:
     assert not [line for line in sorted(ours) if shown.old[line] != shown.new[line]]
     for line in shown.new.keys() - ours:
         assert bool(shown.old[line][1]) == bool(shown.new[line][1]), line
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.id)
+def test_a_session_without_vmlinux(dump: LabDump, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of ``kdump-elftool gdb``, and the types, names and frames that it makes: DWARF 5."""
+    dump.check()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where no vmlinux is remembered
+    done = kdump_elftool("gdb", "--print-script", "-q", "--velf", tmp_path / "velf", dump.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    script = tmp_path / "script"
+    script.write_text(done.stdout)
+    argv = ["gdb", "-nx", "-nh", "-batch", "-q", "-x", str(script), "-ex", "kd-bt all"]
+    binds = {at: str(at) for at in (PACKAGE, tmp_path)}
+    old = run_in_root(tool_root("bullseye"), argv, binds=binds, timeout=600)
+    new = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=600)
+    assert (old.returncode, old.stderr) == (0, "")
+    assert old.stdout == new.stdout
+    assert "__schedule ()" in old.stdout
