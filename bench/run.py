@@ -33,6 +33,7 @@ from bench.mkvmlinux import measure_mkvmlinux
 from bench.pages import measure_classify, measure_in_place, measure_page_memory, measure_topelf
 from bench.report import Figure, lines, machine_facts, record, spread
 from bench.rivals import BenchError, Cost
+from bench.segments import measure_segments
 from kdump_elftool.arch.walker import Walk, Window, walk
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.files import InputFile
@@ -255,6 +256,7 @@ MEASURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "gdb": lambda settings: measure_gdb(settings.dumps, settings.work, settings.slowness),
     "backtraces": lambda settings: measure_backtraces(settings.dumps, settings.work, settings.slowness),
     "mkvmlinux": lambda settings: measure_mkvmlinux(settings.dumps, settings.work, settings.slowness),
+    "segments": lambda settings: measure_segments(settings.dumps, settings.work, settings.slowness),
     "in-place": lambda settings: measure_in_place(settings.dumps, settings.work, settings.slowness),
 }
 

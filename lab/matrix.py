@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import (
+    crash_blocked,
     crash_dirty,
     crash_failed,
     crash_formats,
@@ -41,6 +42,7 @@ from lab.truth import parse_truth
 
 TRIES = 3
 _MODULES = (
+    crash_blocked,
     crash_dirty,
     crash_failed,
     crash_formats,

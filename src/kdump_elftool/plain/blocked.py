@@ -33,9 +33,19 @@ def scheduler_text(target: Target) -> tuple[int, int]:
 
 
 def waits_at(backtrace: Backtrace, scheduler: tuple[int, int]) -> Step | None:
-    """The first function outside of the scheduler and the locks."""
+    """The first function outside of the scheduler and the locks.
+
+    None as well behind a place of theirs without a name: without symbols, gdb guesses who called it.
+    """
     low, high = scheduler
-    return next((step for step in backtrace.steps if not step.made_up and not low <= step.pc < high), None)
+    for step in backtrace.steps:
+        if step.made_up:
+            continue
+        if not low <= step.pc < high:
+            return step
+        if step.function is None:
+            return None
+    return None
 
 
 def blocked_lines(blocked: Sequence[Blocked], tasks: Mapping[int, Task]) -> Iterator[str]:

@@ -236,3 +236,9 @@ def test_place_is_the_first_function_outside_of_the_scheduler():
     assert waits_at(Backtrace(tuple(steps)), (0x100, 0x200)) == steps[-1]
     assert waits_at(Backtrace(tuple(steps[:3])), (0x100, 0x200)) is None
     assert waits_at(Backtrace(tuple(steps)), (0, 0)) == steps[1]
+
+
+def test_who_called_a_function_without_a_name_is_a_guess():
+    nameless, guess = Step(0x110, False, None, None), Step(0xFF20, False, None, None)
+    assert waits_at(Backtrace((nameless, guess)), (0x100, 0x200)) is None
+    assert waits_at(Backtrace((guess, nameless)), (0x100, 0x200)) == guess

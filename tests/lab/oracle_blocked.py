@@ -1,0 +1,53 @@
+"""drgn as the judge of who holds a lock, from the original dump, as JSON.
+
+usage: oracle_blocked.py CORE VMLINUX ANSWER < REQUEST
+
+REQUEST: {"waits": [[pid, fd, kind]...]}, with the kind of a lock that the file ``fd`` of that process leads
+to: ``pipe`` its mutex, ``position`` that of the file itself, ``inode`` the rw_semaphore; ``futex``: by the
+task.  The answer has [address, pid of the owner] for each, all pids in state D, and whether tasks of this
+kernel know what they wait for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import drgn
+from drgn.helpers.linux.fs import fget
+from drgn.helpers.linux.locking import mutex_owner, rwsem_owner
+from drgn.helpers.linux.pid import find_task, for_each_task
+from drgn.helpers.linux.sched import task_state_to_char
+
+
+def holder(prog: drgn.Program, pid: int, descriptor: int, kind: str) -> list[object]:
+    task = find_task(prog, pid)
+    if kind == "futex":
+        lock = task.pi_blocked_on.lock
+        owner = lock.owner.value_() & ~1  # the lowest bit: somebody waits
+        return [hex(lock), int(drgn.Object(prog, "struct task_struct *", owner).pid)]
+    file = fget(task, descriptor)
+    if kind == "inode":
+        lock = file.f_inode.i_rwsem.address_of_()
+        return [hex(lock), int(rwsem_owner(lock).pid)]
+    if kind == "pipe":
+        lock = drgn.cast("struct pipe_inode_info *", file.private_data).mutex.address_of_()
+    else:
+        lock = file.f_pos_lock.address_of_()
+    return [hex(lock), int(mutex_owner(lock).pid)]
+
+
+def main() -> None:
+    core, vmlinux, answer = sys.argv[1:]
+    prog = drgn.Program()
+    prog.set_core_dump(core)
+    prog.load_debug_info([vmlinux])
+    found = [holder(prog, *wait) for wait in json.load(sys.stdin)["waits"]]
+    blocked = [int(task.pid) for task in for_each_task(prog) if task_state_to_char(task) == "D"]
+    knows = prog.type("struct task_struct").has_member("blocker")
+    Path(answer).write_text(json.dumps({"holders": found, "blocked": blocked, "knows": knows}))
+
+
+if __name__ == "__main__":
+    main()

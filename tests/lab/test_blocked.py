@@ -1,0 +1,146 @@
+"""``kd-blocked`` on machines in which tasks do wait for locks that others hold.
+
+The guest's program knows who holds what, since it arranged that; /proc said in which state and where each
+task was; drgn reads the locks; newer kernels name the holders in their log.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.lab.dumps import LabDump, drgn_says, gdb, kdump_elftool, selected_rows
+
+pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
+
+DUMPS = [LabDump(row.name, row.scenario, "qemu.elf") for row in selected_rows() if row.scenario == "blocked"]
+KINDS = {
+    "waits-mutex": ("pipe", "mutex at {}, held by"),
+    "waits-mutex-2": ("pipe", "mutex at {}, held by"),
+    "waits-position": ("position", "mutex at {}, held by"),
+    "waits-writing": ("inode", "rw_semaphore for writing at {}, held for writing by"),
+    "waits-reading": ("inode", "rw_semaphore for reading at {}, held for writing by"),
+    "waits-reader": ("inode", "rw_semaphore for writing at {}, last taken for reading by"),
+    "waits-futex": ("futex", "rt_mutex at {}, held by"),
+}
+"""By the name of who waits: what drgn finds the lock by, and what is said of it."""
+D = 8
+"""Tasks that the program leaves in that state: these without the last, a reader, and a vfork's parent."""
+
+
+class Said(NamedTuple):
+    """A line of the guest's program (lab/blocked.c)."""
+
+    pid: int
+    state: str
+    wchan: str
+    owner: int
+    descriptor: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the guest said, what drgn says, and what gdb showed: with symbols, and without them."""
+
+    said: dict[str, Said]
+    log: str
+    judged: dict[str, Any]
+    shown: tuple[str, str]
+
+    def name(self, pid: int) -> str:
+        (name,) = [name for name, said in self.said.items() if said.pid == pid]
+        return f"{pid} {name} ({self.said[name].state})"
+
+
+def told(dump: LabDump) -> dict[str, Said]:
+    lines = re.findall(r"lab blocked: (\S+) (\d+) (\S) (\S+) (\d+) (-?\d+)", "\n".join(dump.truth["dmesg"]))
+    return {
+        name: Said(int(pid), state, wchan, int(owner), int(descriptor))
+        for name, pid, state, wchan, owner, descriptor in lines
+    }
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    dump: LabDump = request.param
+    dump.check()
+    folder = tmp_path_factory.mktemp("blocked")
+    said = told(dump)
+    assert KINDS.keys() < said.keys()
+    waits = [[said[name].pid, said[name].descriptor, kind] for name, (kind, _) in KINDS.items()]
+    judged = drgn_says("oracle_blocked.py", dump.path, dump.vmlinux, folder, waits=waits)
+    velf = folder / "velf"
+    done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, dump.path)
+    assert done.returncode == 0, done.stderr
+    symbols = f"symbol-file -o {json.loads(done.stdout)['kaslr_offset']} {dump.vmlinux}"
+    init = kdump_elftool("gdbinit").stdout.strip()
+    commands = ["kd-blocked", f"kd-blocked {said['waits-futex'].pid}"]
+    start = [f"source {init}", "set width 0", f"core-file {velf}"]
+    shown = [gdb(*start, *more, "echo \\n@\\n", *commands) for more in ([symbols], [])]
+    assert not any("Traceback" in each.stderr or "Error" in each.stderr for each in shown), shown
+    log = kdump_elftool("dmesg", dump.path).stdout
+    with_symbols, without = (each.stdout.partition("\n@\n")[2] for each in shown)
+    yield Machine(said, log, judged, (with_symbols, without))
+    velf.unlink()
+
+
+def blocks(text: str) -> dict[str, list[str]]:
+    """The lines of each task under its name in parentheses."""
+    found: dict[str, list[str]] = {}
+    task = ""
+    for line in text.splitlines():
+        if line.startswith("    "):
+            found[task].append(line.strip())
+        else:
+            task, _, place = line.partition(" in ")
+            found[task] = [place]
+    return found
+
+
+def test_who_waits(machine: Machine) -> None:
+    """What was in state D, by the guest and by drgn, and nothing else; and the one that was asked for."""
+    wanted = {machine.name(said.pid) for said in machine.said.values() if said.state == "D"}
+    assert len(wanted) == D
+    assert wanted == {machine.name(pid) for pid in machine.judged["blocked"]}
+    futex = machine.name(machine.said["waits-futex"].pid)
+    for text in machine.shown:
+        assert blocks(text).keys() == wanted | {futex}
+
+
+def test_where_they_wait(machine: Machine) -> None:
+    """The function of /proc/PID/wchan, with its line; without symbols none is made up."""
+    with_symbols, without = map(blocks, machine.shown)
+    for said in machine.said.values():
+        name = machine.name(said.pid)
+        if name in with_symbols:
+            assert re.fullmatch(rf"{said.wchan} at \S+\.[ch]:\d+", with_symbols[name][0]), name
+            assert without[name][0] == "a place that is not known"
+
+
+def test_what_they_wait_for(machine: Machine) -> None:
+    """The lock of which drgn says the same owner as the program, in both kinds of sessions."""
+    for text in machine.shown:
+        found = blocks(text)
+        for (waiter, (_, form)), (lock, owner) in zip(KINDS.items(), machine.judged["holders"], strict=True):
+            said = machine.said[waiter]
+            assert owner == said.owner
+            assert found[machine.name(said.pid)][1:] == [f"{form.format(lock)} {machine.name(owner)}"]
+        for name in ("holds-reading", "waits-child"):
+            assert len(found[machine.name(machine.said[name].pid)]) == 1
+
+
+def test_the_kernel_says_the_same(machine: Machine) -> None:
+    """Its own report of tasks that hang, which is why it panicked; since v6.15 with the holders."""
+    hung = {int(pid) for pid in re.findall(r"INFO: task \S+:(\d+) blocked for more than", machine.log)}
+    # who can be killed is left out of it: the reader, the vfork's parent
+    killable = {machine.said[name].pid for name in ("holds-reading", "waits-child")}
+    assert hung == set(machine.judged["blocked"]) - killable
+    blockers = re.findall(r"task \S+:(\d+) .*likely owned by task \S+:(\d+)", machine.log)
+    owners = {said.pid: said.owner for said in machine.said.values()}
+    assert all(owners[int(pid)] == int(owner) for pid, owner in blockers)
+    assert {int(pid) for pid, _ in blockers} == (hung if machine.judged["knows"] else set())
