@@ -55,15 +55,15 @@ def ready_session(args: argparse.Namespace, stack: ExitStack, names: Names) -> S
     )
     for message in warnings:
         warn(message, args)
-    tell_names(found, args)
+    tell_names(found, ready.build_id, args)
     return found
 
 
-def tell_names(found: Session, args: argparse.Namespace) -> None:
+def tell_names(found: Session, build_id: bytes | None, args: argparse.Namespace) -> None:
     """Where the names in gdb are from, if not from the vmlinux at the right place."""
     if has_made_vmlinux(found):
         _say("no vmlinux of this kernel was found: names and types are the dump's own", args)
-        _say(where_lines_are(ready.build_id), args)
+        _say(where_lines_are(build_id), args)
     elif found.vmlinux is None:
         warn("no vmlinux of this kernel was found: there are no names (-m FILE says where it is)", args)
     elif found.kaslr_offset is None:

@@ -122,7 +122,7 @@ def _write_script(
     session, warnings = with_symbols(planned, kernel.vmlinux, directories, names, lambda: (dump, kernel))
     for message in warnings:
         warn(message, args)
-    tell_names(session, args)
+    tell_names(session, kernel.identity.build_id, args)
     text = "".join(f"{line}\n" for line in script(session, names)).encode()
     with open_output(args.gdb_script, inputs) as out:
         out.write_at(0, text)
