@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 import kdump_elftool
+from kdump_elftool.files import InputFile
 
 ROOT = Path(__file__).parents[1]
 DUMPS = Path(os.environ.get("KDUMP_ELFTOOL_LAB") or Path.home() / ".cache" / "kdump-elftool-lab") / "dumps"
@@ -46,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     where = Path(str(kdump_elftool.__file__)).resolve()
     if WHEEL_ENV and Path(WHEEL_ENV).resolve() not in where.parents:
         raise pytest.UsageError(f"the wheel is to be tested, but kdump_elftool comes from {where}")
+    # tests of thousands of damaged files have them open at once
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     config.stash[LEFT_OUT] = Counter()
     config.stash[WITHOUT_ROWS] = 0
 
@@ -140,3 +147,19 @@ def package_logger() -> Iterator[None]:
 def lab_dumps() -> Path:
     """The folder that holds one folder for each of the lab's dumps."""
     return DUMPS
+
+
+@pytest.fixture(autouse=True)
+def _descriptors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test opens is closed behind it: a process has a thousand descriptors on many machines."""
+    opened: list[InputFile] = []
+    set_up = InputFile.__init__
+
+    def remembered(self: InputFile, *args: Any) -> None:
+        set_up(self, *args)
+        opened.append(self)
+
+    monkeypatch.setattr(InputFile, "__init__", remembered)
+    yield
+    for file in opened:
+        file.close()
