@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64
+from kdump_elftool.addr import MASK64, U64, u64
 from kdump_elftool.errors import FaultError
 from kdump_elftool.kernel.facts import Fact, Source
 from kdump_elftool.kernel.module_head import LISTS, find_module_list
@@ -85,7 +85,7 @@ class ContentSource:
             return lambda: find_module_list(words, self.known, self.window, name)
 
         found: dict[str, Callable[[], int | None]] = {
-            "init_task": self._init_task,
+            "init_task": lambda: self._init_task,
             "init_mm": self._init_mm,
             "linux_banner": self._banner,
             "task_state_array": self._task_states,
@@ -94,6 +94,7 @@ class ContentSource:
         found |= {name: chain(members) for name, members in _OF_INIT_TASK.items()}
         return found if self.at_rest else found | {name: modules(name) for name in LISTS}
 
+    @cached_property
     def _init_task(self) -> int | None:
         offsets = {}
         for member in ("comm", "tasks", "pid", "tgid"):
@@ -132,7 +133,7 @@ class ContentSource:
 
     def _of_init_task(self, members: tuple[str, ...]) -> int | None:
         """What a chain of pointers leads to, if that is in the image."""
-        at = self._ask("SYMBOL", "init_task") or self._init_task()
+        at = self._ask("SYMBOL", "init_task") or self._init_task
         for member in members:
             offset = self._ask("OFFSET", member)
             if at is None or offset is None:
@@ -164,16 +165,15 @@ class ContentSource:
 
     def _task_states(self) -> int | None:
         """Its texts lie anywhere among the kernel's; the table points at one behind the other."""
-        first = [
+        first = (
             start + at
             for start, data in self.memory.scan(*self._image, len(_STATES[0]))
             for at in _places(data, _STATES[0])
-        ]
-        for text in first[:_MOST_CANDIDATES]:
-            for place in self._pointers_to(text):
-                second = self._pointer(place + self.word)
-                if second is not None and self._bytes(second, len(_STATES[1])) == _STATES[1]:
-                    return place
+        )
+        for place in self._pointers_to(*itertools.islice(first, _MOST_CANDIDATES)):
+            second = self._pointer(place + self.word)
+            if second is not None and self._bytes(second, len(_STATES[1])) == _STATES[1]:
+                return place
         return None
 
     def _special_mapping(self) -> int | None:
@@ -183,13 +183,17 @@ class ContentSource:
             return None
         return next((place - offset for place in self._pointers_to(function)), None)
 
-    def _pointers_to(self, vaddr: int) -> Iterator[int]:
-        """Where the image has this address, at most a thousand places."""
-        left = _MOST_CANDIDATES
+    def _pointers_to(self, *vaddr: int) -> Iterator[int]:
+        """Where the image has one of these addresses, at most a thousand places."""
+        wanted, left = u64(vaddr), _MOST_CANDIDATES
+        if not len(wanted):
+            return
         for place, value in self._words():
-            for row in np.flatnonzero(value == np.uint64(vaddr))[:left].tolist():
+            for row in np.flatnonzero(np.isin(value, wanted))[:left].tolist():
                 left -= 1
                 yield int(place[row])
+            if not left:
+                return
 
     def _words(self) -> Iterator[tuple[U64, U64]]:
         """The words of the image and their addresses, piece by piece; the last one of a piece comes again."""
