@@ -87,12 +87,14 @@ class ContentSource:
         found: dict[str, Callable[[], int | None]] = {
             "init_task": lambda: self._init_task,
             "init_mm": self._init_mm,
-            "linux_banner": self._banner,
             "task_state_array": self._task_states,
             "special_mapping_vmops": self._special_mapping,
         }
         found |= {name: chain(members) for name, members in _OF_INIT_TASK.items()}
-        return found if self.at_rest else found | {name: modules(name) for name in LISTS}
+        if self.at_rest:
+            return found
+        # of an image without a running kernel ``image_content`` knows the banner
+        return found | {"linux_banner": self._banner} | {name: modules(name) for name in LISTS}
 
     @cached_property
     def _init_task(self) -> int | None:

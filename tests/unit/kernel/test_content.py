@@ -135,6 +135,8 @@ def test_the_banner_with_the_number_of_the_build():
     numbered = BANNER.replace(b"# SMP", b"#1 SMP")
     space.data[0x200000 : 0x200000 + len(numbered)] = numbered
     assert symbol(space, "linux_banner") == 0x200000
+    at_rest = ContentSource(space.virtual(), info_of(**MORE), IMAGE, "<", 8, at_rest=True)
+    assert at_rest.find("SYMBOL", "linux_banner") is None, "image_content takes one or none"
 
 
 def test_states_of_tasks_by_their_texts():
