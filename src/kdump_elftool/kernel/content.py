@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ import numpy as np
 
 from kdump_elftool.addr import MASK64, U64, u64
 from kdump_elftool.errors import FaultError
+from kdump_elftool.kernel.banner import banners, build_of, occurrences
 from kdump_elftool.kernel.facts import Fact, Source
 from kdump_elftool.kernel.module_head import LISTS, find_module_list
 from kdump_elftool.kernel.words import Words
@@ -38,8 +38,6 @@ TASK_COMM_LEN = 16
 _NAMES = (b"swapper/0", b"swapper")
 _MOST_CANDIDATES = 1000
 _LARGEST_IMAGE = 128 << 20
-_BANNER = re.compile(rb"Linux version [^ \0]{1,64} \([^\n\0]{1,900}\n\0")
-_BUILD = re.compile(rb" #[0-9]")
 _STATES = (b"R (running)\0", b"S (sleeping)\0")
 _OF_INIT_TASK = {
     "init_cred": ("task_struct.cred",),
@@ -156,13 +154,9 @@ class ContentSource:
         return None
 
     def _banner(self) -> int | None:
-        """With the number of the build, which an earlier stage of the link does not have (v6.1)."""
-        found = [
-            (start + match.start(), match[0])
-            for start, data in self.memory.scan(*self._image, 1024)
-            for match in itertools.islice(_BANNER.finditer(data), _MOST_CANDIDATES)
-        ]
-        numbered = (vaddr for vaddr, text in found if _BUILD.search(text))
+        """With the number of the build, if there is one of those."""
+        found = list(banners(self.memory, self._image))
+        numbered = (vaddr for vaddr, text in found if build_of(text) is not None)
         return next(numbered, found[0][0] if found else None)
 
     def _task_states(self) -> int | None:
@@ -170,7 +164,7 @@ class ContentSource:
         first = (
             start + at
             for start, data in self.memory.scan(*self._image, len(_STATES[0]))
-            for at in _places(data, _STATES[0])
+            for at in occurrences(data, _STATES[0])
         )
         for place in self._pointers_to(*itertools.islice(first, _MOST_CANDIDATES)):
             second = self._pointer(place + self.word)
@@ -238,11 +232,4 @@ class ContentSource:
 
 def _named(data: bytes) -> list[int]:
     """Where in ``data`` a comm array holds one of the names."""
-    return sorted({at for name in _NAMES for at in _places(data, name.ljust(TASK_COMM_LEN, b"\0"))})
-
-
-def _places(data: bytes, wanted: bytes) -> Iterator[int]:
-    at = data.find(wanted)
-    while at >= 0:
-        yield at
-        at = data.find(wanted, at + 1)
+    return sorted({at for name in _NAMES for at in occurrences(data, name.ljust(TASK_COMM_LEN, b"\0"))})
