@@ -243,6 +243,19 @@ def test_types_from_a_file(mkvmlinux, tmp_path):
     assert (code, "another file of --btf has the types of the kernel" in err) == (1, True)
 
 
+def test_types_of_another_machine(mkvmlinux, tmp_path):
+    """Those of the dump are taken, and it is said."""
+    w = b.BtfWriter(">")
+    w.struct("foreign", 4, [("number", w.integer("int", 4, 1), 0)])
+    file = tmp_path / "btf"
+    file.write_bytes(w.finish())
+    code, out, err, _ = mkvmlinux(with_symbols(make_kernel(SMALL), types()), "--btf", str(file))
+    assert (code, "5 types, 1 functions, 3 variables" in out) == (0, True)
+    assert (
+        "warning: the file of --btf is none of a machine like this: the types are those of the dump\n" in err
+    )
+
+
 @pytest.mark.parametrize("data", [b"", b"\x9f\xeb nothing", b"nothing at all", b"\x7fELF\2\1\1" + bytes(57)])
 def test_a_file_without_types(mkvmlinux, tmp_path, data):
     file = tmp_path / "btf"
@@ -453,7 +466,7 @@ def test_tovelf_makes_it_where_there_is_no_other(mkvmlinux, tmp_path, capfd, mon
     convert = ["tovelf", "--verbose", "-i", str(tmp_path / "dump"), "-o", str(core)]
     assert main([*convert, "--gdb-script", str(script)]) == 0
     told = capfd.readouterr().err
-    assert "names and types are the dump's own, without lines" in told
+    assert "names and types are the dump's own\nline numbers are not in a dump: " in told
     assert told.splitlines()[-1] == f"open it with: gdb -x {script}"
     (command,) = [line for line in script.read_text().splitlines() if "add-symbol-file" in line]
     assert f"add-symbol-file {core}.symbols/vmlinux.dump" in command

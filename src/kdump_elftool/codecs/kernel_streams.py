@@ -73,6 +73,7 @@ class _LegacyLz4:
 
 
 def _lz4_errors() -> tuple[type[Exception], ...]:
+    lz4_library()
     return (importlib.import_module("lz4.block").LZ4BlockError, ValueError, RuntimeError)
 
 

@@ -41,20 +41,35 @@ class Held:
         view[:] = data
 
 
-def decompressed(file: ByteSource, most: int, streams: Sequence[Stream] = STREAMS) -> bytes | None:
+@dataclass
+class Allowance:
+    """How many bytes several streams may become together, whether they turn out to be good or not."""
+
+    left: int
+
+
+def decompressed(
+    file: ByteSource, most: int, streams: Sequence[Stream] = STREAMS, shared: Allowance | None = None
+) -> bytes | None:
     """The contents of a compressed file, None of one that is not.
 
-    Raises FormatError when it is damaged or holds more than ``most`` bytes, MissingCodecError.
+    Raises FormatError when it is damaged or holds more than ``most`` bytes, or than is left of what is
+    ``shared``, MissingCodecError.
     """
     head = file.read_at(0, _HEAD)
     stream = next((stream for stream in streams if stream.probe(head)), None)
     if stream is None:
         return None
     run = Run(file, stream, Point(0, 0), verify=True)
+    if shared is not None:
+        most = min(most, shared.left)
     try:
         data = b"".join(_pieces(run, file, stream, most))
     except stream.errors() as error:
         raise FormatError(file.path, f"the {stream.name} stream is damaged ({error})") from None
+    finally:
+        if shared is not None:
+            shared.left -= min(run.out, most)
     if run.is_cut or run.problems:
         raise FormatError(file.path, f"the {stream.name} stream is damaged or ends early")
     return data

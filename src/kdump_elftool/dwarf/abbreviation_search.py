@@ -2,7 +2,8 @@
 
 gcc writes the declaration of a unit's own entry as the last of its table, so all others have to be passed
 over: at the speed of regular expressions that is 20 MB a second.  All quantifiers are possessive: whatever
-the bytes are, the time is linear.  Reference: DWARF 5, 7.5.3 (abbreviations), 7.6 (LEB128).
+the bytes are, the time is linear; and units that all name large tables come to an end.
+Reference: DWARF 5, 7.5.3 (abbreviations), 7.6 (LEB128).
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from kdump_elftool.dwarf.constants import FORM_IMPLICIT_CONST
 Attributes = tuple[tuple[int, int, int], ...]
 """Name, form, and the value where it is in the declaration (implicit_const)."""
 
+MOST_BYTES = 1 << 29
+"""Of all tables that are gone through: a kernel has 10 MB."""
+_LONGEST = 1 << 13
+"""Bytes of a declaration."""
 _MOST_BITS = 70
-_LEB = rb"[\x80-\xff]*+[\x00-\x7f]"
-_PAIRS = rb"(?:(?!\x00\x00)" + _LEB + rb"(?:\x21" + _LEB + rb"|(?!\x21)" + _LEB + rb"))*+"
+_LEB = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
+_PAIRS = rb"(?:(?!\x00\x00)" + _LEB + rb"(?:\x21" + _LEB + rb"|(?!\x21)" + _LEB + rb")){0,256}+"
 _OTHER = rb"(?!\x00)" + _LEB + rb"(?!\x11)" + _LEB + rb"[\x00\x01]" + _PAIRS + rb"\x00\x00"
 # 0x11 is DW_TAG_compile_unit
 _UNIT = re.compile(
-    rb"(?s:(?:" + _OTHER + rb")*+(?!\x00)(" + _LEB + rb")\x11[\x00\x01](" + _PAIRS + rb")\x00\x00)"
+    rb"(?s:(?:" + _OTHER + rb")*+(?:(?!\x00)(" + _LEB + rb")\x11[\x00\x01](" + _PAIRS + rb")\x00\x00)?)"
 )
 
 
@@ -31,15 +36,31 @@ class UnitDeclarations:
 
     section: bytes
     _known: dict[bytes, Attributes] = field(default_factory=dict)
+    _found: dict[tuple[int, int], Attributes | None] = field(default_factory=dict)
+    _left: int = MOST_BYTES
 
     def find(self, table: int, code: int) -> Attributes | None:
-        """What the compile_unit entries of that code have; None when the table at ``table`` has no such."""
-        found = _UNIT.match(self.section, table)
-        while found is not None:
+        """What the compile_unit entries of that code have; None when the table at ``table`` has no such.
+
+        Raises ValueError when more has been gone through than any program has.
+        """
+        if (table, code) not in self._found:
+            self._found[table, code] = self._search(table, code)
+        return self._found[table, code]
+
+    def _search(self, table: int, code: int) -> Attributes | None:
+        at = table
+        while self._left > 0:
+            found = _UNIT.match(self.section, at)
+            if found is None or found[1] is None:
+                # the one that was not passed over is no longer than a declaration may be
+                self._left -= _LONGEST + (0 if found is None else found.end() - at)
+                return None
+            self._left -= found.end() - at
             if leb(found[1], 0)[0] == code:
                 return self._attributes(found[2])
-            found = _UNIT.match(self.section, found.end())
-        return None
+            at = found.end()
+        raise ValueError("the tables of declarations are larger than any program's")
 
     def _attributes(self, pairs: bytes) -> Attributes:
         """Most units' declarations are alike."""

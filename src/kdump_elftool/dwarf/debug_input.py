@@ -14,6 +14,7 @@ from kdump_elftool.dwarf.constants import Rle
 
 MOST_RANGES = 1 << 20
 """Of all units: a kernel has 10,000."""
+_LONGEST_TEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class DebugInput:
 
 
 def text(section: bytes, at: int) -> bytes:
-    """The string that begins there; empty behind the end."""
-    end = section.find(b"\0", at)
+    """The string that begins there; empty behind the end, or if it is longer than a path."""
+    end = section.find(b"\0", at, at + _LONGEST_TEXT)
     return section[at:end] if 0 <= at < end else b""
 
 
 def old_ranges(source: DebugInput, at: int, base: int) -> Iterator[tuple[int, int]]:
-    """A list of .debug_ranges.  Raises ValueError."""
+    """A list of .debug_ranges, with an empty range for each entry that is none.  Raises ValueError."""
     word, top = source.word, (1 << 8 * source.word) - 1
     while True:
         start, end = source.number(source.ranges, at, word), source.number(source.ranges, at + word, word)
@@ -64,14 +65,15 @@ def old_ranges(source: DebugInput, at: int, base: int) -> Iterator[tuple[int, in
             return
         if start == top:
             base = end
+            yield base, base
         else:
             yield base + start, base + end
 
 
 def range_entries(source: DebugInput, at: int, base: int, addresses: int) -> Iterator[tuple[int, int]]:
-    """A list of .debug_rnglists; ``addresses`` is the unit's table in .debug_addr.
+    """A list of .debug_rnglists, with an empty range for each entry that is none.
 
-    Raises ValueError, IndexError.
+    ``addresses`` is the unit's table in .debug_addr.  Raises ValueError, IndexError.
     """
     data, word = source.rnglists, source.word
     while True:
@@ -88,6 +90,7 @@ def range_entries(source: DebugInput, at: int, base: int, addresses: int) -> Ite
             operands.append(source.address(addresses, value) if how == "x" else value)
         if len(operands) == 1:
             base = operands[0]
+            yield base, base
         elif kind == Rle.OFFSET_PAIR:
             yield base + operands[0], base + operands[1]
         elif kind in (Rle.STARTX_LENGTH, Rle.START_LENGTH):

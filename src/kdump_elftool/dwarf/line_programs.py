@@ -24,8 +24,12 @@ _ADVANCE_FIXED = 9
 """DW_LNS_fixed_advance_pc: the only opcode whose operand is no LEB128, but two bytes."""
 _SHORT = 20
 """Bytes of extended opcodes that the pattern passes over: all but those of no standard are shorter."""
+_MOST_TIMES = 4
+"""As often as the section is long bytes are decoded: damaged tables may end anywhere."""
 _ELSEWHERE = (0x0E, 0x1A, 0x1D, 0x25, 0x26, 0x27, 0x28)
 """DW_FORM_strp, strp_sup, strx*."""
+_MOST_OPERANDS, _MOST_PATTERNS = 8, 16
+"""No standard has an opcode of more than one; a program's compilers agree on one or two sets of opcodes."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def find_addresses(section: bytes, tables: Sequence[int], order: str, word: int)
     patterns: dict[bytes, re.Pattern[bytes]] = {}
     places: list[int] = []
     damaged: set[int] = set()
-    reach = 0
+    reach, left = 0, _MOST_TIMES * len(section)
     for table in sorted(set(tables)):
         try:
             # tables that overlap are none, and would be read again and again
@@ -53,7 +57,12 @@ def find_addresses(section: bytes, tables: Sequence[int], order: str, word: int)
             if header is None:
                 raise ValueError("a table begins within another one")
             if header.operands not in patterns:
+                if len(patterns) == _MOST_PATTERNS or max(header.operands, default=0) > _MOST_OPERANDS:
+                    raise ValueError("opcodes of no assembler that is known")
                 patterns[header.operands] = _pattern(header.operands)
+            left -= header.end - header.first
+            if left < 0:
+                raise ValueError("tables that cannot be decoded lie in each other")
             places += _addresses(section, header, patterns[header.operands], word)
             reach = header.end
         except (ValueError, IndexError):

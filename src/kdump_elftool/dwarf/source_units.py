@@ -93,20 +93,34 @@ class _Value:
     data: bytes = b""
 
 
+@dataclass
+class _Budget:
+    """Entries of lists that may still be read, those of units that then make no sense included."""
+
+    left: int = MOST_RANGES
+
+    def counted(self, ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Raises ValueError where they are too many."""
+        for each in ranges:
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError("more ranges than any program has")
+            yield each
+
+
 def source_units(source: DebugInput) -> tuple[list[SourceUnit], int]:
     """All that have code and a line table, and how many could not be read."""
     declarations = UnitDeclarations(source.abbrev)
     found: list[SourceUnit] = []
-    unread, left = 0, MOST_RANGES
+    unread, budget = 0, _Budget()
     for at in islice(_starts(source), _MOST_UNITS):
         try:
-            unit = _unit(source, declarations, at, left)
+            unit = _unit(source, declarations, at, budget)
         except (ValueError, IndexError):
             unread += 1
             continue
         if unit is not None:
             found.append(unit)
-            left -= len(unit.ranges)
     return found, unread
 
 
@@ -121,7 +135,7 @@ def _starts(source: DebugInput) -> Iterator[int]:
         at += 4 + length
 
 
-def _unit(source: DebugInput, declarations: UnitDeclarations, at: int, left: int) -> SourceUnit | None:
+def _unit(source: DebugInput, declarations: UnitDeclarations, at: int, budget: _Budget) -> SourceUnit | None:
     """Raises ValueError, IndexError."""
     data = source.info(at, _MOST_BYTES)
     head = _head(source, data)
@@ -138,10 +152,8 @@ def _unit(source: DebugInput, declarations: UnitDeclarations, at: int, left: int
     bases = {
         name: has[name].number for name in (_STR_OFFSETS_BASE, _ADDR_BASE, _RNGLISTS_BASE) if name in has
     }
-    ranges = list(islice(_code(source, has, bases, head.version), left + 1))
-    if len(ranges) > left:
-        raise ValueError("more ranges than any program has")
-    ranges = [(start, end) for start, end in ranges if start < end < 1 << 8 * source.word]
+    listed = budget.counted(_code(source, has, bases, head.version))
+    ranges = [(start, end) for start, end in listed if start < end < 1 << 8 * source.word]
     if not ranges:
         return None
     language = has.get(_LANGUAGE, _Value(0, 0)).number & 0xFFFF

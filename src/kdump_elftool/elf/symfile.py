@@ -117,13 +117,12 @@ def symbol_file(
     if len(symbols):
         all_sections.append(Section(".symtab", data=table, sh_type=c.SHT_SYMTAB, align=_WORD))
         all_sections.append(Section(".strtab", data=strings, sh_type=c.SHT_STRTAB))
-    names = _section_names(all_sections)
-    all_sections.append(Section(".shstrtab", data=names[0], sh_type=c.SHT_STRTAB))
-    segments = _segments(kind, loads)
+    text, names = _section_names(all_sections)
+    all_sections.append(Section(".shstrtab", data=text, sh_type=c.SHT_STRTAB))
+    headers, segments = np.zeros(len(all_sections) + 1, dtype=kind.shdr), _segments(kind, loads)
     offset = kind.ehdr.itemsize + len(segments)
-    headers = np.zeros(len(all_sections) + 1, dtype=kind.shdr)
     parts: list[bytes] = []
-    for header, section, name in zip(headers[1:], all_sections, names[1], strict=True):
+    for header, section, name in zip(headers[1:], all_sections, names, strict=True):
         data, start = section.data or b"", align_up(offset, section.align)
         parts += [bytes(start - offset), data]
         offset = start + len(data)
@@ -131,9 +130,6 @@ def symbol_file(
         if section.sh_type == c.SHT_SYMTAB:
             # sh_info: one greater than the last local symbol, the null symbol included
             header["sh_link"], header["sh_info"] = len(sections) + 2, locals_ + 1
-            header["sh_entsize"] = kind.sym.itemsize
-        elif section.flags & c.SHF_STRINGS:
-            header["sh_entsize"] = 1
     shoff = align_up(offset, _WORD)
     ident = c.ELFMAG + bytes([kind.ei_class, kind.ei_data, c.EV_CURRENT, osabi])
     ehdr = _file_header(kind, ident, (e_type, e_machine, e_flags), shoff, len(headers), len(loads))
@@ -148,6 +144,10 @@ def _describe(kind: ElfKind, header: np.void, section: Section, name: int, start
     header["sh_flags"], header["sh_addr"] = section.flags, section.addr & mask
     header["sh_offset"], header["sh_size"] = start, section.length & mask
     header["sh_addralign"] = section.align
+    if section.sh_type == c.SHT_SYMTAB:
+        header["sh_entsize"] = kind.sym.itemsize
+    elif section.flags & c.SHF_STRINGS:
+        header["sh_entsize"] = 1
 
 
 def _segments(kind: ElfKind, loads: Sequence[tuple[int, int]]) -> bytes:

@@ -52,13 +52,11 @@ def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     warnings = [f"notes are damaged from file offset {offset:#x} on" for offset in bad_notes]
     if elf.missing_headers:
         warnings.append(f"{elf.missing_headers} program headers lie beyond the end of the file")
-    placed = place(file, header, loads, notes)
-    loads, notes = placed.loads, placed.notes
+    loads, notes = place(file, header, loads, notes)
     possible = _possible(loads)
     if len(possible) < len(loads):
         warnings.append(f"{len(loads) - len(possible)} PT_LOADs with impossible addresses are ignored")
     memory, lost = _memory(file, possible, options.zero_excluded)
-    claimed = ClaimedMappings(possible.p_vaddr, possible.p_paddr, possible.p_memsz)
     return Dump(
         format="elf",
         file=file,
@@ -67,7 +65,7 @@ def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
         e_flags=header.e_flags,
         memory=memory,
         notes=notes,
-        claimed=claimed,
+        claimed=ClaimedMappings(possible.p_vaddr, possible.p_paddr, possible.p_memsz),
         lost=lost,
         warnings=tuple(warnings),
     )

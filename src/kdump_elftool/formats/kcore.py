@@ -11,8 +11,6 @@ Reference: fs/proc/kcore.c of v4.4, v4.14, v6.1; arch/x86/include/asm/page_64_ty
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from kdump_elftool.addr import Bools
@@ -30,24 +28,20 @@ _VMALLOC = 1 << 44
 """No piece of RAM is as large as the area that follows the direct map, 32 TB."""
 
 
-@dataclass(frozen=True)
-class Placed:
-    """PT_LOADs with physical addresses, whether there were others, and notes that say something."""
+def place(
+    file: ByteSource, header: ElfHeader, loads: Segments, notes: tuple[Note, ...]
+) -> tuple[Segments, tuple[Note, ...]]:
+    """PT_LOADs with physical addresses, and notes that say something; of any core but /proc/kcore all.
 
-    loads: Segments
-    is_live: bool
-    notes: tuple[Note, ...]
-
-
-def place(file: ByteSource, header: ElfHeader, loads: Segments, notes: tuple[Note, ...]) -> Placed:
-    """What of a core is physical memory; of any but /proc/kcore all of it.  Raises UnsupportedError."""
+    Raises UnsupportedError.
+    """
     nowhere = loads.p_paddr == np.uint64((1 << header.kind.bits) - 1)
     if nowhere.any():
-        return Placed(_rows(loads, ~nowhere), True, _said(notes))
+        return _rows(loads, ~nowhere), _said(notes)
     in_kernel = loads.p_vaddr >> np.uint64(header.kind.bits - 1) == 1
     if len(loads) > 1 and in_kernel.all() and not loads.p_paddr.any():
-        return Placed(_by_direct_map(file, header, loads), True, _said(notes))
-    return Placed(loads, False, notes)
+        return _by_direct_map(file, header, loads), _said(notes)
+    return loads, notes
 
 
 def _by_direct_map(file: ByteSource, header: ElfHeader, loads: Segments) -> Segments:

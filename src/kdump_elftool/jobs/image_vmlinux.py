@@ -123,8 +123,10 @@ def _open(file: ByteSource, btf: bytes | None) -> _Kernel:
 
 def _known(image: BootImage) -> dict[str, int]:
     """Symbols whose addresses the image tells without a table."""
+    if not image.placed:
+        return {}
     banner = ImageContent(image.memory, Knowledge(()), image.window).find("SYMBOL", "linux_banner")
-    return {} if banner is None or not image.placed else {"linux_banner": int(banner.value)}
+    return {} if banner is None else {"linux_banner": int(banner.value)}
 
 
 def _build_id(kernel: _Kernel) -> bytes | None:

@@ -70,8 +70,8 @@ def make_vmlinux(
     Raises IdentityError where the dump's symbol table cannot be found, or no lines in ``lines_of``.
     """
     words = Words(kernel.virtual(dump), dump.kind.order, kernel.arch.prstatus.word)
-    in_file = given.kernel and Btf.parse(given.kernel, words.order, words.word, "--btf", partial=True)
-    known = knowledge(dump, kernel, in_file or None)
+    in_file = _in_file(given, words)
+    known = knowledge(dump, kernel, in_file)
     symbols, types = in_dump(known)
     if symbols is None:
         raise _no_symbols()
@@ -80,13 +80,9 @@ def make_vmlinux(
     parts = [_placed(own, kernel, lines_of) if link_addresses else own, *modules.parts]
     if given.kernel is None and types is None:
         types = _partial_types(words, kernel, symbols)
-    frames = None
-    if not link_addresses:
-        frames = frame_rows(dump, kernel, known, described=NO_RANGES, code=code_of(parts))
-    is_given = given.kernel is not None
+    frames = None if link_addresses else _frames(dump, kernel, known, parts)
     missing = [f"kallsyms is damaged: {text}" for text in symbols.damage]
-    missing += lacking("the dump", modules, types, frames, given=is_given, wants_frames=not link_addresses)
-    missing += given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
+    missing += _lacking(modules, types, frames, given, unread=not in_file, wants_frames=not link_addresses)
     lines = None if lines_of is None else _lines(lines_of, kernel, link_addresses)
     if lines is not None:
         missing += lines.missing
@@ -95,16 +91,48 @@ def make_vmlinux(
     debug = None if types is None else _debug(words, known, types, parts[0], modules, sources, given)
     build_id = kernel.identity.build_id if link_addresses else None
     names = name_sections(words.order, build_id, _banner(words.memory, known))
-    data = symbol_file(
-        ElfKind(8 * words.word, words.order),
+    data = _file(dump, kernel, parts, contents_of(parts, debug, frames, names, lines))
+    return made(data, kernel.identity.release, parts, debug, missing, len(sources.units))
+
+
+def _frames(dump: Dump, kernel: Kernel, known: Knowledge, parts: Sequence[Part]) -> FrameFile | None:
+    return frame_rows(dump, kernel, known, described=NO_RANGES, code=code_of(parts))
+
+
+def _in_file(given: GivenTypes, words: Words) -> Btf | None:
+    """The kernel's types in a file, if they are of a machine like this."""
+    if given.kernel is None:
+        return None
+    return Btf.parse(given.kernel, words.order, words.word, "--btf", partial=True)
+
+
+def _lacking(
+    modules: ModuleParts,
+    types: Btf | None,
+    frames: FrameFile | None,
+    given: GivenTypes,
+    *,
+    unread: bool,
+    wants_frames: bool,
+) -> list[str]:
+    """Sentences; ``unread``: the kernel's types in a file, if there is one, cannot be used."""
+    is_given = given.kernel is not None
+    said = lacking("the dump", modules, types, frames, given=is_given, wants_frames=wants_frames)
+    if is_given and unread and types is not None:
+        said.append("the file of --btf is none of a machine like this: the types are those of the dump")
+    return said + given.unused((part.name[1:-1] for part in modules.parts), has_base=types is not None)
+
+
+def _file(dump: Dump, kernel: Kernel, parts: Sequence[Part], sections: Sequence[Section]) -> bytes:
+    return symbol_file(
+        ElfKind(8 * kernel.arch.prstatus.word, dump.kind.order),
         kernel.arch.e_machine,
-        contents_of(parts, debug, frames, names, lines),
+        sections,
         elf_symbols(parts),
         e_flags=dump.e_flags,
         osabi=c.ELFOSABI_GNU,
         loads=image_range(parts[0]),
     )
-    return made(data, kernel.identity.release, parts, debug, missing, len(sources.units))
 
 
 def _no_symbols() -> IdentityError:

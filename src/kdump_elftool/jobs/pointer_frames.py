@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from kdump_elftool.addr import U64, Ranges, u64
+from kdump_elftool.addr import MASK64, U64, Ranges, u64
 from kdump_elftool.dwarf.code_to_frames import ARM64, I386, X86_64, FrameMachine
 from kdump_elftool.elf.constants import EM_386, EM_AARCH64, EM_X86_64, STT_FUNC
 from kdump_elftool.errors import IdentityError
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 _TEXTS = (("_stext", "_etext", False), ("_sinittext", "_einittext", True))
 """The code for initialisation is freed, but the first idle task has frames of it on its stack."""
 _LARGEST_TEXT = 128 << 20
+_MOST_CODE = 512 << 20
+"""Bytes of all stretches together: modules come out of a dump."""
+_LARGEST_REGISTERS = 1 << 12
+"""Bytes of struct pt_regs."""
 _ARM64_ENTRIES = re.compile(r"el[01](?:[ht]_(?:64|32))?_\w+|ret_to_(?:user|kernel)")
 """arch/arm64/kernel/entry.S; those of the names that are in C have a prologue."""
 MACHINES = {EM_AARCH64: ARM64, EM_386: I386, EM_X86_64: X86_64}
@@ -54,10 +58,11 @@ def pointer_frames(
     if machine is None or symbols is None:
         return None
     memory = kernel.virtual(dump)
-    texts = [*_kernel_texts(symbols), *_module_texts(dump, kernel, known, skip_modules)]
+    texts = believed([*_kernel_texts(symbols), *_module_texts(dump, kernel, known, skip_modules)])
     if not texts:
         return None
-    parts = [_of_text(machine, memory, known, symbols, text) for text in texts]
+    entry = Entry.of(machine, known, symbols)
+    parts = [_of_text(machine, memory, entry, text) for text in texts]
     texts.sort(key=lambda text: text.start)
     code = Ranges(u64([text.start for text in texts]), u64([text.end for text in texts]))
     frames = within(merged(parts), code)
@@ -68,9 +73,42 @@ def pointer_frames(
     return frames, machine
 
 
-def _of_text(
-    machine: FrameMachine, memory: VirtualMemory, known: Knowledge, symbols: Kallsyms, text: Text
-) -> CodeFrames:
+def believed(texts: Iterable[Text]) -> list[Text]:
+    """Those that code may be in, as long as they are not more than any kernel has."""
+    found, left = [], _MOST_CODE
+    for text in texts:
+        size = text.end - text.start
+        if not 0 < size <= min(_LARGEST_TEXT, left) or text.end > MASK64:
+            log.info("frame pointers: %#x bytes of code at %#x are not looked at", size, text.start)
+            continue
+        found.append(text)
+        left -= size
+    return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The assembly that enters the kernel: where it is on x86, [start, end); arm64's functions, and how far
+    the frame record lies within struct pt_regs."""
+
+    stretch: tuple[int, int] | None
+    functions: U64
+    registers: int | None
+
+    @classmethod
+    def of(cls, machine: FrameMachine, known: Knowledge, symbols: Kallsyms) -> Entry:
+        """By the kernel's symbols and types."""
+        start, end = symbols.symbol("__entry_text_start"), symbols.symbol("__entry_text_end")
+        stretch = (start, end) if start is not None and end is not None else None
+        if machine is not ARM64:
+            return cls(stretch, u64([]), None)
+        registers = known.offset("pt_regs.stackframe")
+        if registers is not None and not 0 <= registers <= _LARGEST_REGISTERS:
+            registers = None
+        return cls(stretch, _arm64_entries(symbols), registers)
+
+
+def _of_text(machine: FrameMachine, memory: VirtualMemory, entry: Entry, text: Text) -> CodeFrames:
     if text.gone:
         record = 2 * machine.word
         return CodeFrames.of(u64([text.start]), Base.FP, record, record)
@@ -78,11 +116,8 @@ def _of_text(
     memory.read_present(text.start, memoryview(code))
     if machine is ARM64:
         words = np.frombuffer(bytes(code), dtype="<u4")
-        entries, registers = _arm64_entries(symbols), known.offset("pt_regs.stackframe")
-        return arm64_frames(words, text.start, text.functions, entries, registers)
-    start, end = symbols.symbol("__entry_text_start"), symbols.symbol("__entry_text_end")
-    entry = (start, end) if start is not None and end is not None else None
-    return x86_frames(bytes(code), text.start, text.functions, entry, machine.word)
+        return arm64_frames(words, text.start, text.functions, entry.functions, entry.registers)
+    return x86_frames(bytes(code), text.start, text.functions, entry.stretch, machine.word)
 
 
 def _arm64_entries(symbols: Kallsyms) -> U64:
@@ -95,7 +130,7 @@ def _kernel_texts(symbols: Kallsyms) -> Iterator[Text]:
     code = symbols.address[np.isin(symbols.kind, np.frombuffer(b"tTwW", dtype=np.uint8))]
     for first, last, gone in _TEXTS:
         start, end = symbols.symbol(first), symbols.symbol(last)
-        if start is not None and end is not None and 0 < end - start <= _LARGEST_TEXT:
+        if start is not None and end is not None:
             yield Text(start, end, code, gone)
 
 
@@ -115,5 +150,5 @@ def _module_texts(dump: Dump, kernel: Kernel, known: Knowledge, skip_modules: Co
         for module in loaded.modules
         if module.name not in skip_modules
         for region in module.module.regions
-        if 0 < region.text <= _LARGEST_TEXT
+        if region.text
     ]

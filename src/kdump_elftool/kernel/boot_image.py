@@ -10,6 +10,7 @@ drivers/firmware/efi/libstub/zboot-header.S, arch/arm/boot/compressed/head.S; sc
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import struct
@@ -20,7 +21,7 @@ import numpy as np
 
 from kdump_elftool.addr import u64
 from kdump_elftool.codecs.kernel_streams import KERNEL_STREAMS
-from kdump_elftool.codecs.whole import Held, decompressed
+from kdump_elftool.codecs.whole import Allowance, Held, decompressed
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.reader import ElfFile
 from kdump_elftool.elf.structs import ElfKind
@@ -38,6 +39,8 @@ MOST = 1 << 29
 """Bytes of a kernel; those with KASAN have 200 MB."""
 _SMALLEST = 1 << 16
 _MOST_STREAMS = 64
+_MOST_TOGETHER = 2 * MOST
+"""Bytes that all streams which are tried become: one may be a ramdisk or a bomb."""
 _MOST_BASES = 8
 _HEAD = 0x260
 _FIRST_WITH_PAYLOAD = 0x208
@@ -138,11 +141,13 @@ def _payload(data: bytes) -> tuple[int, int] | None:
 def _found(path: str, data: bytes) -> Iterator[bytes]:
     """The contents of streams that are large enough for a kernel."""
     missing: MissingCodecError | None = None
-    for number, match in enumerate(_STREAM.finditer(data)):
-        if number >= _MOST_STREAMS:
+    shared = Allowance(_MOST_TOGETHER)
+    for match in itertools.islice(_STREAM.finditer(data), _MOST_STREAMS):
+        if not shared.left:
+            log.info("image: what is packed in it is too much")
             break
         try:
-            inside = decompressed(Held(path, data[match.start() :]), MOST, KERNEL_STREAMS)
+            inside = decompressed(Held(path, data[match.start() :]), MOST, KERNEL_STREAMS, shared)
         except FormatError:
             continue
         except MissingCodecError as error:

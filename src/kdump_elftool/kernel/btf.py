@@ -31,6 +31,8 @@ HEADER_SIZE = 24
 MAX_SIZE = 64 << 20
 _MOST_CANDIDATES = 64
 """Places that begin like a BTF object and are none."""
+_MOST_BEGINNINGS = 1 << 20
+"""Places that have the first bytes of one."""
 _DEEPEST = 32
 _FEW = 50
 
@@ -373,10 +375,11 @@ def open_btf(
     pattern = MAGIC.to_bytes(2, byte_order) + b"\1\0" + HEADER_SIZE.to_bytes(4, byte_order) + bytes(4)  # type: ignore[arg-type]
     # memory is zeros for the most part: a pattern that ends with them is looked for slowly
     beginning = pattern[:3]
-    left = _MOST_CANDIDATES
+    left, tries = _MOST_CANDIDATES, _MOST_BEGINNINGS
     for vaddr, data in memory.scan(*window, HEADER_SIZE):
         at = data.find(beginning)
-        while at >= 0 and left:
+        while at >= 0 and left and tries:
+            tries -= 1
             if not data.startswith(pattern, at):
                 at = data.find(beginning, at + 1)
                 continue

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +24,9 @@ from typing import Literal
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64
+from kdump_elftool.addr import MASK64, U64, u64
 from kdump_elftool.errors import FaultError
+from kdump_elftool.kernel.banner import banners, build_of, occurrences
 from kdump_elftool.kernel.facts import Fact, Source
 from kdump_elftool.kernel.module_head import LISTS, find_module_list
 from kdump_elftool.kernel.words import Words
@@ -38,8 +38,6 @@ TASK_COMM_LEN = 16
 _NAMES = (b"swapper/0", b"swapper")
 _MOST_CANDIDATES = 1000
 _LARGEST_IMAGE = 128 << 20
-_BANNER = re.compile(rb"Linux version [^ \0]{1,64} \([^\n\0]{1,900}\n\0")
-_BUILD = re.compile(rb" #[0-9]")
 _STATES = (b"R (running)\0", b"S (sleeping)\0")
 _OF_INIT_TASK = {
     "init_cred": ("task_struct.cred",),
@@ -85,15 +83,18 @@ class ContentSource:
             return lambda: find_module_list(words, self.known, self.window, name)
 
         found: dict[str, Callable[[], int | None]] = {
-            "init_task": self._init_task,
+            "init_task": lambda: self._init_task,
             "init_mm": self._init_mm,
-            "linux_banner": self._banner,
             "task_state_array": self._task_states,
             "special_mapping_vmops": self._special_mapping,
         }
         found |= {name: chain(members) for name, members in _OF_INIT_TASK.items()}
-        return found if self.at_rest else found | {name: modules(name) for name in LISTS}
+        if self.at_rest:
+            return found
+        # of an image without a running kernel ``image_content`` knows the banner
+        return found | {"linux_banner": self._banner} | {name: modules(name) for name in LISTS}
 
+    @cached_property
     def _init_task(self) -> int | None:
         offsets = {}
         for member in ("comm", "tasks", "pid", "tgid"):
@@ -132,7 +133,7 @@ class ContentSource:
 
     def _of_init_task(self, members: tuple[str, ...]) -> int | None:
         """What a chain of pointers leads to, if that is in the image."""
-        at = self._ask("SYMBOL", "init_task") or self._init_task()
+        at = self._ask("SYMBOL", "init_task") or self._init_task
         for member in members:
             offset = self._ask("OFFSET", member)
             if at is None or offset is None:
@@ -153,27 +154,22 @@ class ContentSource:
         return None
 
     def _banner(self) -> int | None:
-        """With the number of the build, which an earlier stage of the link does not have (v6.1)."""
-        found = [
-            (start + match.start(), match[0])
-            for start, data in self.memory.scan(*self._image, 1024)
-            for match in itertools.islice(_BANNER.finditer(data), _MOST_CANDIDATES)
-        ]
-        numbered = (vaddr for vaddr, text in found if _BUILD.search(text))
+        """With the number of the build, if there is one of those."""
+        found = list(banners(self.memory, self._image))
+        numbered = (vaddr for vaddr, text in found if build_of(text) is not None)
         return next(numbered, found[0][0] if found else None)
 
     def _task_states(self) -> int | None:
         """Its texts lie anywhere among the kernel's; the table points at one behind the other."""
-        first = [
+        first = (
             start + at
             for start, data in self.memory.scan(*self._image, len(_STATES[0]))
-            for at in _places(data, _STATES[0])
-        ]
-        for text in first[:_MOST_CANDIDATES]:
-            for place in self._pointers_to(text):
-                second = self._pointer(place + self.word)
-                if second is not None and self._bytes(second, len(_STATES[1])) == _STATES[1]:
-                    return place
+            for at in occurrences(data, _STATES[0])
+        )
+        for place in self._pointers_to(*itertools.islice(first, _MOST_CANDIDATES)):
+            second = self._pointer(place + self.word)
+            if second is not None and self._bytes(second, len(_STATES[1])) == _STATES[1]:
+                return place
         return None
 
     def _special_mapping(self) -> int | None:
@@ -183,13 +179,17 @@ class ContentSource:
             return None
         return next((place - offset for place in self._pointers_to(function)), None)
 
-    def _pointers_to(self, vaddr: int) -> Iterator[int]:
-        """Where the image has this address, at most a thousand places."""
-        left = _MOST_CANDIDATES
+    def _pointers_to(self, *vaddr: int) -> Iterator[int]:
+        """Where the image has one of these addresses, at most a thousand places."""
+        wanted, left = u64(vaddr), _MOST_CANDIDATES
+        if not len(wanted):
+            return
         for place, value in self._words():
-            for row in np.flatnonzero(value == np.uint64(vaddr))[:left].tolist():
+            for row in np.flatnonzero(np.isin(value, wanted))[:left].tolist():
                 left -= 1
                 yield int(place[row])
+            if not left:
+                return
 
     def _words(self) -> Iterator[tuple[U64, U64]]:
         """The words of the image and their addresses, piece by piece; the last one of a piece comes again."""
@@ -232,11 +232,4 @@ class ContentSource:
 
 def _named(data: bytes) -> list[int]:
     """Where in ``data`` a comm array holds one of the names."""
-    return sorted({at for name in _NAMES for at in _places(data, name.ljust(TASK_COMM_LEN, b"\0"))})
-
-
-def _places(data: bytes, wanted: bytes) -> Iterator[int]:
-    at = data.find(wanted)
-    while at >= 0:
-        yield at
-        at = data.find(wanted, at + 1)
+    return sorted({at for name in _NAMES for at in occurrences(data, name.ljust(TASK_COMM_LEN, b"\0"))})

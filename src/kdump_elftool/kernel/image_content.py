@@ -1,29 +1,26 @@
 """What a kernel image that was never started has for those who know what it looks like.
 
-``linux_banner`` is a text, ``init_uts_ns`` names the release of that text, ``init_task`` is on a list of its
-own.  So they are found where the symbol table has functions only.
+``linux_banner`` is a text, ``init_uts_ns`` names the release of that text.  So they are found where the
+symbol table has functions only; what else is, ``content`` finds in such an image too.
 
-Since v6.1 the first two are there twice: as the linker found them before it knew the number of the build
-("# SMP" for "#1 SMP"), and as they are used.
+Since v6.1 the first two are there twice, once without the number of the build (``kernel.banner``).
 
 References: init/version.c, init/version-timestamp.c (linux_banner, init_uts_ns).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from kdump_elftool.elf.constants import ELFMAG, NT_GNU_BUILD_ID
+from kdump_elftool.kernel.banner import banners, build_of, occurrences, release_of
 from kdump_elftool.kernel.facts import Fact, Source
 from kdump_elftool.kernel.utsname import FIELD_SIZE, RELEASE
 from kdump_elftool.memory.virtual import VirtualMemory
 
-_BANNER = re.compile(rb"Linux version ([!-~]{1,64}) \([ -~]{1,900}?(#\d[ -~]{0,64})\n\0")
-_LONGEST = 1024
 _BUILD_ID = 20
 _VDSO = 1 << 16
 _PAGE = 4096
@@ -54,15 +51,13 @@ class ImageContent:
     @property
     def release(self) -> str | None:
         """What ``uname -r`` says in this kernel."""
-        match = _BANNER.match(self.banner + b"\0")
-        return match[1].decode("ascii") if match else None
+        found = release_of(self.banner)
+        return None if found is None else found.decode("ascii")
 
     @cached_property
     def _banners(self) -> list[tuple[int, bytes]]:
-        found = {}
-        for start, data in self.memory.scan(*self.window, _LONGEST):
-            found.update({start + match.start(): match[0][:-1] for match in _BANNER.finditer(data)})
-        return sorted(found.items())
+        found = dict(banners(self.memory, self.window))
+        return sorted((vaddr, text) for vaddr, text in found.items() if build_of(text) is not None)
 
     def build_id(self, order: str) -> bytes | None:
         """What the note in the image says; not that of a vDSO, an ELF file that begins with a page."""
@@ -72,12 +67,10 @@ class ImageContent:
         )
         found = {}
         for start, data in self.memory.scan(*self.window, _VDSO + len(head) + _BUILD_ID):
-            at = data.find(head)
-            while at >= 0:
+            for at in occurrences(data, head):
                 elf = data.rfind(ELFMAG, max(at - _VDSO, 0), at)
                 if elf < 0 or (start + elf) % _PAGE:
                     found[start + at] = data[at + len(head) : at + len(head) + _BUILD_ID]
-                at = data.find(head, at + 1)
         ids = {each for each in found.values() if len(each) == _BUILD_ID}
         return ids.pop() if len(ids) == 1 else None
 
@@ -86,18 +79,16 @@ class ImageContent:
 
     def _init_uts_ns(self) -> int | None:
         offset = self.known.find("OFFSET", "uts_namespace.name")
-        match = _BANNER.match(self.banner + b"\0")
-        if offset is None or match is None:
+        release, build = release_of(self.banner), build_of(self.banner)
+        if offset is None or release is None or build is None:
             return None
-        places = set(self._names(match[1], match[2]))
+        places = set(self._names(release, build))
         return places.pop() - int(offset.value) if len(places) == 1 else None
 
     def _names(self, release: bytes, version: bytes) -> Iterator[int]:
         """Where a struct new_utsname names the release and the version."""
         names = release.ljust(FIELD_SIZE, b"\0") + version[: FIELD_SIZE - 1] + b"\0"
         for start, data in self.memory.scan(*self.window, FIELD_SIZE * (_VERSION + 1)):
-            at = data.find(_SYSTEM)
-            while at >= 0:
+            for at in occurrences(data, _SYSTEM):
                 if data.startswith(names, at + RELEASE * FIELD_SIZE):
                     yield start + at
-                at = data.find(_SYSTEM, at + 1)

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(rb"[A-Za-z0-9_-]{1,63}\0")
 _NAME_SIZE = 56
 """MODULE_NAME_LEN; 60 on 32-bit machines."""
-
+_LARGEST_OFFSET = 1 << 14
+"""In struct module and the like: what VMCOREINFO says of them may be any number."""
 
 _SHAPES = {
     "modules": ("module.list", None, ()),
@@ -58,16 +59,17 @@ def find_module_list(words: Words, known: Source, window: tuple[int, int], symbo
     found: set[int] = set()
     for start, data in words.memory.scan(*window, 2 * words.word):
         found.update(_heads(words, shape, start, data).tolist())
-    if len(found) > 1:
-        log.info("%s: %d lists look like it", symbol, len(found))
-    return found.pop() if len(found) == 1 else None
+        if len(found) > 1:
+            log.info("%s: several lists look like it", symbol)
+            return None
+    return found.pop() if found else None
 
 
 def _shape(known: Source, node: str, pointer: str | None, to_btf: tuple[str, ...]) -> _Shape | None:
     questions = (node, pointer or node, "module.name", "module.mkobj", "module_kobject.mod", *to_btf)
     facts = [known.find("OFFSET", name) for name in questions]
     offsets = [int(fact.value) for fact in facts if fact is not None]
-    if len(offsets) < len(questions):
+    if len(offsets) < len(questions) or not all(0 <= offset <= _LARGEST_OFFSET for offset in offsets):
         return None
     at_node, at_pointer, name, mkobj, mod, *path = offsets
     return _Shape(at_node, at_pointer if pointer else None, name, mkobj + mod, tuple(path))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from kdump_elftool.codecs.kernel_streams import KERNEL_STREAMS
 from kdump_elftool.codecs.whole import Held, decompressed
-from kdump_elftool.errors import FormatError
+from kdump_elftool.errors import FormatError, MissingCodecError
 from tests.builders.boot_images import COMPRESS, LEGACY_BLOCK, legacy_lz4, packed
 
 DATA = bytes(range(256)) * 1024
@@ -38,3 +40,12 @@ def test_a_block_that_is_none():
     whole[8:12] = b"\xff\xff\xff\xff"
     with pytest.raises(FormatError, match="the legacy lz4 stream is damaged"):
         decompressed(Held("x", bytes(whole)), len(DATA), KERNEL_STREAMS)
+
+
+def test_without_the_library(monkeypatch):
+    """What is missing is said, not where the import of it failed."""
+    packed_data = packed(DATA, "lz4")
+    for name in ("lz4", "lz4.block", "lz4.frame"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingCodecError, match="lz4"):
+        decompressed(Held("x", packed_data), len(DATA), KERNEL_STREAMS)

@@ -8,7 +8,7 @@ import lzma
 
 import pytest
 
-from kdump_elftool.codecs.whole import Held, decompressed
+from kdump_elftool.codecs.whole import Allowance, Held, decompressed
 from kdump_elftool.errors import CorruptDumpError, FormatError
 
 DATA = bytes(range(256)) * 64
@@ -45,3 +45,16 @@ def test_held_bytes():
     assert Held("x", b"abcdef").read_at(4, 10) == b"ef"
     with pytest.raises(CorruptDumpError):
         Held("x", b"abcdef").read_into(4, memoryview(view))
+
+
+def test_several_share_an_allowance():
+    """What a stream became before it ended in an error counts, too."""
+    shared = Allowance(2 * len(DATA) + 100)
+    cut = PACKED["gzip"][:-1]
+    with pytest.raises(FormatError, match="ends early"):
+        decompressed(Held("x", cut), len(DATA), shared=shared)
+    assert decompressed(Held("x", PACKED["xz"]), len(DATA), shared=shared) == DATA
+    assert shared.left == 100
+    with pytest.raises(FormatError, match="more than 0x64 "):
+        decompressed(Held("x", PACKED["bzip2"]), len(DATA), shared=shared)
+    assert shared.left == 0

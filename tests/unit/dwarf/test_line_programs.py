@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from kdump_elftool.dwarf import line_programs
 from kdump_elftool.dwarf.line_programs import find_addresses, moved_addresses
 from tests.builders import dwarf as d
 from tests.builders import lines
@@ -128,3 +129,39 @@ def test_damaged_headers():
         assert damaged or len(places) <= 20
         moved = moved_addresses(bytes(data), places, "<", 8, LOW, OFFSET)
         assert len(moved) == len(good)
+
+
+def test_forged_opcodes():
+    """Patterns are made for a few sets of opcodes, not for one a table, nor for hundreds of operands."""
+    program = lines.set_address(LOW, "<", 8) + lines.extended(1)
+    sets = (bytes([*lines.LENGTHS, 0, number % 8, number // 8]) for number in range(40))
+    many = [lines.table(program, 4, "<", 8, lengths=lengths) for lengths in sets]
+    starts = np.cumsum([0, *map(len, many)])[:-1].tolist()
+    places, damaged = find_addresses(b"".join(many), starts, "<", 8)
+    assert (len(places), damaged) == (16, set(starts[16:]))
+    section = lines.table(program, 4, "<", 8, lengths=bytes(range(254)))
+    assert find_addresses(section, [0], "<", 8)[1] == {0}
+
+
+def test_damaged_tables_within_each_other(monkeypatch):
+    """Each goes on to the end of the section, where it is cut off."""
+    table = lines.table(b"", 4, "<", 8)
+    count, whole = 500, 500 * len(table) + 1000
+    section = (
+        b"".join(
+            (whole - number * len(table) - 4).to_bytes(4, "little") + table[4:] for number in range(count)
+        ).ljust(whole - 1, b"\x0d")
+        + b"\2"
+    )
+    starts = [number * len(table) for number in range(count)]
+    decoded = []
+    original = line_programs._addresses
+
+    def addresses(section, header, *rest):
+        decoded.append(header.end - header.first)
+        return original(section, header, *rest)
+
+    monkeypatch.setattr(line_programs, "_addresses", addresses)
+    places, damaged = find_addresses(section, starts, "<", 8)
+    assert (len(places), damaged) == (0, set(starts))
+    assert len(section) < sum(decoded) <= 4 * len(section)

@@ -12,6 +12,9 @@ import pytest
 from elftools.dwarf.ranges import BaseAddressEntry
 from elftools.elf.elffile import ELFFile
 
+from kdump_elftool.addr import MASK64
+from kdump_elftool.dwarf import abbreviation_search
+from kdump_elftool.dwarf import source_units as source_units_module
 from kdump_elftool.dwarf.debug_input import DebugInput
 from kdump_elftool.dwarf.source_units import SourceUnit, source_units
 from tests.builders import dwarf as d
@@ -189,3 +192,58 @@ def test_an_endless_abbreviation_table():
     assert read(sections) == ([], 0)
     sections[".debug_abbrev"] = b"\x81" * (4 << 20)
     assert read(sections) == ([], 0)
+
+
+def many_units(count: int, apart: int) -> bytes:
+    """Headers of units without more, whose tables of declarations begin ``apart`` bytes from each other."""
+    heads = (struct.pack("<HBBI", 5, 1, 8, number * apart) + b"\x01" for number in range(count))
+    return b"".join(struct.pack("<I", len(head)) + head for head in heads)
+
+
+def test_units_that_all_name_large_tables(monkeypatch):
+    """Each table ends where the section does: together they would be a thousand times as large."""
+    other = b"\x02\x34\0" + b"\x03\x08" * 50 + b"\0\0"
+    sections = {".debug_abbrev": other * 1000, ".debug_info": many_units(1000, len(other))}
+    few = (
+        *abbreviation_search.UnitDeclarations.__init__.__defaults__[:-1],
+        8 * len(sections[".debug_abbrev"]),
+    )
+    monkeypatch.setattr(abbreviation_search.UnitDeclarations.__init__, "__defaults__", few)
+    assert read(sections) == ([], 1000 - 8)
+
+
+def test_tables_that_are_shared_are_read_once(monkeypatch):
+    searched: list[tuple[int, int]] = []
+    original = abbreviation_search.UnitDeclarations._search
+
+    def search(self, table, code):
+        searched.append((table, code))
+        return original(self, table, code)
+
+    monkeypatch.setattr(abbreviation_search.UnitDeclarations, "_search", search)
+    assert read({".debug_abbrev": b"\x02\x34\0\0\0", ".debug_info": many_units(1000, 0)}) == ([], 0)
+    assert searched == [(0, 1)]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_ranges_that_are_none_count(monkeypatch, version):
+    """Empty ones, and new bases: every unit may name the same long list of them."""
+    sections = written(version, "<", 8)
+    where = 12 if version == 5 else 8
+    entries = {4: struct.pack("<2Q", MASK64, TEXT), 5: b"\x05" + struct.pack("<Q", TEXT)}[version]
+    name = ".debug_rnglists" if version == 5 else ".debug_ranges"
+    sections[name] = sections[name][:where] + entries * 100 + sections[name][where:]
+    monkeypatch.setattr(source_units_module._Budget.__init__, "__defaults__", (100,))
+    found, unread = read(sections)
+    assert ([unit.name for unit in found], unread) == ([b"kernel/fork.c"], 2)
+    monkeypatch.setattr(source_units_module._Budget.__init__, "__defaults__", (110,))
+    found, unread = read(sections)
+    assert ([unit.name for unit in found], unread) == ([b"kernel/fork.c", b"entry.S", b"again.c"], 0)
+
+
+def test_a_name_that_is_no_path():
+    sections = written(5, "<", 8)
+    sections[".debug_str"] = sections[".debug_str"].replace(b"kernel/fork.c\0", b"x" * 14)
+    assert len(read(sections)[0][0].name) < 4096
+    sections[".debug_str"] = b"y" * (1 << 20) + b"\0"
+    assert {unit.name for unit in read(sections)[0]} == {b""}

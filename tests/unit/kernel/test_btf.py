@@ -233,3 +233,12 @@ def test_what_only_begins_like_one_is_not_tried_for_ever(monkeypatch):
     assert open_btf(memory_of(header * 10 + data, 0x1000), VmcoreInfo({}), window, "<", 8) is not None
     monkeypatch.setattr("kdump_elftool.kernel.btf._MOST_CANDIDATES", 10)
     assert open_btf(memory_of(header * 10 + data, 0x1000), VmcoreInfo({}), window, "<", 8) is None
+
+
+def test_a_memory_full_of_first_bytes_ends_soon():
+    data = written()
+    for count, is_found in ((1000, True), (1 << 20, False)):
+        memory = memory_of(b"\x9f\xeb\1" * count + data, 0x1000)
+        window = (BASE, BASE + 3 * count + len(data) + 0x2000)
+        found = open_btf(memory, VmcoreInfo({}), window, "<", 8)
+        assert (found is not None) is is_found

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import pytest
 
+from kdump_elftool.addr import U64
 from kdump_elftool.kernel.content import ContentSource
 from kdump_elftool.kernel.facts import Fact
 from tests.unit.kernel.kernelspace import BASE, ROOM, KernelSpace, info_of
@@ -90,13 +94,6 @@ MORE = OFFSETS | {
     "OFFSET_mm_struct__pgd": 0x48,
     "OFFSET_mm_struct__start_code": 0xF0,
     "OFFSET_vm_operations_struct__name": 0x30,
-    "OFFSET_module__state": 0,
-    "OFFSET_module__list": 8,
-    "OFFSET_module__name": 0x18,
-    "OFFSET_btf_module__list": 0,
-    "OFFSET_btf_module__btf": 0x10,
-    "OFFSET_btf_module__module": 0x18,
-    "OFFSET_btf__data": 0,
 }
 BANNER = b"Linux version 6.1.0 (builder@host) (gcc) # SMP\n\0"
 
@@ -105,17 +102,6 @@ def symbol(space: KernelSpace, name: str, **keys: object) -> int | None:
     source = ContentSource(space.virtual(), info_of(**{**MORE, **keys}), IMAGE, "<", 8)
     fact = source.find("SYMBOL", name)
     return None if fact is None else int(fact.value) - BASE
-
-
-def put_list(space: KernelSpace, *nodes: int) -> None:
-    for at, node in enumerate(nodes):
-        space.put(node, "QQ", BASE + nodes[(at + 1) % len(nodes)], BASE + nodes[at - 1])
-
-
-def put_modules(space: KernelSpace, head: int, *modules: int, name: bytes = b"dm_mod") -> None:
-    put_list(space, head, *(module + 8 for module in modules))
-    for module in modules:
-        space.data[module + 0x18 : module + 0x18 + len(name)] = name
 
 
 def test_what_init_task_uses():
@@ -149,6 +135,8 @@ def test_the_banner_with_the_number_of_the_build():
     numbered = BANNER.replace(b"# SMP", b"#1 SMP")
     space.data[0x200000 : 0x200000 + len(numbered)] = numbered
     assert symbol(space, "linux_banner") == 0x200000
+    at_rest = ContentSource(space.virtual(), info_of(**MORE), IMAGE, "<", 8, at_rest=True)
+    assert at_rest.find("SYMBOL", "linux_banner") is None, "image_content takes one or none"
 
 
 def test_states_of_tasks_by_their_texts():
@@ -168,33 +156,33 @@ def test_the_mapping_of_the_kernel():
     assert symbol(space, "special_mapping_vmops") == 0x20000
 
 
-def test_modules():
-    space = KernelSpace()
-    put_list(space, 0x10000, 0x500000)  # of something else
-    put_modules(space, 0x20000, 0x600000, 0x610000)
-    assert symbol(space, "modules") == 0x20000
-    space.put(0x600000, "i", 77)  # of no state of a module
-    assert symbol(space, "modules") is None
-    space.put(0x600000, "i", 0)
-    space.data[0x600018] = 0x1B
-    assert symbol(space, "modules") is None
-
-
-def test_btf_of_modules():
-    space = KernelSpace()
-    put_modules(space, 0x20000, 0x600000, 0x610000)
-    put_list(space, 0x30000, 0x700000)
-    space.put(0x700010, "QQ", BASE + 0x710000, BASE + 0x600000)
-    assert symbol(space, "btf_modules") is None
-    space.put(0x710000, "Q", BASE + 0x720000)
-    space.put(0x720000, "H", 0xEB9F)
-    assert symbol(space, "btf_modules") == 0x30000
-    space.put(0x700018, "Q", BASE + 0x620000)  # of no module
-    assert symbol(space, "btf_modules") is None
-
-
-@pytest.mark.parametrize("name", ["modules", "btf_modules", "task_state_array", "linux_banner"])
+@pytest.mark.parametrize("name", ["task_state_array", "linux_banner"])
 def test_a_memory_full_of_pointers_ends_soon(name: str):
     space = KernelSpace()
     space.data[:] = (BASE + 0x7000).to_bytes(8, "little") * (ROOM // 8)
     assert symbol(space, name) is None
+
+
+def test_texts_of_states_all_over_memory():
+    """The image is gone through once for all of them, not once for each."""
+    space = KernelSpace()
+    text = b"R (running)\0".ljust(16, b"\0")
+    space.data[: ROOM // 4] = text * (ROOM // 4 // 16)
+    space.data[0x300000:0x30000D] = b"S (sleeping)\0"
+    space.put(0x310000, "QQ", BASE + 16 * 900, BASE + 0x300000)
+    assert symbol(space, "task_state_array") == 0x310000
+    source = Counting(space.virtual(), info_of(**MORE), IMAGE, "<", 8)
+    assert source.find("SYMBOL", "task_state_array") is not None
+    assert source.passes == [1]
+
+
+class Counting(ContentSource):
+    """Counts how often the words of the image are read."""
+
+    @cached_property
+    def passes(self) -> list[int]:
+        return [0]
+
+    def _words(self) -> Iterator[tuple[U64, U64]]:
+        self.passes[0] += 1
+        return super()._words()

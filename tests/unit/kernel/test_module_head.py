@@ -107,3 +107,18 @@ def test_without_types():
     assert (
         ContentSource(space.virtual(), known, (BASE, BASE + ROOM), "<", 8).find("SYMBOL", "modules") is None
     )
+
+
+@pytest.mark.parametrize("name", [key for key in OFFSETS if key.startswith("OFFSET_module")])
+@pytest.mark.parametrize("value", [-8, 1 << 63])
+def test_offsets_that_no_struct_has(name, value):
+    space = KernelSpace()
+    put_modules(space, b"loop")
+    assert find(space, "modules", **{name: value}) is None
+
+
+@pytest.mark.parametrize("name", ["modules", "btf_modules"])
+def test_a_memory_full_of_pointers(name):
+    space = KernelSpace()
+    space.data[:] = (BASE + 0x7000).to_bytes(8, "little") * (ROOM // 8)
+    assert find(space, name) is None
