@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAB = """
+import signal
 import sys
 from pathlib import Path
 from lab import __main__ as lab
@@ -28,6 +29,9 @@ def run(args):
 
 folder = Path(sys.argv.pop())
 lab.run = run
+# whoever runs the tests in the background may have them ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(lab.main())
 """
 
