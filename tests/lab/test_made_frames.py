@@ -202,7 +202,7 @@ def test_stacks_of_32_bit_kernels(dump: LabDump, tmp_path: Path) -> None:
     for command in (f"symbol-file -o {offset} {dump.vmlinux}", f"add-symbol-file {path}"):
         program = GDB_MULTIARCH if dump.arch == "arm" else GDB
         stacks, _ = stacks_in_gdb(velf, tmp_path, command, program=program)
-        found.append({lwp: of_kernel(frames) for lwp, frames in stacks.items()})
+        found.append({lwp: of_kernel(frames, dump.arch) for lwp, frames in stacks.items()})
     velf.unlink()
     real, ours = found
     assert real.keys() == ours.keys() and len(real) > 40
@@ -215,9 +215,10 @@ def test_stacks_of_32_bit_kernels(dump: LabDump, tmp_path: Path) -> None:
     assert sum(map(len, real.values())) > 4 * len(real)
 
 
-def of_kernel(frames: list[int]) -> list[int]:
-    """Up to the first address below those of kernel and modules."""
-    return frames[: next((at for at, pc in enumerate(frames) if pc < 0xBF000000), len(frames))]
+def of_kernel(frames: list[int], arch: str) -> list[int]:
+    """Up to the first address below those of kernel and modules, which arm has in front of its kernel."""
+    lowest = 0xBF000000 if arch == "arm" else 0xC0000000
+    return frames[: next((at for at, pc in enumerate(frames) if pc < lowest), len(frames))]
 
 
 def is_cut(real: list[int], ours: list[int]) -> bool:
