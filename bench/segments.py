@@ -62,10 +62,13 @@ said["threads"] = time.process_time() - begin
 print("SAID" + json.dumps(said))
 """
 _BACKTRACES = """
-import json, time
+import json, re, time
 begin = time.process_time()
 shown = gdb.execute("kd-bt all", to_string=True)
-print("SAID" + json.dumps({"kd-bt all": time.process_time() - begin, "tasks": shown.count("(")}))
+said = {"kd-bt all": time.process_time() - begin}
+said["tasks"] = sum(map(int, re.findall(r"^(\\d+) tasks?: ", shown, re.M)))
+said["threads"] = len(gdb.selected_inferior().threads())
+print("SAID" + json.dumps(said))
 """
 
 Order = Callable[[list[int]], list[int]]
@@ -140,6 +143,8 @@ def _of_dump(path: Path, work: Path, slowness: float) -> Iterator[Figure]:
                 _link(Path(f"{velf}.symbols"), Path(f"{many}.symbols"))
                 argv = [*_GDB, "-x", str(script)]
                 said = _median([_ask(many, argv, _BACKTRACES) for _ in range(TIMES)])
+                if not said["tasks"] == said["threads"] > 1:
+                    raise BenchError(f"kd-bt shows {said['tasks']:.0f} of {said['threads']:.0f} tasks")
                 subject = f"{path.parent.name}, {segments} segments, {name}"
                 rounded = {key: float(f"{value:.4g}") for key, value in said.items()}
                 yield Figure("kd-bt all", subject, said["kd-bt all"] / slowness, "s", None, {}, rounded)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from types import FrameType
 
 from lab.built import BUILD_PACKAGES
 from lab.config import SETS, LabError, Row, load_config, row_dir
@@ -21,6 +22,7 @@ HOST_PACKAGES = (
     "xz-utils",
     "util-linux",
 )
+SOON_SECONDS = 0.01
 JUDGES = ("elfutils", "lldb", "llvm")
 """Whose opinion of a made vmlinux the tests of the set matrix ask for, besides binutils' and gdb's."""
 
@@ -109,20 +111,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _unwind_at(*signals: signal.Signals) -> None:
     """Whoever ends this program ends its QEMU: with-blocks do that, and the default action passes them by."""
+    came: list[int] = []
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        while frame is not None:
+            if frame.f_code.co_name == "_internal_poll":
+                # of subprocess: its lock would stay taken, and the with-block wait for ever
+                signal.setitimer(signal.ITIMER_REAL, SOON_SECONDS)
+                return
+            frame = frame.f_back
+        sys.exit(128 + came[0])
+
+    signal.signal(signal.SIGALRM, unwind)
     for number in signals:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, unwind)
 
 
 def main() -> int:
-    _unwind_at(signal.SIGTERM, signal.SIGHUP)
+    _unwind_at(signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     try:
         return run(build_parser().parse_args())
     except LabError as error:
         print(f"lab: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import struct
 from pathlib import Path
 
@@ -244,8 +245,6 @@ def test_a_dump_as_well(from_image, tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_damage(from_image, seed):
     """Every byte may lie: an error of one line, or what is left."""
-    import random
-
     chance = random.Random(seed)
     kernels = (
         x86_64(),

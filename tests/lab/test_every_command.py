@@ -13,16 +13,24 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.lab.dumps import GDB, GDB_MULTIARCH, HERE, IN_CI, LabDump, gdb, kdump_elftool, selected_rows
+from tests.lab.dumps import (
+    GDB,
+    GDB_MULTIARCH,
+    HERE,
+    IN_CI,
+    RAW,
+    LabDump,
+    gdb,
+    kdump_elftool,
+    selected_rows,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 FILES = {"kdump": "vmcore", "pages": "vmcore", "topelf": "vmcore", "oops": "oops.elf"}
 """By scenario; of the others it is QEMU's ELF, of machines whose memory QEMU gives as it is that."""
-RAW = ("mips", "mipsel", "mips64", "mips64el")
 OF_CI = ("x64-61-l4.kdump",)
 ROWS = [row for row in selected_rows() if not IN_CI or row.name in OF_CI]
-ARCHITECTURES = {row.name: row.guest.arch.name for row in ROWS}
 DUMPS = [
     LabDump(
         row.name,
@@ -101,7 +109,7 @@ class Session:
 
     @property
     def arch(self) -> str:
-        return ARCHITECTURES[self.dump.row]
+        return self.dump.arch
 
     def may_refuse(self, line: str) -> bool:
         """What has no answer on this machine, or in a session with this little."""
@@ -123,7 +131,7 @@ def sessions() -> list[tuple[LabDump, str]]:
     unwind with; ``bare``: a core alone in a gdb that knows nothing else."""
     kinds = {
         dump: ("vmlinux", "made", "bare")
-        if ARCHITECTURES[dump.row] == "x86_64" and dump.scenario != "failed-kdump"
+        if dump.arch == "x86_64" and dump.scenario != "failed-kdump"
         else ("vmlinux", "bare")
         for dump in DUMPS
     }
@@ -139,18 +147,16 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     wanted, answer, velf = folder / "wanted.json", folder / "answer.json", folder / "velf"
     wanted.write_text(json.dumps(lines))
     script = f"source {HERE / 'gdb_every_command.py'}"
-    arch = ARCHITECTURES[dump.row]
-    raw = ["-I", "raw", "--arch", arch] if dump.file == "qemu.raw" else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KD_WANTED", str(wanted))
         patch.setenv("KD_ANSWER", str(answer))
         if kind == "bare":
             # but of kernels that don't describe themselves the core has to be told
-            linked = [] if arch == "x86_64" and dump.scenario != "failed-kdump" else ["-m", dump.vmlinux]
-            done = kdump_elftool("tovelf", "-q", "-p", *raw, *linked, "-o", velf, dump.path)
+            linked = [] if dump.arch == "x86_64" and dump.scenario != "failed-kdump" else ["-m", dump.vmlinux]
+            done = kdump_elftool("tovelf", "-q", "-p", *linked, "-o", velf, *dump.operands)
             assert done.returncode == 0, done.stderr
             init = kdump_elftool("gdbinit").stdout.strip()
-            program = GDB if arch in ("x86_64", "i386") else GDB_MULTIARCH
+            program = GDB if dump.arch in ("x86_64", "i386") else GDB_MULTIARCH
             start = ("set python print-stack full", f"source {init}", f"core-file {velf}")
             done = gdb(*start, script, program=program)
         else:
@@ -158,7 +164,7 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 # nobody has told this one where the vmlinux is
                 patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
             linked = ["-m", dump.vmlinux] if kind == "vmlinux" else []
-            words = ["gdb", "--batch", *raw, "--velf", velf, *linked, dump.path]
+            words = ["gdb", "--batch", "--velf", velf, *linked, *dump.operands]
             if kind == "vmlinux":
                 # the first time that gdb reads it leaves an index, with which types take no time
                 assert kdump_elftool(*words).returncode == 0

@@ -18,29 +18,23 @@ import pytest
 from lab.roots import run_in_root
 from tests.lab.cfa import FrameTable
 from tests.lab.dumps import (
-    DUMP_FILES,
     GDB,
     GDB_MULTIARCH,
     HERE,
     IN_CI,
     LabDump,
     drgn_says,
-    gdb,
     kdump_elftool,
-    selected_rows,
+    one_of_each_row,
     tool_root,
 )
-from tests.lab.test_frames import kernel_part
+from tests.lab.in_gdb import kernel_part, stacks_in_gdb
 from tests.lab.test_mkvmlinux import ARM64, symbols
 
 pytestmark = [pytest.mark.lab, pytest.mark.gdb, pytest.mark.slow]
 
 PACKAGE = HERE.parents[1] / "src" / "kdump_elftool"
-POINTERS = [
-    LabDump(row.name, row.scenario, DUMP_FILES[row.scenario][0])
-    for row in selected_rows()
-    if row.guest.arch.name in ("i386", "arm") and row.scenario in ("kdump", "live") and not IN_CI
-]
+POINTERS = [dump for dump in one_of_each_row() if dump.arch in ("i386", "arm") and not IN_CI]
 GONE = 5_000
 """Rows of code for leaving the kernel, which is in no kernel's memory."""
 
@@ -204,21 +198,11 @@ def test_stacks_of_32_bit_kernels(dump: LabDump, tmp_path: Path) -> None:
     converted = kdump_elftool("tovelf", "-p", "-m", dump.vmlinux, "-i", dump.path, "-o", velf, "--json")
     assert converted.returncode == 0, converted.stderr
     offset = json.loads(converted.stdout)["kaslr_offset"] or "0"
-    arm = next(row.guest.arch.name == "arm" for row in selected_rows() if row.name == dump.row)
     found = []
     for command in (f"symbol-file -o {offset} {dump.vmlinux}", f"add-symbol-file {path}"):
-        answer = tmp_path / "stacks.json"
-        shown = gdb(
-            f"core-file {velf}",
-            command,
-            f"source {HERE / 'gdb_stacks.py'}",
-            program=GDB_MULTIARCH if arm else GDB,
-            KD_ANSWER=str(answer),
-        )
-        assert answer.exists(), shown.stdout[-2000:] + shown.stderr[-2000:]
-        stacks = {int(lwp): frames for lwp, frames in json.loads(answer.read_text()).items()}
-        found.append({lwp: of_kernel(frames) for lwp, frames in stacks.items()})
-        answer.unlink()
+        program = GDB_MULTIARCH if dump.arch == "arm" else GDB
+        stacks, _ = stacks_in_gdb(velf, tmp_path, command, program=program)
+        found.append({lwp: of_kernel(frames, dump.arch) for lwp, frames in stacks.items()})
     velf.unlink()
     real, ours = found
     assert real.keys() == ours.keys() and len(real) > 40
@@ -231,9 +215,10 @@ def test_stacks_of_32_bit_kernels(dump: LabDump, tmp_path: Path) -> None:
     assert sum(map(len, real.values())) > 4 * len(real)
 
 
-def of_kernel(frames: list[int]) -> list[int]:
-    """Up to the first address below those of kernel and modules."""
-    return frames[: next((at for at, pc in enumerate(frames) if pc < 0xBF000000), len(frames))]
+def of_kernel(frames: list[int], arch: str) -> list[int]:
+    """Up to the first address below those of kernel and modules, which arm has in front of its kernel."""
+    lowest = 0xBF000000 if arch == "arm" else 0xC0000000
+    return frames[: next((at for at, pc in enumerate(frames) if pc < lowest), len(frames))]
 
 
 def is_cut(real: list[int], ours: list[int]) -> bool:

@@ -22,7 +22,6 @@ from kdump_elftool.kernel.btf import Btf
 from kdump_elftool.kernel.vmlinux import read_vmlinux
 from kdump_elftool.kernel.vmlinux_source import vmlinux_btf
 from tests.lab.dumps import (
-    DUMP_FILES,
     GDB,
     GDB_MULTIARCH,
     HERE,
@@ -31,8 +30,8 @@ from tests.lab.dumps import (
     drgn_says,
     gdb,
     kdump_elftool,
+    one_of_each_row,
     selected_dumps,
-    selected_rows,
 )
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -44,12 +43,8 @@ UNITS = ("schedule",)
 STRUCTS, FUNCTIONS = 200, 3_000
 
 
-ARM64 = [
-    LabDump(row.name, row.scenario, DUMP_FILES[row.scenario][0])
-    for row in selected_rows()
-    # kernels that the lab builds have no BTF
-    if row.guest.arch.name == "aarch64" and row.scenario in ("kdump", "live") and not row.guest.fragments
-]
+# kernels that the lab builds have no BTF
+ARM64 = [dump for dump in one_of_each_row() if dump.arch == "aarch64" and not dump.made_by.guest.fragments]
 """CI has no time for them here."""
 
 

@@ -38,7 +38,7 @@ KCORES = [dump for dump in LIVE if ARCH[dump.row] == "x86_64"]
 KCORES = [dump for dump in KCORES if not IN_CI or dump.row == "x64-612-l5.live"]
 IN_FRAMES = [dump for dump in KDUMPS if ARCH[dump.row] == "x86_64"]
 IN_FRAMES = [dump for dump in IN_FRAMES if not IN_CI or dump.row == "x64-61-l4.kdump"]
-NO_TYPES = [dump for dump in LIVE if ARCH[dump.row] in ("i386", "arm", "armhf") and dump.row not in BUILT]
+NO_TYPES = [dump for dump in LIVE if ARCH[dump.row] in ("i386", "arm") and dump.row not in BUILT]
 NO_TYPES = [dump for dump in NO_TYPES if not IN_CI or dump.row == "i386-pae.live"]
 
 

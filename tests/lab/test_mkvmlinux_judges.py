@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab.dumps import (
-    HERE,
     IN_CI,
     LabDump,
     drgn_says,
@@ -26,11 +25,11 @@ from tests.lab.dumps import (
     selected_dumps,
     tool_root,
 )
+from tests.lab.in_gdb import KERNEL_HALF, kernel_part, stacks_in_gdb
 from tests.lab.test_other_debuggers import ask_crash, run_crash
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-KERNEL_HALF = 1 << 63
 ENTRY = ("entry_SYSCALL_64", "ret_from_fork", "asm_", "secondary_startup_64")
 """Assembly that enters the kernel, in which lldb's backtraces end."""
 NOBITS = re.compile(
@@ -146,20 +145,11 @@ def frames_of_lldb(text: str) -> list[list[tuple[int, str]]]:
     return threads
 
 
-def kernel_part(frames: list[int]) -> list[int]:
-    return frames[: next((at for at, pc in enumerate(frames) if pc < KERNEL_HALF), len(frames))]
-
-
+@pytest.mark.gdb
 def test_lldb_prints_the_backtraces_that_gdb_prints(made: Made, tmp_path: Path) -> None:
     """Of every task, with the names of all functions, up to the assembly that enters the kernel."""
-    answer = tmp_path / "stacks.json"
-    gdb(
-        f"core-file {made.core}",
-        f"symbol-file {made.vmlinux}",
-        f"source {HERE / 'gdb_stacks.py'}",
-        KD_ANSWER=str(answer),
-    )
-    theirs = [kernel_part(frames) for frames in json.loads(answer.read_text()).values()]
+    stacks, _ = stacks_in_gdb(made.core, tmp_path, f"symbol-file {made.vmlinux}")
+    theirs = [kernel_part(frames) for frames in stacks.values()]
     ours = frames_of_lldb(lldb(made, "bt all").partition("(lldb) bt all")[2])
     assert len(ours) == len(theirs) > 40
     name_of = function_names(made.vmlinux)
@@ -181,6 +171,7 @@ def function_names(vmlinux: Path) -> Callable[[int], str]:
     return lambda pc: table[bisect_right(starts, pc) - 1][1]
 
 
+@pytest.mark.gdb
 def test_lldb_shows_types_and_variables(made: Made) -> None:
     text = lldb(made, "p init_task.comm", "p init_uts_ns.name.release", "p sizeof(struct task_struct)")
     assert '"swapper/0' in text or '"swapper\\0' in text

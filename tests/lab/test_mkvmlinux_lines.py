@@ -116,6 +116,7 @@ def frames(shown: str) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.gdb
 @pytest.mark.parametrize("made", KDUMPS, ids=lambda dump: dump.id, indirect=True)
 def test_the_panic_has_the_lines_of_the_real_vmlinux(made, tmp_path):
     """Function, file and line of every frame, inlined ones apart, which are in no BTF."""

@@ -108,7 +108,8 @@ def check(answers: list[dict[str, Any]]) -> Counter[str]:
         Path(found["file"]).unlink()
         # a record that became another good one is no damage that could be seen
         less = any(10 * found[what] < 9 * whole[what] for what in ("types", "symbols", "frames"))
-        assert not less or set(found["missing"]) > set(whole["missing"]), told
+        # one sentence may say it in the place of another
+        assert not less or set(found["missing"]) - set(whole["missing"]), told
     return written
 
 

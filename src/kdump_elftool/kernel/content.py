@@ -73,8 +73,9 @@ class ContentSource:
         vaddr = look() if look is not None else None
         return None if vaddr is None else Fact(f"SYMBOL({name})", vaddr, "found by its content")
 
-    @cached_property
+    @property
     def _finders(self) -> dict[str, Callable[[], int | None]]:
+        # not kept: it refers to this object, and a circle would keep the dump open until a collection
         def chain(members: tuple[str, ...]) -> Callable[[], int | None]:
             return lambda: self._of_init_task(members)
 

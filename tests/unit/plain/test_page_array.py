@@ -223,7 +223,7 @@ def test_sections_without_end_that_lead_nowhere():
 
 
 def test_roots_without_end_in_which_nothing_is(monkeypatch):
-    monkeypatch.setattr("kdump_elftool.plain.memmap._MOST_LOOKED_AT", 1 << 12, raising=False)
+    monkeypatch.setattr("kdump_elftool.plain.memmap._MOST_LOOKED_AT", 1 << 12)
     memory, _ = make_array("extreme", 8)
     root, roots = memory.take(4096, 4096), memory.take(1 << 14, 4096)
     for at in range(0, 4096, 8):
