@@ -163,13 +163,16 @@ def test_frames_without_call_frames_show_nothing_wrong(core: Core, mine: dict[in
 
 
 def test_newer_gdb_stays_as_it_is(theirs: tuple[str, str]) -> None:
-    """But where it stopped since the code is not in the core: start_kernel() is freed."""
+    """But where it stopped since the code is not in the core: start_kernel() is freed.
+
+    Its functions are the same; its locals gdb alone has wrong (see test_frames_show_what_a_newer_gdb_shows).
+    """
     before, after = map(by_thread, theirs)
     assert before.keys() == after.keys()
     other = [lwp for lwp, shown in before.items() if after[lwp] != shown]
     for lwp in other:
         assert lwp < 0 and "Backtrace stopped" in before[lwp]
-        known = known_lines(before[lwp])
-        assert known_lines(after[lwp])[: len(known)] == known
+        known = [line for line in known_lines(before[lwp]) if line.startswith("#")]
+        assert [line for line in known_lines(after[lwp]) if line.startswith("#")][: len(known)] == known
         assert "start_kernel" in after[lwp] and "Backtrace stopped" not in after[lwp]
     assert len(other) <= 1
