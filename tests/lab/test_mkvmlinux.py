@@ -48,19 +48,20 @@ ARM64 = [dump for dump in one_of_each_row() if dump.arch == "aarch64" and not du
 """CI has no time for them here."""
 
 
-def _one_a_kernel() -> list[LabDump]:
+def one_a_kernel(ci_rows: tuple[str, ...], more: list[LabDump]) -> list[LabDump]:
+    """Of the chosen rows, ``more`` among them; in CI ``ci_rows`` alone."""
     dumps = [dump for dump in selected_dumps() if dump.scenario in ("kdump", "live")]
-    dumps += [] if IN_CI else ARM64
-    by_kernel = {dump.vmlinux: dump for dump in reversed(dumps) if not IN_CI or dump.row in CI_ROWS}
+    dumps += [] if IN_CI else more
+    by_kernel = {dump.vmlinux: dump for dump in reversed(dumps) if not IN_CI or dump.row in ci_rows}
     return sorted(by_kernel.values(), key=lambda dump: dump.id)
 
 
-DUMPS = _one_a_kernel()
+DUMPS = one_a_kernel(CI_ROWS, ARM64)
 
 
 @dataclass(frozen=True)
 class Made:
-    """The dump, the file made of it, and what the command said."""
+    """The dump, the file made of it, what the command said, and how far the kernel was moved."""
 
     dump: LabDump
     path: Path
@@ -68,15 +69,19 @@ class Made:
     offset: int
 
 
-@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    dump: LabDump = request.param
+def make(dump: LabDump, path: Path, *options: str | Path) -> tuple[Made, str]:
+    """The file at ``path``, and what the command warned of."""
     dump.check()
-    path = tmp_path_factory.mktemp("mkvmlinux") / "vmlinux.dump"
-    done = kdump_elftool("mkvmlinux", dump.path, "-o", path, "--json")
+    done = kdump_elftool("mkvmlinux", dump.path, *options, "-o", path, "--json")
     assert done.returncode == 0, done.stderr
     known = json.loads(kdump_elftool("info", dump.path, "--json").stdout)
-    yield Made(dump, path, json.loads(done.stdout), int(known["kaslr_offset"] or "0", 16))
+    return Made(dump, path, json.loads(done.stdout), int(known["kaslr_offset"] or "0", 16)), done.stderr
+
+
+@pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    path = tmp_path_factory.mktemp("mkvmlinux") / "vmlinux.dump"
+    yield make(request.param, path)[0]
     path.unlink()
 
 

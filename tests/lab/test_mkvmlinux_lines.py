@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.lab.dumps import IN_CI, LabDump, gdb, kdump_elftool, selected_dumps
-from tests.lab.test_mkvmlinux import symbols
+from tests.lab.dumps import IN_CI, gdb, kdump_elftool
+from tests.lab.test_mkvmlinux import Made, make, one_a_kernel, symbols
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -25,36 +22,16 @@ ADDRESSES = 1_000
 NONE = "no line"
 
 
-def _one_a_kernel() -> list[LabDump]:
-    dumps = [dump for dump in selected_dumps() if dump.scenario in ("kdump", "live")]
-    by_kernel = {dump.vmlinux: dump for dump in reversed(dumps) if not IN_CI or dump.row in CI_ROWS}
-    return sorted(by_kernel.values(), key=lambda dump: dump.id)
-
-
-DUMPS = _one_a_kernel()
+DUMPS = one_a_kernel(CI_ROWS, [])
 KDUMPS = [dump for dump in DUMPS if dump.scenario == "kdump" and not IN_CI]
-
-
-@dataclass(frozen=True)
-class Made:
-    """The dump, the file with lines, what the command said, and how far the kernel was moved."""
-
-    dump: LabDump
-    path: Path
-    summary: dict[str, Any]
-    offset: int
 
 
 @pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    dump: LabDump = request.param
-    dump.check()
     path = tmp_path_factory.mktemp("lines") / "vmlinux.dump"
-    done = kdump_elftool("mkvmlinux", dump.path, "--from-vmlinux", dump.vmlinux, "-o", path, "--json")
-    assert done.returncode == 0, done.stderr
-    assert "line numbers" not in done.stderr
-    known = json.loads(kdump_elftool("info", dump.path, "--json").stdout)
-    yield Made(dump, path, json.loads(done.stdout), int(known["kaslr_offset"] or "0", 16))
+    result, warned = make(request.param, path, "--from-vmlinux", request.param.vmlinux)
+    assert "line numbers" not in warned
+    yield result
     shutil.rmtree(path.parent)
 
 
