@@ -17,6 +17,7 @@ import numpy as np
 from kdump_elftool.addr import U64, Index
 from kdump_elftool.errors import FaultError
 from kdump_elftool.kernel.orc import Base, Kind, OrcTable
+from kdump_elftool.kernel.x86_frames import HEAD
 
 LONGEST = 96
 """Bytes that a prologue may have."""
@@ -34,10 +35,7 @@ _STORE = re.compile(
     rb"(?s)[\x48\x4c]\x89(?:[\x44\x4c\x54\x5c\x64\x6c\x74\x7c]\x24.|[\x84\x8c\x94\x9c\xa4\xac\xb4\xbc]\x24....)"
 )
 """mov of a register to a place above rsp."""
-_START = re.compile(
-    rb"(?s)(?:\xf3\x0f\x1e\xfa|\x66\x0f\x1f\x00|\x0f\x1f\x40\xd6)?(?:\xe8....|\x0f\x1f\x44\x00\x00)?"
-)
-"""endbr64, or what seals it in older and newer kernels (gen_endbr_poison()); ftrace's call or nop."""
+_START = re.compile(HEAD)
 _PUSH = re.compile(rb"\x41?[\x50-\x57]")
 _ROOM = re.compile(rb"(?s)\x48(?:\x83\xec(.)|\x81\xec(....))")
 _FRAME_POINTER = re.compile(rb"\x48\x89\xe5|\x48\x8b\xec")

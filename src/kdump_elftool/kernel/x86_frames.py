@@ -17,12 +17,12 @@ import numpy as np
 from kdump_elftool.addr import U64, u64
 from kdump_elftool.kernel.code_frames import Base, CodeFrames, merged, starts_within
 
-_HEAD = (
+HEAD = (
     rb"(?s)(?:\xf3\x0f\x1e[\xfa\xfb]|\x66\x0f\x1f\x00|\x0f\x1f\x40\xd6)?"
     rb"(?:\xe8....|\x0f\x1f\x44\x00\x00|\x3e\x8d\x74\x26\x00|\x66\x66\x66\x66\x90)?"
 )
-"""endbr, or what seals it; a call of ftrace, or five bytes that do nothing."""
-_START = {4: re.compile(_HEAD + rb"\x55(\x89\xe5)"), 8: re.compile(_HEAD + rb"\x55(\x48\x89\xe5)")}
+"""endbr, or what seals it; a call of ftrace, or what does nothing on this CPU (asm/nops.h of v5.10)."""
+_START = {4: re.compile(HEAD + rb"\x55(\x89\xe5)"), 8: re.compile(HEAD + rb"\x55(\x48\x89\xe5)")}
 """push and mov, by the size of a word."""
 _MOST_FUNCTIONS = 1 << 20
 _FEWEST = 0.2

@@ -23,6 +23,8 @@ BODIES = {
     "5.10 and 6.1": f"""
         call other; {PUSH_RBX}; mov $1, %edx; sub $0xb0, %rsp; .cfi_def_cfa_offset 192
         mov %gs:0x28, %rax; mov %rax, 0xa8(%rsp); xor %eax, %eax; {ENDS}""",
+    "5.10, where the CPU has other nops": f"""
+        .byte 0x66, 0x66, 0x66, 0x66, 0x90; {PUSH_RBX}; sub $0xb0, %rsp; .cfi_def_cfa_offset 192; {ENDS}""",
     "6.12": f"""
         endbr64; call other; {PUSH_RBX}; xor %eax, %eax; mov %rdi, %rbx
         sub $0xb0, %rsp; .cfi_def_cfa_offset 192; mov %gs:0x28, %rax; {ENDS}""",
