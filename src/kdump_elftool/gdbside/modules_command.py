@@ -6,6 +6,8 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import gdb
@@ -125,12 +127,34 @@ def _load(kernel: GdbTarget, finder: ModuleFinder, module: Module, name: str) ->
         return "loaded before"
     path = found.path if found.contents is None else _kept(name, found)
     try:
-        gdb.execute(add_command(quoted(path), section_addresses(found.elf, loaded)), to_string=True)
+        with _without_index_cache():
+            gdb.execute(add_command(quoted(path), section_addresses(found.elf, loaded)), to_string=True)
     except gdb.error as error:
         warn(f"{printable(found.path)}: {error}")
         return "without a file"
     say(f"{name}: {printable(found.path)}")
     return "loaded"
+
+
+@contextmanager
+def _without_index_cache() -> Iterator[None]:
+    """gdb's index of a module has the addresses of this dump, and gdb would believe it in the next one."""
+    was_on = "\nThe index cache is currently enabled." in gdb.execute("show index-cache", to_string=True)
+    if was_on:
+        _set_index_cache("off")
+    try:
+        yield
+    finally:
+        if was_on:
+            _set_index_cache("on")
+
+
+def _set_index_cache(state: str) -> None:
+    # gdb 12 gave the command another name
+    try:
+        gdb.execute(f"set index-cache enabled {state}")
+    except gdb.error:
+        gdb.execute(f"set index-cache {state}")
 
 
 _scratch: list[str] = []

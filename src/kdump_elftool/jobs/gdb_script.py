@@ -66,8 +66,10 @@ def script(session: Session, names: Names, *, backtrace: bool = False) -> tuple[
 
 def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
     yield "set print thread-events off"
-    if session.vmlinux is not None:
-        yield from _index(names)
+    indexed = session.vmlinux is not None and names.cache is not None and _index_directory(names.cache)
+    if indexed:
+        yield f"set index-cache directory {indexed}"
+        yield from _index("on")
     # gdb has something to say about each thread, and shows a frame before it has symbols
     yield _quietly(f"core-file {names.word(session.velf)}")
     if session.before or session.behind:
@@ -76,7 +78,13 @@ def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
     if session.vmlinux is not None:
         offset = f"-o {session.kaslr_offset:#x} " if session.kaslr_offset else ""
         yield f"symbol-file {offset}{names.word(session.vmlinux)}"
+    if indexed and session.behind:
+        # gdb would write down a module's addresses, and believe them in the next dump of that kernel
+        yield from _index("off")
     yield from _added(session.behind)
+    if indexed and session.behind:
+        # gdb 10 to 12 write that of the vmlinux when it is first needed
+        yield from _index("on")
     if session.before or session.behind:
         yield f"python del {_ADD}"
     yield f"source {names.word(gdbinit_path())}"
@@ -102,16 +110,17 @@ def _checked(command: str) -> str:
     return command
 
 
-def _index(names: Names) -> Iterator[str]:
-    """gdb reads the types of a vmlinux once for all sessions."""
-    directory = names.cache.directory(INDEX_DIRECTORY) if names.cache is not None else None
-    if directory is None or not _PLAIN.fullmatch(directory):
-        return
-    yield f"set index-cache directory {directory}"
+def _index_directory(cache: Cache) -> str | None:
+    """Where gdb keeps what it read of a vmlinux's types, for all sessions."""
+    directory = cache.directory(INDEX_DIRECTORY)
+    return directory if directory is not None and _PLAIN.fullmatch(directory) else None
+
+
+def _index(state: str) -> Iterator[str]:
     # gdb 12 gave the command another name
     yield "python"
     yield "try:"
-    yield '    gdb.execute("set index-cache enabled on")'
+    yield f'    gdb.execute("set index-cache enabled {state}")'
     yield "except gdb.error:"
-    yield '    gdb.execute("set index-cache on")'
+    yield f'    gdb.execute("set index-cache {state}")'
     yield "end"
