@@ -7,6 +7,7 @@
  *
  * NAME is the comm, OWNER the pid of the one that is waited for or 0, FD the descriptor in PID of the file
  * whose lock it is or -1.
+ * One more sleeps in functions of a module: of nbd, whose device nobody serves.
  *
  *	blocked FOLDER	(on a file system that reads and writes past the page cache: ext4)
  */
@@ -14,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/nbd.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -23,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -126,6 +129,16 @@ static void wait_for_child(void)
 		for (;;)
 			pause();
 	}
+}
+
+static void wait_in_module(void)
+{
+	int ends[2], device = open("/dev/nbd0", O_RDWR);
+
+	if (device < 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) || ioctl(device, NBD_SET_SOCK, ends[0]))
+		die("/dev/nbd0");
+	if (ioctl(device, NBD_DO_IT))
+		die("NBD_DO_IT");
 }
 
 /* The state and the wait channel of a process. */
@@ -237,5 +250,6 @@ int main(int argc, char **argv)
 	owner = start("holds-futex", lock_word, 'S', "pause", 0, -1);
 	start("waits-futex", lock_word, 'S', "", owner, -1);
 	start("waits-child", wait_for_child, 'D', "", 0, -1);
+	start("in-module", wait_in_module, 'S', "nbd", 0, -1);
 	return 0;
 }

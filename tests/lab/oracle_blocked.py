@@ -2,10 +2,11 @@
 
 usage: oracle_blocked.py CORE VMLINUX ANSWER < REQUEST
 
-REQUEST: {"waits": [[pid, fd, kind]...]}, with the kind of a lock that the file ``fd`` of that process leads
-to: ``pipe`` its mutex, ``position`` that of the file itself, ``inode`` the rw_semaphore; ``futex``: by the
-task.  The answer has [address, pid of the owner] for each, all pids in state D, and whether tasks of this
-kernel know what they wait for.
+REQUEST: {"waits": [[pid, fd, kind]...], "module": its file, "inside": pid}, with the kind of a lock that
+the file ``fd`` of that process leads to: ``pipe`` its mutex, ``position`` that of the file itself, ``inode``
+the rw_semaphore; ``futex``: by the task.  The answer has [address, pid of the owner] for each, all pids in
+state D, and whether tasks of this kernel know what they wait for; and of the process ``inside`` the frames,
+as [name, address, inlined, file, line], down to the address outside the kernel's half.
 """
 
 from __future__ import annotations
@@ -38,15 +39,26 @@ def holder(prog: drgn.Program, pid: int, descriptor: int, kind: str) -> list[obj
     return [hex(lock), int(mutex_owner(lock).pid)]
 
 
+def frames(prog: drgn.Program, pid: int) -> list[tuple[object, ...]]:
+    return [
+        (frame.name, frame.pc, frame.is_inline, *frame.source()[:2])
+        for frame in prog.stack_trace(pid)
+        if frame.pc >> 63
+    ]
+
+
 def main() -> None:
     core, vmlinux, answer = sys.argv[1:]
+    request = json.load(sys.stdin)
     prog = drgn.Program()
     prog.set_core_dump(core)
-    prog.load_debug_info([vmlinux])
-    found = [holder(prog, *wait) for wait in json.load(sys.stdin)["waits"]]
+    prog.load_debug_info([vmlinux, request["module"]])
+    found = [holder(prog, *wait) for wait in request["waits"]]
     blocked = [int(task.pid) for task in for_each_task(prog) if task_state_to_char(task) == "D"]
     knows = prog.type("struct task_struct").has_member("blocker")
-    Path(answer).write_text(json.dumps({"holders": found, "blocked": blocked, "knows": knows}))
+    inside = frames(prog, request["inside"])
+    said = {"holders": found, "blocked": blocked, "knows": knows, "inside": inside}
+    Path(answer).write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

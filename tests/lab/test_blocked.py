@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -51,6 +52,8 @@ class Machine:
     log: str
     judged: dict[str, Any]
     shown: tuple[str, str]
+    traces: tuple[str, str]
+    """Of the task that sleeps in a module: by its file and the vmlinux, and by the dump alone."""
 
     def name(self, pid: int) -> str:
         (name,) = [name for name, said in self.said.items() if said.pid == pid]
@@ -73,7 +76,8 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     said = told(dump)
     assert KINDS.keys() < said.keys()
     waits = [[said[name].pid, said[name].descriptor, kind] for name, (kind, _) in KINDS.items()]
-    judged = drgn_says("oracle_blocked.py", dump.path, dump.vmlinux, folder, waits=waits)
+    inside = {"inside": said["in-module"].pid, "module": str(dump.directory / "debug-modules" / "nbd.ko")}
+    judged = drgn_says("oracle_blocked.py", dump.path, dump.vmlinux, folder, waits=waits, **inside)
     velf = folder / "velf"
     done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, dump.path)
     assert done.returncode == 0, done.stderr
@@ -85,8 +89,30 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert not any("Traceback" in each.stderr or "Error" in each.stderr for each in shown), shown
     log = kdump_elftool("dmesg", dump.path).stdout
     with_symbols, without = (each.stdout.partition("\n@\n")[2] for each in shown)
-    yield Machine(said, log, judged, (with_symbols, without))
+    with_files, alone = traces(dump, said["in-module"].pid, velf, folder)
+    yield Machine(said, log, judged, (with_symbols, without), (with_files, alone))
     velf.unlink()
+
+
+def traces(dump: LabDump, pid: int, velf: Path, folder: Path) -> Iterator[str]:
+    """``kd-bt`` of a process, as ``gdb`` opens the dump."""
+    found = [["-m", str(dump.vmlinux), "--modules", str(dump.directory / "debug-modules")], []]
+    for words in found:
+        with pytest.MonkeyPatch.context() as patch:
+            if not words:
+                # nobody has told this one where the vmlinux is
+                patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+            done = kdump_elftool(
+                "gdb", "--batch", "--velf", velf, *words, dump.path, "--", "-ex", f"kd-bt {pid}"
+            )
+        assert done.returncode == 0, done.stderr
+        yield done.stdout.partition(f" task: {pid} in-module (S)\n")[2]
+
+
+def frames(trace: str) -> list[tuple[str, str, int]]:
+    """The function, the file and the line of each; no file and line 0 where gdb knows none."""
+    found = re.findall(r"^#\d+ +(?:0x[0-9a-f]+ in )?(\S+) \(\)(?: at (\S+):(\d+))?$", trace, re.M)
+    return [(name, source, int(line or 0)) for name, source, line in found]
 
 
 def blocks(text: str) -> dict[str, list[str]]:
@@ -144,3 +170,16 @@ def test_the_kernel_says_the_same(machine: Machine) -> None:
     owners = {said.pid: said.owner for said in machine.said.values()}
     assert all(owners[int(pid)] == int(owner) for pid, owner in blockers)
     assert {int(pid) for pid, _ in blockers} == (hung if machine.judged["knows"] else set())
+
+
+def test_functions_of_a_module_in_a_backtrace(machine: Machine) -> None:
+    """With the lines of its file, as drgn has them; and by the dump's own names, without any file."""
+    judged = [tuple(frame) for frame in machine.judged["inside"]]
+    assert any(name.startswith("nbd_") for name, *_ in judged)
+    with_files, without = map(frames, machine.traces)
+    assert with_files == [(name, source, line) for name, _, _, source, line in judged]
+    # of the entry's assembly the kernel knows another label
+    assert [name for name, *_ in without[:-1]] == [
+        name for name, _, inlined, *_ in judged[:-1] if not inlined
+    ]
+    assert without[-1][0].startswith(judged[-1][0])
