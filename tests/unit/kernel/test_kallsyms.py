@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import cache
 from random import Random
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdump_elftool.addr import u64
-from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.kallsyms import Kallsyms, Tables, decode
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
 from kdump_elftool.memory.extents import normalise
@@ -198,3 +199,22 @@ def test_nothing_there():
         b"SYMBOL(kallsyms_token_table)=3000\nSYMBOL(kallsyms_token_index)=4000\n"
     )
     assert open_kallsyms(memory, absent, window, "<", 8) is None
+
+
+def test_long_names_take_no_more_than_themselves() -> None:
+    """A forged token of 58,000 letters in each of 512 names: room for twice their text is enough."""
+    long = b"T" + b"x" * 58_000 + b"\0"
+    others = b"A\0" * 255
+    index = np.array([0, *range(len(long), len(long) + len(others), 2)], dtype=np.int64)
+    markers = np.array([0, 512], dtype=np.intp)
+    values = np.arange(512, dtype=np.int32)
+    tables = Tables(b"\1\0" * 512, 512, markers, long + others, index, values, 0, 0xFFFFFFFF81000000)
+    tracemalloc.start()
+    try:
+        found = decode(tables, lambda _: True, word=8)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert len(found.text) == 512 * 58_001
+    assert peak < 2.1 * len(found.text)
