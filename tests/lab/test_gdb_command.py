@@ -139,7 +139,7 @@ def test_threads_have_the_guests_names(shown: Shown) -> None:
     # a task that begins another program changes its name, and its id may be used again
     others = {tid: (found[tid], comms[tid]) for tid in common if found[tid] != comms[tid]}
     assert len(others) <= 2, others
-    assert sum(name.startswith("swapper/") for name in found.values()) >= 1
+    assert sum(name.startswith("swapper") for name in found.values()) >= 1
 
 
 def functions_of_modules(dump: LabDump) -> list[dict[str, str]]:

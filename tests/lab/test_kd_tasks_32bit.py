@@ -74,7 +74,7 @@ def test_tasks_are_the_guests(shown: Shown) -> None:
     for tid in set(found) ^ set(expected):
         assert (found.get(tid) or expected[tid])[1].startswith(PASSING), tid
     both = set(found) & set(expected)
-    assert len(both) > 40
+    assert len(both) > 25
     different = [tid for tid in both if found[tid] != expected[tid]]
     assert all(expected[tid][1].startswith("kworker") for tid in different)  # named after what they do
 
@@ -97,10 +97,12 @@ def test_backtraces_go_to_where_tasks_sleep(shown: Shown) -> None:
 
 def test_percpu(shown: Shown) -> None:
     """Each run queue has the number of its CPU in it."""
+    cpus = sum(lwp < 0 for lwp in shown.listed)
+    assert shown.outputs["kd-percpu runqueues"].count("= {struct rq}") == cpus
     numbers = re.findall(r"^CPU (\d+): 0x[0-9a-f]+ = (\d+)$", shown.outputs["kd-percpu runqueues.cpu"], re.M)
     assert [int(cpu) for cpu, _ in numbers] == [int(value) for _, value in numbers]
-    assert len(numbers) == sum(lwp < 0 for lwp in shown.listed)
-    assert shown.outputs["kd-percpu runqueues"].count("= {struct rq}") == len(numbers)
+    # the kernel of a single CPU has no such member
+    assert len(numbers) == (cpus if shown.listed[-1] != "swapper" else 0)
 
 
 def test_blocked_and_function(shown: Shown) -> None:

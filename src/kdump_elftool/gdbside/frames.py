@@ -16,6 +16,7 @@ LONGEST = 200
 """Frames of one backtrace: more than any kernel stack holds, fewer than a loop would make."""
 _MADE_UP = (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME)
 _EM_ARM = 40
+_EM_MIPS = 8
 _GOOD_ENDS = (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
 
 
@@ -27,6 +28,7 @@ class Unwinder:
         has_modules_below = kernel.core is not None and kernel.core.machine == _EM_ARM
         self._lowest = lowest_kernel_address(kernel, has_modules_below=has_modules_below)
         self._mask = (1 << 8 * kernel.word) - 1
+        self._guesses = guesses(kernel)
 
     def backtrace(self, thread: Any) -> Backtrace:
         """The frames of a thread, which is selected afterwards; those of user space are left out."""
@@ -34,6 +36,8 @@ class Unwinder:
         patience.tick()
         try:
             thread.switch()
+            if self._guesses:
+                without_advice()
             end = self._walk(gdb.newest_frame(), steps)
         except gdb.error as error:
             end = f"no further: {error}"
@@ -72,10 +76,24 @@ class Unwinder:
         return self._steps[key]
 
 
+def guesses(kernel: GdbTarget) -> bool:
+    """Whether gdb looks for the start of a function in its code, where no symbol says where that is."""
+    return kernel.core is not None and kernel.core.machine == _EM_MIPS
+
+
+def without_advice() -> None:
+    """Have gdb find the newest frames of the selected thread: if it cannot, its advice is not shown."""
+    try:
+        gdb.execute("python gdb.newest_frame().older()", to_string=True)
+    except gdb.error:
+        pass  # whoever asks for the frames next hears of it
+
+
 @contextmanager
 def selection_kept() -> Iterator[None]:
     """Whatever is done to the selected thread and frame, they are the same afterwards."""
     thread = gdb.selected_thread()
+    without_advice()
     try:
         frame = gdb.selected_frame()
     except gdb.error:

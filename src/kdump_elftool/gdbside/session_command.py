@@ -13,6 +13,7 @@ import gdb
 
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.frames import guesses, without_advice
 from kdump_elftool.gdbside.target import GdbTarget, target
 from kdump_elftool.plain.crash_log import read_crash
 from kdump_elftool.plain.crash_summary import crash_cpu
@@ -49,6 +50,8 @@ class Start(Command):
         crashed = _crashed(crash, rows, threads)
         if crashed is not None:
             crashed.switch()
+        if guesses(kernel):
+            without_advice()
         for label, value in _summary(kernel, crash, rows, len(threads)):
             say(f"{label + ':':<{_WIDTH}} {value}")
 
