@@ -185,7 +185,9 @@ def test_xarrays(asked: Asked) -> None:
             f"{index:#x}  {'value ' if is_value else ''}{value:#x}" for index, value, is_value in entries
         ]
         assert lines == [*expected, f"{len(entries)} entries"]
-    assert max(map(len, asked.judged["xarrays"].values())) > 64  # more than one node
+    # more than one node; files have fewer pages where those are of 64 KB
+    most = 64 if asked.dump.made_by.guest.name != "a64-64k" else 32
+    assert max(map(len, asked.judged["xarrays"].values())) > most
 
 
 def test_files(asked: Asked) -> None:
