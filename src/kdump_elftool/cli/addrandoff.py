@@ -8,7 +8,8 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.cli.common import add_common, one_input, warn
-from kdump_elftool.cli.dump_input import add_dump, kernel_request
+from kdump_elftool.cli.dump_input import kernel_request
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.elf.rewrite import ChangedFile
 from kdump_elftool.errors import UnsupportedError, UsageError
 from kdump_elftool.formats import open_dump

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 from kdump_elftool.cli import log_lines
 from kdump_elftool.cli.common import add_common, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input
+from kdump_elftool.cli.dump_input import open_input
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.errors import KdumpError, UsageError
 from kdump_elftool.jobs.dmesg import DumpLog, dump_log
 from kdump_elftool.jobs.kernel import Kernel, open_kernel

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kdump_elftool.arch import ARCHITECTURES
 from kdump_elftool.cache import Cache
-from kdump_elftool.cli.common import number, read_extra, warn
-from kdump_elftool.cli.raw_input import named_inputs
+from kdump_elftool.cli.common import read_extra, warn
+from kdump_elftool.cli.dump_options import MACHINES
+from kdump_elftool.cli.raw_input import Inputs, named_inputs
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.writer import Written, write_core, write_headers
 from kdump_elftool.errors import KdumpError, PageAbsentError
 from kdump_elftool.files import InputFile, Output, open_output, refuse_terminal
-from kdump_elftool.formats import INTYPES, open_dump
+from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.formats.piped import keep_piped
 from kdump_elftool.formats.raw import NAME as RAW
@@ -30,18 +30,6 @@ from kdump_elftool.spool import spool_directory
 if TYPE_CHECKING:
     from kdump_elftool.jobs.unreadable import Plan
 
-MACHINES = {
-    name: (arch.e_machine, ElfKind(arch.bits, order))
-    for arch in ARCHITECTURES
-    for order, name in arch.byte_orders.items()
-}
-
-
-OPERAND_HELP = (
-    "the dump to read, or the parts of a split one, or pieces of raw memory as FILE@ADDRESS "
-    "(default /proc/vmcore)"
-)
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -52,112 +40,8 @@ class Opened:
     files: list[InputFile]
 
 
-def add_dump(
-    parser: argparse.ArgumentParser,
-    infile: tuple[str, ...] = (),
-    *,
-    vmlinux: bool = False,
-    search: bool = False,
-    operands: bool = True,
-    operand_help: str = OPERAND_HELP,
-) -> argparse._ArgumentGroup:
-    """Options of input and kernel; ``infile`` are the seed's names for the dump, beside its position.
-
-    Without ``operands`` only they name it.  With ``search`` a vmlinux that is not given is looked for when it
-    is needed.  Returns the kernel group.
-    """
-    parser.set_defaults(search=search)
-    source = parser.add_argument_group("input")
-    if operands:
-        source.add_argument(
-            "dump",
-            nargs="*",
-            metavar="DUMP",
-            help=operand_help,
-        )
-    else:
-        parser.set_defaults(dump=[])
-    if infile:
-        source.add_argument(
-            *infile,
-            dest="infile",
-            action="append",
-            metavar="FILE",
-            help=f"{'the same' if operands else 'the dump to read'} (- is stdin)",
-        )
-        source.add_argument(
-            "-v",
-            "--vmcore",
-            metavar="FILE",
-            help="the dump to read when there is no -i (default /proc/vmcore); with -I oldmem the one whose "
-            "headers say what memory the device -i has",
-        )
-    else:
-        parser.set_defaults(infile=None, vmcore=None)
-    source.add_argument(
-        "-I",
-        "--intype",
-        choices=INTYPES,
-        default="auto",
-        help="format of the dump (default: found from its content)",
-    )
-    source.add_argument(
-        "--zero-excluded",
-        action="store_true",
-        help="read pages that the dump leaves out as zeros: right only if zero pages alone were left out",
-    )
-    source.add_argument(
-        "--arch",
-        choices=tuple(MACHINES),
-        help="architecture of a memory image that does not say "
-        "(default: that of the vmlinux given with -m, that of the kernel found in memory, "
-        f"else {next(iter(MACHINES))})",
-    )
-    source.add_argument(
-        "--ram-base",
-        metavar="ADDR",
-        type=number,
-        help="physical address of the first byte of raw memory (-I raw; default: where its kernel must be, "
-        "else 0)",
-    )
-    source.add_argument(
-        "--cpu-regs",
-        metavar="FILE",
-        help="registers of the CPUs, for memory that comes without: what QEMU's monitor prints for "
-        "'info registers -a', or lines such as cpu0.rip=ffffffff81000000; they go before those of the dump",
-    )
-    kernel = parser.add_argument_group("kernel")
-    if vmlinux:
-        kernel.add_argument(
-            "-m",
-            "--vmlinux",
-            metavar="FILE",
-            help="the kernel's vmlinux, or a directory in which it is found by its build id"
-            + (" (default: looked for where it is needed)" if search else ""),
-        )
-    else:
-        parser.set_defaults(vmlinux=None)
-    kernel.add_argument(
-        "-e", "--extravminfo", metavar="FILE", help="VMCOREINFO lines that override the dump's"
-    )
-    kernel.add_argument(
-        "-P",
-        "--physpgd",
-        metavar="PGD",
-        type=number,
-        help="physical address of the top page table to use, a process's for example",
-    )
-    kernel.add_argument(
-        "--kernel",
-        metavar="N",
-        type=int,
-        help="which kernel, if memory holds several: info lists them with --kernel 1",
-    )
-    return kernel
-
-
 def open_files(args: argparse.Namespace, stack: ExitStack) -> tuple[InputFile, ...]:
-    """The files that :func:`add_dump` named; what comes through a pipe is read to its end."""
+    """The files that the options of add_dump() name; what comes through a pipe is read to its end."""
     piped = partial(
         keep_piped,
         directory=spool_directory(getattr(args, "outfile", None)),
@@ -177,14 +61,31 @@ def open_input(
     opened: tuple[InputFile, ...] | None = None,
     writes_core: bool = False,
 ) -> Opened:
-    """Open the dump in what :func:`add_dump` named (``opened``, if it is already); ``stack`` closes it."""
+    """Open the dump that the options of add_dump() name; ``stack`` closes it.  ``opened``: its files, if
+    they are open already.
+    """
     if writes_core:
         refuse_terminal(args.outfile)
     inputs = named_inputs(args)
     first, *more = opened or open_files(args, stack)
     request, files = kernel_request(args, stack)
+    options = _open_options(args, inputs, request)
+    dump = open_dump(first, inputs.intype, options, tuple(more))
+    dump, request = _with_its_kernel(args, dump, request, inputs.addresses, one_file=not more)
+    # the list itself: a vmlinux that is found later joins it
+    files += [first, *more]
+    if args.cpu_regs is not None or dump.cpu_registers:
+        # a crash kernel, whose dump has notes, need not load it
+        from kdump_elftool.cli.register_input import with_registers
+
+        dump, given = with_registers(dump, args.cpu_regs, stack)
+        files += given
+    return Opened(dump, request, files)
+
+
+def _open_options(args: argparse.Namespace, inputs: Inputs, request: KernelRequest) -> OpenOptions:
     e_machine, kind = _machine(args.arch, request)
-    options = OpenOptions(
+    return OpenOptions(
         zero_excluded=args.zero_excluded,
         e_machine=e_machine,
         kind=kind,
@@ -193,27 +94,30 @@ def open_input(
         show_progress=not (args.no_progress or args.quiet),
         use_cache=True,
     )
-    dump = open_dump(first, inputs.intype, options, tuple(more))
-    files += [first, *more]
+
+
+def _with_its_kernel(
+    args: argparse.Namespace,
+    dump: Dump,
+    request: KernelRequest,
+    addresses: tuple[int, ...],
+    *,
+    one_file: bool,
+) -> tuple[Dump, KernelRequest]:
+    """What the file alone does not say, by the kernel in it: of what machine it is, where its memory lies."""
     if not dump.machine_known and args.arch is None and request.vmlinux is None:
         # a crash kernel, whose dump says what it is, need not load it
         from kdump_elftool.jobs.guest import recognise
 
-        anywhere = dump.format == RAW and not more and not inputs.addresses
+        anywhere = dump.format == RAW and one_file and not addresses
         dump, request = recognise(dump, request, moves=anywhere)
-    if dump.format == RAW and not more:
+    if dump.format == RAW and one_file:
         # a crash kernel's topelf need not load it
         from kdump_elftool.jobs.ram_base import place
 
-        base = inputs.addresses[0] if inputs.addresses else None
+        base = addresses[0] if addresses else None
         dump, request = place(dump, architecture(dump), request, base)
-    if args.cpu_regs is not None or dump.cpu_registers:
-        # a crash kernel, whose dump has notes, need not load it
-        from kdump_elftool.cli.register_input import with_registers
-
-        dump, given = with_registers(dump, args.cpu_regs, stack)
-        files += given
-    return Opened(dump, request, files)
+    return dump, request
 
 
 def _machine(arch: str | None, request: KernelRequest) -> tuple[int, ElfKind]:

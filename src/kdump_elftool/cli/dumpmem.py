@@ -10,7 +10,8 @@ from contextlib import ExitStack
 
 from kdump_elftool.addr import MASK64, u64
 from kdump_elftool.cli.common import add_common, hexadecimal, warn
-from kdump_elftool.cli.dump_input import Opened, add_dump, open_input
+from kdump_elftool.cli.dump_input import Opened, open_input
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.errors import FaultError, UsageError
 from kdump_elftool.files import open_output
 from kdump_elftool.jobs.kernel import open_kernel

@@ -10,7 +10,8 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.cli.common import add_common, add_level, add_modules
-from kdump_elftool.cli.dump_input import add_dump, user_cache
+from kdump_elftool.cli.dump_input import user_cache
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.cli.gdb_core import SUFFIX, ready_session
 from kdump_elftool.elf.constants import ELFMAG, ET_DYN, ET_EXEC
 from kdump_elftool.errors import UsageError

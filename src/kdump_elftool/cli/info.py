@@ -8,7 +8,8 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.cli.common import add_common, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input
+from kdump_elftool.cli.dump_input import open_input
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.jobs.summary import Item, Summary, summarise
 from kdump_elftool.plain.log_lines import plain_line
 from kdump_elftool.safe_text import printable

@@ -8,7 +8,8 @@ import sys
 from contextlib import ExitStack
 
 from kdump_elftool.cli.common import add_common, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input
+from kdump_elftool.cli.dump_input import open_input
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.errors import UsageError
 from kdump_elftool.files import InputFile, open_output, refuse_terminal
 from kdump_elftool.jobs.debug_files import where_lines_are

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import numpy as np
 
 from kdump_elftool.cli.common import add_common, warn
-from kdump_elftool.cli.dump_input import Opened, add_dump, open_input
+from kdump_elftool.cli.dump_input import Opened, open_input
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.elf.task_table import TaskRow, as_json, noted_tasks
 from kdump_elftool.jobs.kernel import open_kernel
 from kdump_elftool.jobs.tasks import list_tasks, task_table

@@ -17,7 +17,8 @@ from kdump_elftool.cli.common import (
     print_statistics,
     warn,
 )
-from kdump_elftool.cli.dump_input import add_dump, open_input, write_result
+from kdump_elftool.cli.dump_input import open_input, write_result
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.errors import UsageError
 from kdump_elftool.jobs.pelf import Pelf, plan_pelf
 

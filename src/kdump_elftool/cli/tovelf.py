@@ -18,7 +18,8 @@ from kdump_elftool.cli.common import (
     print_statistics,
     warn,
 )
-from kdump_elftool.cli.dump_input import add_dump, kernel_request, open_input, user_cache, write_result
+from kdump_elftool.cli.dump_input import kernel_request, open_input, user_cache, write_result
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.elf.rewrite import ChangedFile
 from kdump_elftool.errors import UsageError

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 from kdump_elftool.arch.walker import Translation
 from kdump_elftool.cli.common import add_common, hexadecimal, warn
-from kdump_elftool.cli.dump_input import add_dump, open_input
+from kdump_elftool.cli.dump_input import open_input
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.errors import FaultError, UsageError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel, open_kernel

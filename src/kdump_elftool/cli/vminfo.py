@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from kdump_elftool.arch import find_architecture
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.cli.common import add_common, one_input, warn
-from kdump_elftool.cli.dump_input import add_dump, open_files, open_input, user_cache
+from kdump_elftool.cli.dump_input import open_files, open_input, user_cache
+from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.elf.constants import ET_DYN, ET_EXEC
 from kdump_elftool.elf.reader import read_header
 from kdump_elftool.errors import FormatError, UnsupportedError
