@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Index, align_up, merge_ranges
+from kdump_elftool.addr import MASK64, U64, Index, Ranges, align_up, merge_ranges
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import chunk_size
 from kdump_elftool.elf.structs import ElfKind
@@ -91,17 +91,11 @@ def build_layout(
 ) -> CoreLayout:
     """Lay out a core.  Raises OutputError when 32-bit headers cannot hold it."""
     stored = merge_ranges(memory.paddr, memory.paddr + memory.size)
-    stored_size = stored.end - stored.start
-    run, copied = _copied_runs(memory, good_segments, int(stored_size.sum()))
+    run, copied = _copied_runs(memory, good_segments, int((stored.end - stored.start).sum()))
     segment_of, first = _segments(run, copied)
-    phnum = len(first) + 1
-    note_size = sum(map(chunk_size, notes))
-    notes_offset = headers_size(kind, phnum)
-    data_offset = align_up(notes_offset + note_size, PAGE)
-    stored_offset = place(stored.start, stored_size, data_offset)
-    end = int(stored_offset[-1] + stored_size[-1]) if len(stored) else data_offset
-    copy_offset, end = _place_copies(memory, copied, end)
-    offset = np.where(copied, copy_offset, place_in(stored.start, stored_offset, memory.paddr))
+    notes_offset = headers_size(kind, len(first) + 1)
+    data_offset = align_up(notes_offset + sum(map(chunk_size, notes)), PAGE)
+    storage, offset, end = _store(memory, stored, copied, data_offset)
     size = np.add.reduceat(memory.size, first) if len(first) else memory.size
     several = np.bincount(segment_of, minlength=len(first)) > 1
     rank = np.minimum.reduceat(memory.rank, first) if len(first) else memory.rank
@@ -117,16 +111,27 @@ def build_layout(
         p_filesz=size[order],
         notes=notes,
         notes_offset=notes_offset,
-        storage=Storage(
-            np.concatenate([stored.start, memory.paddr[copied]]),
-            np.concatenate([stored_size, memory.size[copied]]),
-            np.concatenate([stored_offset, copy_offset[copied]]),
-        ),
+        storage=storage,
         file_size=end,
         copied_bytes=int(memory.size[copied].sum()),
     )
     check_class(layout)
     return layout
+
+
+def _store(memory: Memory, stored: Ranges, copied: np.ndarray, data_offset: int) -> tuple[Storage, U64, int]:
+    """What is written where, the file offset of each piece, and where the file ends."""
+    size = stored.end - stored.start
+    offset = place(stored.start, size, data_offset)
+    end = int(offset[-1] + size[-1]) if len(stored) else data_offset
+    copy_offset, end = _place_copies(memory, copied, end)
+    storage = Storage(
+        np.concatenate([stored.start, memory.paddr[copied]]),
+        np.concatenate([size, memory.size[copied]]),
+        np.concatenate([offset, copy_offset[copied]]),
+    )
+    of_piece: U64 = np.where(copied, copy_offset, place_in(stored.start, offset, memory.paddr))
+    return storage, of_piece, end
 
 
 def encode_headers(layout: CoreLayout) -> tuple[tuple[int, bytes], ...]:

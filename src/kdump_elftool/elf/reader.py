@@ -120,19 +120,7 @@ def read_header(file: ByteSource) -> ElfHeader:
         )
     ehdr = np.frombuffer(raw, dtype=kind.ehdr)[0]
     value = {name: int(ehdr[name]) for name in kind.ehdr.names or () if name != "e_ident"}
-    phnum, shnum, shstrndx = value["e_phnum"], value["e_shnum"], value["e_shstrndx"]
-    section0 = _section0(file, kind, value["e_shoff"])
-    if section0 is not None:
-        phnum = int(section0["sh_info"]) if phnum == c.PN_XNUM else phnum
-        shnum = shnum or int(section0["sh_size"])
-        shstrndx = int(section0["sh_link"]) if shstrndx == c.PN_XNUM else shstrndx
-    elif phnum == c.PN_XNUM:
-        raise CorruptDumpError(
-            file.path,
-            "more than 65534 program headers, but the section header with their number is missing",
-            file_offset=value["e_shoff"],
-            hint=TRUNCATED,
-        )
+    phnum, shnum, shstrndx = _counts(file, kind, value)
     if phnum and value["e_phentsize"] != kind.phdr.itemsize:
         raise CorruptDumpError(
             file.path, f"program headers of {value['e_phentsize']} bytes (must be {kind.phdr.itemsize})"
@@ -152,6 +140,24 @@ def read_header(file: ByteSource) -> ElfHeader:
 
 
 TRUNCATED = "the file was cut short: copy it again, or check that the disk was not full"
+
+
+def _counts(file: ByteSource, kind: ElfKind, value: dict[str, int]) -> tuple[int, int, int]:
+    """phnum, shnum, shstrndx, from section header 0 where they are too large for the ELF header."""
+    phnum, shnum, shstrndx = value["e_phnum"], value["e_shnum"], value["e_shstrndx"]
+    section0 = _section0(file, kind, value["e_shoff"])
+    if section0 is not None:
+        phnum = int(section0["sh_info"]) if phnum == c.PN_XNUM else phnum
+        shnum = shnum or int(section0["sh_size"])
+        shstrndx = int(section0["sh_link"]) if shstrndx == c.PN_XNUM else shstrndx
+    elif phnum == c.PN_XNUM:
+        raise CorruptDumpError(
+            file.path,
+            "more than 65534 program headers, but the section header with their number is missing",
+            file_offset=value["e_shoff"],
+            hint=TRUNCATED,
+        )
+    return phnum, shnum, shstrndx
 
 
 def _kind(file: ByteSource, ident: bytes) -> ElfKind:

@@ -101,8 +101,16 @@ class Btf:
             log.info("BTF: %s", damage)
             if not partial:
                 return None
+        own = cls._of_records(words, start, strings, word, label, damage)
+        return own if base is None else _behind(base, own)
+
+    @classmethod
+    def _of_records(
+        cls, words: U32, start: Index, strings: bytes, word: int, label: str, damage: str | None
+    ) -> Btf:
+        """The columns of the records that begin at ``start``."""
         info = words[start + 1]
-        own = cls(
+        return cls(
             words=words,
             strings=strings,
             start=start,
@@ -115,7 +123,6 @@ class Btf:
             label=label,
             damage=damage,
         )
-        return own if base is None else _behind(base, own)
 
     def __len__(self) -> int:
         return len(self.start)
