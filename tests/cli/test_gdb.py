@@ -6,12 +6,14 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdump_elftool.cli.main import main
 from tests.builders.check import read_core
+from tests.builders.elfcore import build_core
 from tests.builders.kernel import SMALL, build_vmlinux, make_kernel
 from tests.builders.task_kernel import make_task_kernel
 from tests.builders.tools import command
@@ -176,6 +178,28 @@ def test_what_has_no_effect_on_a_core_is_said(place, capfd, words):
     assert main(["tovelf", "-q", "-i", str(place / "vmcore"), "-o", str(velf)]) == 0
     assert main(["gdb", "--print-script", *words, str(velf)]) == 0
     assert ("it stays as it is" in capfd.readouterr().err) == bool(words)
+
+
+def test_only_tovelf_has_to_say_how_to_load_the_vmlinux(place, capfd):
+    """Two pages of the image are behind p_filesz; the command gdb loads the vmlinux as tovelf advises."""
+    kernel = make_kernel(SMALL)
+    parts = []
+    for part in kernel.segments()[1:]:
+        if part.paddr == 0x400000:
+            parts.append(replace(part, data=part.data[:0x100000], memsz=0x102000))
+            part = replace(part, paddr=0x502000, vaddr=part.vaddr + 0x102000, data=part.data[0x102000:])
+        parts.append(part)
+    (place / "vmcore").write_bytes(build_core(replace(kernel.core_spec(), segments=parts)))
+    advice = "2 pages of the kernel image are absent: give gdb vmlinux with 'symbol-file -o OFFSET'"
+    words = ["-m", str(place / "vmlinux"), str(place / "vmcore")]
+    assert main(["tovelf", "-o", str(place / "core"), *words]) == 0
+    assert advice in capfd.readouterr().err
+    assert main(["tovelf", "-o", str(place / "core"), "--strict", *words]) == 1
+    capfd.readouterr()
+    assert main(["gdb", "--print-script", "--no-procthreads", *words]) == 0
+    script, err = capfd.readouterr()
+    assert "the kernel image" not in err
+    assert f"\nsymbol-file -o {kernel.spec.kaslr_offset:#x} " in script
 
 
 def test_another_name_for_the_core(place, told):

@@ -179,20 +179,18 @@ def write_result(args: argparse.Namespace, plan: Plan, opened: Opened) -> tuple[
             hint = "with -o FILE such pages are left out of the result"
             raise KdumpError(error.message, hint=hint) from None
         if len(written.size):
-            plan = _mended(args, plan, opened, written, out)
+            plan = _mended(plan, opened, written, out)
         to_stdout = not out.is_file and out.is_stdout()
         out.commit()
     return plan, to_stdout
 
 
-def _mended(args: argparse.Namespace, plan: Plan, opened: Opened, written: Written, out: Output) -> Plan:
+def _mended(plan: Plan, opened: Opened, written: Written, out: Output) -> Plan:
     """Headers that leave out what could not be read."""
     # only a damaged dump comes here: topelf in a crash kernel need not load it
     from kdump_elftool.jobs.unreadable import without_unreadable
 
     result = without_unreadable(plan, opened.dump, written)
-    for message in result.warnings[len(plan.warnings) :]:
-        warn(message, args)
     write_headers(result.layout, out)
     out.finish(result.layout.file_size)
     return result

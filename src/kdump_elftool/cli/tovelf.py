@@ -188,6 +188,8 @@ def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
     stream = sys.stderr if to_stdout else sys.stdout
     if args.verbose:
         _print_facts(velf)
+    if velf.image_loss:
+        warn(_image_advice(velf), args)
     if velf.layout.nr_segments > MANY_SEGMENTS:
         warn(f"{velf.layout.nr_segments} segments: gdb will be slow", args)
     partial = velf.coverage.is_partial
@@ -202,7 +204,14 @@ def _report(args: argparse.Namespace, velf: Velf, to_stdout: bool) -> int:
     stream.flush()
     if not args.quiet and _output(args) and (args.verbose or sys.stderr.isatty()):
         print(f"open it with: {_gdb_command(args, velf)}", file=sys.stderr)
-    return 1 if args.strict and (partial or velf.warnings) else 0
+    return 1 if args.strict and (partial or velf.warnings or velf.image_loss) else 0
+
+
+def _image_advice(velf: Velf) -> str:
+    return (
+        f"{velf.image_loss}: give gdb vmlinux with 'symbol-file -o OFFSET', not as the program, or it shows "
+        "link-time bytes there"
+    )
 
 
 def _output(args: argparse.Namespace) -> str | None:
@@ -251,5 +260,5 @@ def _as_json(args: argparse.Namespace, velf: Velf) -> dict[str, object]:
         "level": velf.level,
         **pages_json(velf.pages),
         "coverage": velf.coverage.as_json(),
-        "warnings": list(velf.warnings),
+        "warnings": [*velf.warnings, *([_image_advice(velf)] if velf.image_loss else [])],
     }

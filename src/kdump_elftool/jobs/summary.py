@@ -20,7 +20,7 @@ from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import PAGE, Coverage
 from kdump_elftool.jobs.description import Description, describe
 from kdump_elftool.jobs.dmesg import NSEC, DumpLog, crash_time, dump_log
-from kdump_elftool.jobs.image import image_warning
+from kdump_elftool.jobs.image import image_loss
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.own_cpus import elsewhere
 from kdump_elftool.jobs.pages import ALL_KEPT, choose_pages
@@ -104,7 +104,8 @@ def summarise(dump: Dump, request: KernelRequest, *, with_tasks: bool = False) -
     if found.kernel is not None:
         chosen = select(memory, found.kernel.walked, dump.lost)
         coverage = chosen.coverage
-        warnings += image_warning(found.kernel.identity, chosen.missing, found.kernel.walked.lost)
+        loss = image_loss(found.kernel.identity, chosen.missing, found.kernel.walked.lost)
+        warnings += [str(loss)] if loss else []
     items = (
         *_file_items(dump),
         *_release_items(found),

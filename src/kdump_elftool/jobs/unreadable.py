@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from kdump_elftool.elf.writer import Written
 from kdump_elftool.errors import CorruptDumpError
 from kdump_elftool.formats.base import Dump, Lost
 from kdump_elftool.jobs.coverage import PAGE, Coverage
-from kdump_elftool.jobs.image import image_warning
+from kdump_elftool.jobs.image import ImageLoss, image_loss
 from kdump_elftool.jobs.pelf import Pelf
 from kdump_elftool.jobs.selection import Pages
 from kdump_elftool.jobs.velf import Velf
@@ -52,12 +52,11 @@ def without_unreadable(plan: Plan, dump: Dump, written: Written) -> Plan:
     notes = tuple(_with_coverage(note, coverage) for note in plan.notes)
     encoded = tuple(encode_notes(notes, layout.kind))
     return replace(
-        plan,
+        _with_image_loss(plan, bad),
         layout=leave_out(layout, pieces.owner, pieces.start, pieces.size, encoded),
         notes=notes,
         pages=fewer(plan.pages, nr_pages),
         coverage=coverage,
-        warnings=(*plan.warnings, *_image(plan, bad)),
     )
 
 
@@ -85,11 +84,16 @@ def fewer(pages: Pages, nr_pages: int) -> Pages:
     return replace(pages, accepted=pages.accepted - gone, not_present=pages.not_present + gone)
 
 
-def _image(plan: Velf | Pelf, bad: Ranges) -> list[str]:
-    """A velf without some of the kernel image needs a word on how to give gdb the vmlinux."""
+@overload
+def _with_image_loss(plan: Velf, bad: Ranges) -> Velf: ...
+@overload
+def _with_image_loss(plan: Pelf, bad: Ranges) -> Pelf: ...
+def _with_image_loss(plan: Velf | Pelf, bad: Ranges) -> Velf | Pelf:
+    """A velf says how much of the kernel image is absent; a pelf knows no image."""
     if isinstance(plan, Pelf):
-        return []
-    layout = plan.layout
+        return plan
+    layout, loss = plan.layout, plan.image_loss
     gone = intersect(bad, layout.p_offset, layout.p_filesz)
     vaddr = layout.p_vaddr[gone.owner] + (gone.start - layout.p_offset[gone.owner])
-    return image_warning(plan.identity, Mappings(vaddr, np.zeros_like(vaddr), gone.size))
+    more = image_loss(plan.identity, Mappings(vaddr, np.zeros_like(vaddr), gone.size))
+    return replace(plan, image_loss=ImageLoss(loss.pages + more.pages, loss.hidden))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdump_elftool.addr import MASK64, U64, Index, align_down, merge_ranges, u64
+from kdump_elftool.addr import MASK64, U64, align_down, merge_ranges, u64
 from kdump_elftool.arch import find_architecture
 from kdump_elftool.arch.walker import Mappings
 from kdump_elftool.elf.constants import AT_ENTRY, AT_HWCAP, NT_AUXV
@@ -34,7 +34,7 @@ from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.elf.task_table import as_json
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.coverage import Coverage
-from kdump_elftool.jobs.image import image_warning
+from kdump_elftool.jobs.image import ImageLoss, image_loss
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
 from kdump_elftool.jobs.knowledge import knowledge
 from kdump_elftool.jobs.own_cpus import own_cpus
@@ -56,7 +56,8 @@ log = logging.getLogger(__name__)
 class Velf:
     """A planned velf: everything known but the memory itself written.
 
-    ``threads`` are those on a CPU, of ``nr_threads`` in all.
+    ``threads`` are those on a CPU, of ``nr_threads`` in all.  ``image_loss`` says what of the kernel image
+    is absent: no matter to a gdb that has vmlinux for its symbols alone.
     """
 
     layout: CoreLayout
@@ -70,6 +71,7 @@ class Velf:
     vmlinux: str | None
     pages: Pages
     coverage: Coverage
+    image_loss: ImageLoss
     warnings: tuple[str, ...]
 
 
@@ -108,49 +110,49 @@ def plan_velf(
     Raises IdentityError, UnsupportedError, OutputError.
     """
     kernel = kernel or open_kernel(dump, request)
-    identity, walked = kernel.identity, kernel.written
+    identity = kernel.identity
     level = level or ("user" if kernel.foreign else "kernel")
     kaslr_offset = kaslr_offset_by(identity, kernel.vmlinux)
     choice, page_warnings = choose_pages(dump, kernel, level)
-    chosen = select(dump.memory, walked, dump.lost, choice)
+    chosen = select(dump.memory, kernel.written, dump.lost, choice)
     own, cpu_warnings = own_cpus(dump, kernel)
     known = knowledge(dump, kernel)
-    cpus, stacks, facts, task_warnings = _threads(own, kernel, known if procthreads else None)
-    notes = _notes(cpus, dump, kernel, kaslr_offset)
-    # asked apart: these answers are for gdb, and nothing in the core rests on them
-    if answers:
-        notes.append(layout_note(Knowledge(known.sources).answers(needs())))
-    summary = _summary(identity, kaslr_offset, facts, level, chosen.coverage)
-    notes.append(summary_note({**summary, **(about or {})}))
-    mapped = chosen.mapped
-    memory = Memory(mapped.vaddr, mapped.paddr, mapped.size, _rank(mapped, kernel, stacks))
-    layout = lay_out(_with_flags(dump, kernel), memory, tuple(notes))
+    found = _threads(own, kernel, known if procthreads else None)
+    summary = _summary(identity, kaslr_offset, found.facts, level, chosen.coverage)
+    notes = (
+        *_notes(found.cpus, dump, kernel, kaslr_offset),
+        # asked apart: these answers are for gdb, and nothing in the core rests on them
+        *([layout_note(Knowledge(known.sources).answers(needs()))] if answers else []),
+        summary_note({**summary, **(about or {})}),
+    )
+    return Velf(
+        layout=_laid_out(lay_out, dump, kernel, _ranked(chosen.mapped, kernel, found.stacks), notes),
+        notes=notes,
+        identity=identity,
+        level=level,
+        kaslr_offset=kaslr_offset,
+        threads=found.cpus.threads,
+        nr_threads=sum(map(is_prstatus, found.cpus.notes)),
+        pages=chosen.pages,
+        coverage=chosen.coverage,
+        facts=found.facts,
+        vmlinux=kernel.vmlinux.path if kernel.vmlinux else None,
+        image_loss=image_loss(identity, chosen.missing, kernel.walked.lost),
+        warnings=(*kernel.warnings, *page_warnings, *cpu_warnings, *found.warnings),
+    )
+
+
+def _laid_out(
+    lay_out: LayOut, dump: Dump, kernel: Kernel, memory: Memory, notes: tuple[Note, ...]
+) -> CoreLayout:
+    layout = lay_out(_with_flags(dump, kernel), memory, notes)
     log.info(
         "layout: %d segments, %d bytes, %d of them stored twice",
         layout.nr_segments,
         layout.file_size,
         layout.copied_bytes,
     )
-    return Velf(
-        layout=layout,
-        notes=tuple(notes),
-        identity=identity,
-        level=level,
-        kaslr_offset=kaslr_offset,
-        threads=cpus.threads,
-        nr_threads=sum(map(is_prstatus, cpus.notes)),
-        pages=chosen.pages,
-        coverage=chosen.coverage,
-        facts=facts,
-        vmlinux=kernel.vmlinux.path if kernel.vmlinux else None,
-        warnings=(
-            *kernel.warnings,
-            *page_warnings,
-            *cpu_warnings,
-            *task_warnings,
-            *image_warning(identity, chosen.missing, kernel.walked.lost),
-        ),
-    )
+    return layout
 
 
 def _with_flags(dump: Dump, kernel: Kernel) -> Dump:
@@ -160,21 +162,26 @@ def _with_flags(dump: Dump, kernel: Kernel) -> Dump:
     return replace(dump, e_flags=kernel.vmlinux.e_flags)
 
 
-def _threads(
-    dump: Dump, kernel: Kernel, known: Knowledge | None
-) -> tuple[CpuNotes, U64, tuple[Fact, ...], tuple[str, ...]]:
-    """Notes with their threads, where the threads' stacks are, facts that were used, warnings.
+@dataclass(frozen=True)
+class _Threads:
+    """Notes with their threads, where the threads' stacks are, facts that were used, what went wrong."""
 
-    With ``known`` every task is a thread.
-    """
+    cpus: CpuNotes
+    stacks: U64
+    facts: tuple[Fact, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _threads(dump: Dump, kernel: Kernel, known: Knowledge | None) -> _Threads:
+    """The CPUs'; with ``known`` those of all tasks."""
     if known is None:
         cpus = cpu_threads(dump.notes, kernel.arch, dump.kind)
         stacks = [align_down(thread.sp, kernel.arch.stack_size) for thread in cpus.threads]
-        return cpus, u64(stacks), (), ()
+        return _Threads(cpus, u64(stacks))
     found = threads_of(tasks_by(known, dump, kernel), dump, kernel)
     others = [note for note in dump.notes if not is_prstatus(note)]
     notes = (task_note(as_json(task_table(found.listed, found.table))), *found.notes, *others)
-    return CpuNotes(notes, found.cpus), found.stacks, found.listed.known.used, found.warnings
+    return _Threads(CpuNotes(notes, found.cpus), found.stacks, found.listed.known.used, found.warnings)
 
 
 def _notes(cpus: CpuNotes, dump: Dump, kernel: Kernel, kaslr_offset: Fact | None) -> list[Note]:
@@ -198,8 +205,8 @@ def _notes(cpus: CpuNotes, dump: Dump, kernel: Kernel, kaslr_offset: Fact | None
     return [*ours, *kernel.description.notes(tuple(whole)), *added]
 
 
-def _rank(mapped: Mappings, kernel: Kernel, stacks: U64) -> Index:
-    """0 the kernel image, 1 the stacks of the threads, 2 the direct map, 3 the rest.
+def _ranked(mapped: Mappings, kernel: Kernel, stacks: U64) -> Memory:
+    """With ranks: 0 the kernel image, 1 the stacks of the threads, 2 the direct map, 3 the rest.
 
     The direct map is recognised as the distance between vaddr and paddr that maps most memory.
     """
@@ -216,7 +223,7 @@ def _rank(mapped: Mappings, kernel: Kernel, stacks: U64) -> Index:
     rank[np.searchsorted(tops.start, last, side="right") > below] = 1
     low, high = kernel.identity.image_window
     rank[(mapped.vaddr >= np.uint64(low)) & (mapped.vaddr < np.uint64(high))] = 0
-    return rank
+    return Memory(mapped.vaddr, mapped.paddr, mapped.size, rank)
 
 
 def _summary(
