@@ -200,6 +200,26 @@ def test_notes_that_cannot_be(core, tmp_path):
     assert re.findall(r"^found .*", shown, re.M) == [r"found b'OSRELEASE=1\n'"], shown
 
 
+def test_a_file_that_ends_in_its_first_bytes(tmp_path):
+    """As a core that was cut off while gdb had it open: no core, whatever is asked of its bytes."""
+    ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    sizes = (0, 4, 5, 6, 15, 16)
+    (tmp_path / "script.py").write_text(
+        "from kdump_elftool.gdbside.core_file import CoreFile\n"
+        f"for size in {sizes}:\n"
+        "    try:\n"
+        f"        CoreFile({str(tmp_path)!r} + '/%d' % size)\n"
+        "    except ValueError as error:\n"
+        "        print('ends:', error)\n"
+    )
+    for size in sizes:
+        (tmp_path / str(size)).write_bytes(ident[:size])
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    shown = gdb_batch([f"source {gdbinit}", f"source {tmp_path / 'script.py'}"])
+    assert shown.count("ends: no ELF file") == len(sizes) - 1, shown
+    assert shown.count("ends: ") == len(sizes), shown
+
+
 @pytest.mark.parametrize("command", ["ps", "kd-task 1", "kd-bt all"])
 def test_silent_work_is_heard_of(core, command):
     """A clock by which all is slow; a terminal in the place of what gdb prints, which else hears nothing."""

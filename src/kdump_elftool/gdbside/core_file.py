@@ -50,7 +50,7 @@ class CoreFile:
     def __init__(self, path: str) -> None:
         with open(path, "rb") as file:
             ident = file.read(16)
-            if ident[:4] != b"\x7fELF" or ident[4] not in (1, 2) or ident[5] not in (1, 2):
+            if len(ident) < 16 or ident[:4] != b"\x7fELF" or ident[4] not in (1, 2) or ident[5] not in (1, 2):
                 raise ValueError("no ELF file")
             self.word = 4 if ident[4] == 1 else 8
             self.order = "<" if ident[5] == 1 else ">"

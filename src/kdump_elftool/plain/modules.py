@@ -17,11 +17,13 @@ from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.plain.taints import taint_letters
 from kdump_elftool.plain.target import Field, Target, field, struct_size, unsigned
 from kdump_elftool.plain.tasks import walk_list
-from kdump_elftool.plain.walking import string
+from kdump_elftool.plain.walking import string, words
 
 MOST_MODULES = 1 << 12
 _MOST_USERS = 1 << 10
 _MOST_CPUS = 1 << 13
+_MOST_COUNTERS = 1 << 19
+"""Reference counts that are kept by CPU, of all modules together: 128 modules on 4096 CPUs."""
 LARGEST_REGION = 1 << 30
 _LARGEST_MODULE = 1 << 14
 _MOST_KINDS = 16
@@ -147,6 +149,14 @@ class _Spec(NamedTuple):
         return _Spec(self.kind, base, size, text)
 
 
+class _Counters(NamedTuple):
+    """Reference counts before v3.19: struct module_ref of each CPU, ``half`` bytes of incs, then of decs."""
+
+    refptr: Field
+    half: int
+    areas: tuple[int, ...]
+
+
 class _Layout(NamedTuple):
     """Where things are in struct module."""
 
@@ -159,6 +169,7 @@ class _Layout(NamedTuple):
     version: Field | None
     percpu: Field | None
     refcnt: Field | None
+    counters: _Counters | None
 
 
 def read_modules(target: Target, most: int = MOST_MODULES) -> ModuleList:
@@ -168,6 +179,8 @@ def read_modules(target: Target, most: int = MOST_MODULES) -> ModuleList:
         raise IdentityError("SYMBOL(modules)", "the address of the list of modules is not known")
     layout = _layout(target)
     nodes, whole = walk_list(target, head, most)
+    if layout.counters and len(nodes) * len(layout.counters.areas) > _MOST_COUNTERS:
+        layout = layout._replace(counters=None)
     found: list[Module] = []
     unreadable: list[int] = []
     for node in nodes:
@@ -210,7 +223,21 @@ def _layout(target: Target) -> _Layout:
         version=optional_field(target, "module.version", word),
         percpu=optional_field(target, "module.percpu", word),
         refcnt=optional_field(target, "module.refcnt", 4),
+        counters=_counters(target),
     )
+
+
+def _counters(target: Target) -> _Counters | None:
+    refptr, each = optional_field(target, "module.refptr", target.word), target.size("module_ref")
+    cpus, offsets = target.symbol("nr_cpu_ids"), target.symbol("__per_cpu_offset")
+    if refptr is None or each not in (8, 16) or cpus is None or offsets is None:
+        return None
+    try:
+        count = min(unsigned(target, cpus, 4), _MOST_CPUS)
+        areas = words(target, target.read(offsets, count * target.word))
+    except FaultError:
+        return None
+    return _Counters(refptr, each // 2, tuple(areas))
 
 
 def _specs(target: Target) -> tuple[_Spec, ...]:
@@ -301,21 +328,18 @@ def _is_there(region: Region, word: int) -> bool:
 
 
 def _references(target: Target, layout: _Layout, data: bytes) -> int | None:
-    """How often the module is in use; None without CONFIG_MODULE_UNLOAD."""
+    """How often the module is in use; None without CONFIG_MODULE_UNLOAD, or where it is not known."""
     if layout.refcnt is not None:
         # MODULE_REF_BASE; atomic_t from v3.19 on (commit 2f35c41f58a9)
         count = layout.refcnt.at(data, 0, target.order)
         return (count ^ 1 << 31) - (1 << 31) - 1
-    refptr, each = optional_field(target, "module.refptr", target.word), target.size("module_ref")
-    cpus, offsets = target.symbol("nr_cpu_ids"), target.symbol("__per_cpu_offset")
-    if refptr is None or each not in (8, 16) or cpus is None or offsets is None:
+    if layout.counters is None:
         return None
-    # struct module_ref of each CPU before that: incs and decs
-    total, half, word = 0, each // 2, target.word
+    refptr, half, areas = layout.counters
+    total, start, top = 0, refptr.at(data, 0, target.order), (1 << 8 * target.word) - 1
     try:
-        for cpu in range(min(unsigned(target, cpus, 4), _MOST_CPUS)):
-            place = unsigned(target, offsets + cpu * word, word) + refptr.at(data, 0, target.order)
-            place &= (1 << 8 * word) - 1
+        for area in areas:
+            place = area + start & top
             total += unsigned(target, place, half) - unsigned(target, place + half, half)
     except FaultError:
         return None

@@ -11,7 +11,7 @@ from kdump_elftool.plain import module_sections, modules
 from kdump_elftool.plain.module_sections import read_build_id, read_sections, symbol_table
 from kdump_elftool.plain.module_symbols import Symbol, read_symbols
 from kdump_elftool.plain.modules import Module, read_modules
-from tests.builders.modules import BASE, LAYOUTS, REGION, Made, ModuleMemory, make_modules
+from tests.builders.modules import BASE, CPUS, LAYOUTS, REGION, Made, ModuleMemory, make_modules
 from tests.builders.recording import RecordingTarget
 from tests.builders.tasks import PlainTarget
 
@@ -136,6 +136,18 @@ def test_what_is_not_known_is_named(gone: str) -> None:
     with pytest.raises(IdentityError) as error:
         read_modules(target)
     assert error.value.key == gone
+
+
+@pytest.mark.parametrize("cpus", [CPUS, 1 << 31], ids=["so many", "forged"])
+def test_counters_of_more_cpus_than_any_machine_has(cpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted are those of all modules together: the work is what both numbers say, multiplied."""
+    memory = make_modules("first", *(Made(b"m%d" % number, references=number) for number in range(3)))
+    memory.put(BASE + 0x10, 4, cpus)  # nr_cpu_ids
+    monkeypatch.setattr(modules, "_MOST_COUNTERS", 3 * CPUS)
+    found = [module.references for module in read_modules(memory.target()).modules]
+    assert found == ([0, 1, 2] if cpus == CPUS else [None] * 3)
+    monkeypatch.setattr(modules, "_MOST_COUNTERS", 3 * CPUS - 1)
+    assert [module.references for module in read_modules(memory.target()).modules] == [None] * 3
 
 
 def test_a_list_that_runs_in_circles() -> None:
