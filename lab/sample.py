@@ -118,6 +118,9 @@ class Recorder:
     def size(self, name: str, /) -> int | None:
         return self.target.size(name)
 
+    def length(self, name: str, /) -> int | None:
+        return self.target.length(name)
+
     def number(self, name: str, /) -> int | None:
         return self.target.number(name)
 

@@ -126,5 +126,8 @@ class LockMemory:
     def size(self, name: str, /) -> int | None:
         return self.sizes.get(name)
 
+    def length(self, name: str, /) -> int | None:
+        return None
+
     def number(self, name: str, /) -> int | None:
         return None

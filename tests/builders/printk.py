@@ -51,6 +51,9 @@ class LogImage:
     def size(self, name: str, /) -> int | None:
         return self._number(f"SIZE({name})")
 
+    def length(self, name: str, /) -> int | None:
+        return self._number(f"LENGTH({name})")
+
     def number(self, name: str, /) -> int | None:
         return self._number(f"NUMBER({name})")
 

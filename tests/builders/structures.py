@@ -57,6 +57,9 @@ class Memory:
     def size(self, name: str, /) -> int | None:
         return self.keys.get(f"SIZE({name})")
 
+    def length(self, name: str, /) -> int | None:
+        return self.keys.get(f"LENGTH({name})")
+
     def number(self, name: str, /) -> int | None:
         return self.keys.get(f"NUMBER({name})")
 

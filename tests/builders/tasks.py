@@ -164,6 +164,9 @@ class PlainTarget:
     def size(self, name: str, /) -> int | None:
         return self.info.size(name)
 
+    def length(self, name: str, /) -> int | None:
+        return self.info.length(name)
+
     def number(self, name: str, /) -> int | None:
         return self.info.number(name)
 

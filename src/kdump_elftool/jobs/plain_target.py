@@ -14,7 +14,7 @@ from kdump_elftool.memory.virtual import VirtualMemory
 
 @dataclass(frozen=True)
 class DumpTarget:
-    """Symbols, offsets, sizes, numbers from all that is known; memory through the page tables."""
+    """Symbols, offsets, sizes, lengths, numbers from all that is known; memory through the page tables."""
 
     order: str
     word: int
@@ -44,6 +44,10 @@ class DumpTarget:
     def size(self, name: str, /) -> int | None:
         """``SIZE(name)``."""
         return self.known.size(name)
+
+    def length(self, name: str, /) -> int | None:
+        """``LENGTH(name)``."""
+        return self.known.length(name)
 
     def number(self, name: str, /) -> int | None:
         """``NUMBER(name)``."""

@@ -196,13 +196,16 @@ def _node_addresses(target: Target) -> list[int]:
     table = target.symbol("node_data")
     if table is None:
         return []
+    # of an array whose end is not known the first gap is taken for it
+    length = target.length("node_data")
     found = []
-    for index in range(_MOST_NODES):  # pointers, one behind the other; what follows is none
+    for index in range(_MOST_NODES if length is None else min(length, _MOST_NODES)):
         try:
             node = unsigned(target, table + index * target.word, target.word)
         except FaultError:
             break
-        if not node:
+        if not node and length is None:
             break
-        found.append(node)
+        if node:
+            found.append(node)
     return found

@@ -37,6 +37,9 @@ class Target(Protocol):
     def size(self, name: str, /) -> int | None:
         """Bytes of a structure."""
 
+    def length(self, name: str, /) -> int | None:
+        """Elements of an array."""
+
     def number(self, name: str, /) -> int | None:
         """A number that the kernel's build decided."""
 

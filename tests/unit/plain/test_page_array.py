@@ -58,6 +58,25 @@ def test_an_array_described_as_impossible(key, value):
         find_memmap(memory)
 
 
+@words
+@pytest.mark.parametrize("length", [None, 2, 4, 1 << 40])
+def test_nodes_with_a_gap(length, word):
+    """Node 1 is off line.  What lies behind the array is no node, where its length is known."""
+    memory, _ = make_array("nodes", word)
+    first, second = (
+        int.from_bytes(memory.read(memory.keys["SYMBOL(node_data)"] + at * word, word), "little")
+        for at in (0, 1)
+    )
+    stray = memory.make("pglist_data", node_start_pfn=0x4000, node_spanned_pages=1, node_mem_map=0x1234000)
+    table = memory.take(5 * word)
+    for index, node in enumerate((first, 0, second, 0, stray)):
+        memory.put(table + index * word, node)
+    memory.keys["SYMBOL(node_data)"] = table
+    memory.keys["LENGTH(node_data)"] = length
+    expected = {None: [0x10], 2: [0x10], 4: [0x10, 0x820], 1 << 40: [0x10, 0x820, 0x4000]}[length]
+    assert [part.pfn for part in find_memmap(memory).parts] == expected
+
+
 def test_no_array():
     with pytest.raises(IdentityError):
         find_memmap(Memory(keys={"SIZE(page)": 64, "NUMBER(PAGE_SHIFT)": 12}))
