@@ -153,6 +153,22 @@ def test_nobody_is_blocked(core):
     assert in_gdb(core, "kd-blocked") == ["no task waits uninterruptibly\n"]
 
 
+@pytest.mark.parametrize("options", [("-p",), ()], ids=["threads of all tasks", "of CPUs"])
+def test_lists_that_are_damaged(tmp_path, options):
+    """Every command that goes by them says so, in the same words."""
+    made = make_task_kernel([1, 3, 1, 2])
+    made.put(5, "tasks", struct.pack("<Q", 0x1234))
+    shown = in_gdb(
+        make_core(tmp_path, made, *options), "ps", "kd-task 2", "kd-blocked", "kd-info", "kd-task 7"
+    )
+    said = "warning: a list of tasks is damaged: some tasks may be missing\n"
+    # a core with a thread for each task has a table of them
+    assert [each.count(said) for each in shown] == [1, 1, 1, 0 if options else 1, 1], shown
+    assert "no task waits" in shown[2]
+    # 6 and 7 are reached from the other end
+    assert "process" in shown[4]
+
+
 def test_words_that_make_no_sense(core):
     commands = (
         *("kd-info x", "kd-bt x", "kd-bt all 1", "kd-bt cpu=x", "kd-task", "kd-task x", "kd-blocked x"),

@@ -7,13 +7,14 @@ import re
 import gdb
 
 from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.find_task import listed_tasks
 from kdump_elftool.gdbside.frames import Unwinder, selection_kept
 from kdump_elftool.gdbside.target import GdbTarget, target
 from kdump_elftool.gdbside.threads import ONLY_CPUS, task_threads
 from kdump_elftool.plain.backtraces import Backtrace
 from kdump_elftool.plain.blocked import Blocked, blocked_lines, scheduler_text, waits_at
 from kdump_elftool.plain.locks import LockFinder
-from kdump_elftool.plain.tasks import Task, all_tasks
+from kdump_elftool.plain.tasks import Task
 
 _PID = re.compile(r"-?\d{1,10}", re.ASCII)
 
@@ -35,7 +36,7 @@ class BlockedTasks(Command):
         if not all(map(_PID.fullmatch, words)):
             raise usage(self)
         kernel = target()
-        tasks = {task.vaddr: task for task in all_tasks(kernel).tasks}
+        tasks = {task.vaddr: task for task in listed_tasks(kernel).tasks}
         wanted = set(map(int, words))
         chosen = [task for task in tasks.values() if (task.lwp in wanted if words else task.state == "D")]
         missing = wanted - {task.lwp for task in chosen}

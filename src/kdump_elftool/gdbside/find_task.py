@@ -1,11 +1,21 @@
-"""From a pid to its task."""
+"""The tasks of the kernel for commands, and from a pid to its task."""
 
 from __future__ import annotations
 
 import gdb
 
+from kdump_elftool.gdbside.command import warn
 from kdump_elftool.gdbside.target import GdbTarget
-from kdump_elftool.plain.tasks import all_tasks
+from kdump_elftool.plain.tasks import TaskWalk, all_tasks
+
+
+def listed_tasks(kernel: GdbTarget) -> TaskWalk:
+    """All tasks by the kernel's lists; the user is told where those are damaged."""
+    found = all_tasks(kernel)
+    if found.broken:
+        lists = "a list of tasks is" if found.broken == 1 else f"{found.broken} lists of tasks are"
+        warn(f"{lists} damaged: some tasks may be missing")
+    return found
 
 
 def task_address(kernel: GdbTarget, lwp: int) -> int:

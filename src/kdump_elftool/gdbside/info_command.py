@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.find_task import listed_tasks
 from kdump_elftool.gdbside.target import GdbTarget, target
 from kdump_elftool.plain.crash_summary import summary
-from kdump_elftool.plain.tasks import all_tasks
 
 _WIDTH = 14
 
@@ -38,4 +38,4 @@ def _states(kernel: GdbTarget) -> Iterable[str]:
     rows = kernel.tasks()
     if rows:
         return [str(row.get("state"))[:1] for row in rows]
-    return [task.state for task in all_tasks(kernel).tasks]
+    return [task.state for task in listed_tasks(kernel).tasks]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from kdump_elftool.gdbside.command import Command, say, usage, warn
+from kdump_elftool.gdbside.find_task import listed_tasks
 from kdump_elftool.gdbside.target import target
 from kdump_elftool.plain.ps import Choice, all_columns, seed_lines, tree_lines
-from kdump_elftool.plain.tasks import all_tasks
 
 
 class Ps(Command):
@@ -28,9 +28,7 @@ class Ps(Command):
     def run(self, words: list[str]) -> None:
         """One line a task."""
         flags, choice = self._parsed(words)
-        found = all_tasks(target())
-        if found.broken:
-            warn(f"{found.broken} lists of tasks are damaged: some tasks may be missing")
+        found = listed_tasks(target())
         if "-a" in flags and not found.queues:
             warn("the run queues of the CPUs cannot be found: idle tasks but the first are missing")
         tasks = [task for task in found.tasks if choice.takes(task)]

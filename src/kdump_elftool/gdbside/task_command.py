@@ -8,10 +8,11 @@ import gdb
 
 from kdump_elftool.errors import FaultError, KdumpError
 from kdump_elftool.gdbside.command import Command, say, usage
+from kdump_elftool.gdbside.find_task import listed_tasks
 from kdump_elftool.gdbside.memory_commands import paging_form, physical
 from kdump_elftool.gdbside.target import GdbTarget, target
 from kdump_elftool.plain.task_details import detail_lines, read_details
-from kdump_elftool.plain.tasks import Task, all_tasks
+from kdump_elftool.plain.tasks import Task
 from kdump_elftool.plain.user_memory import command_line, has_memory
 from kdump_elftool.safe_text import printable
 
@@ -35,7 +36,7 @@ class TaskCommand(Command):
         if not words or not all(map(_PID.fullmatch, words)):
             raise usage(self)
         kernel = target()
-        tasks = {task.lwp: task for task in all_tasks(kernel).tasks}
+        tasks = {task.lwp: task for task in listed_tasks(kernel).tasks}
         for number, word in enumerate(words):
             if number:
                 say("")
