@@ -69,14 +69,14 @@ class _Group:
 
 
 class Abbreviations:
-    """.debug_abbrev: shapes with their codes, shared by all units.  At most 127, so a code is a byte."""
+    """.debug_abbrev: shapes with their codes, shared by all units."""
 
     def __init__(self) -> None:
         self._codes: dict[_Shape, int] = {}
 
-    def code(self, shape: _Shape) -> int:
-        """The shape's code."""
-        return self._codes.setdefault(shape, len(self._codes) + 1)
+    def code(self, shape: _Shape) -> bytes:
+        """The shape's code as it is written; from the 128th shape on it has two bytes."""
+        return uleb(self._codes.setdefault(shape, len(self._codes) + 1))
 
     def finish(self) -> bytes:
         """The section."""
@@ -204,7 +204,7 @@ class Unit:
         if shape.head:
             fields += [("null", "u1"), ("length", f"{self._order}u4"), ("version", f"{self._order}u2")]
             fields += [("kind", "u1"), ("word", "u1"), ("abbreviations", "u4")]
-        fields.append(("code", "u1"))
+        fields.append(("code", ("u1", (len(self._abbreviations.code(shape)),))))
         for at, (_, form) in enumerate(shape.attributes):
             if form == Form.EXPRLOC:
                 fields += [
@@ -226,7 +226,7 @@ class Unit:
         if length is not None:
             rows["length"], rows["version"] = length, 5
             rows["kind"], rows["word"] = UT_COMPILE, self._word
-        rows["code"] = self._abbreviations.code(group.shape)
+        rows["code"] = np.frombuffer(self._abbreviations.code(group.shape), dtype=np.uint8)
         values = iter(group.columns)
         for at, (_, form) in enumerate(group.shape.attributes):
             if form == Form.FLAG_PRESENT:
