@@ -342,9 +342,17 @@ def program(order: str = "<") -> bytes:
 
 
 def debug_vmlinux(
-    path: Path, *, section: bytes | None = None, compressed: bool = False, build_id: bytes = BUILD_ID
+    path: Path,
+    *,
+    section: bytes | None = None,
+    compressed: bool = False,
+    build_id: bytes = BUILD_ID,
+    short_of: int = 0,
 ) -> Path:
-    """The debug package's: a unit with code and lines, in which schedule_task() lies, and one without."""
+    """The debug package's: a unit with code and lines, in which schedule_task() lies, and one without.
+
+    ``short_of``: bytes that .debug_line lacks, by what it says of itself.
+    """
     writer = d.DwarfWriter(aranges=False)
     where = ((0x1B, d.STRP, "/src"), (0x13, d.DATA1, 29), (0x10, d.SEC_OFFSET, 0))
     code = ((d.LOW_PC, d.ADDR, LINK_TEXT + 0x1000), (d.HIGH_PC, d.DATA4, 0x170))
@@ -354,7 +362,8 @@ def debug_vmlinux(
     flags = {}
     if compressed:
         for name, data in sections.items():
-            sections[name] = struct.pack("<IIQQ", 1, 0, len(data), 1) + zlib.compress(data)
+            size = len(data) + (short_of if name == ".debug_line" else 0)
+            sections[name] = struct.pack("<IIQQ", 1, 0, size, 1) + zlib.compress(data)
             flags[name] = 0x800
     path.write_bytes(
         d.elf_file(sections, {"_stext": LINK_TEXT, "_text": LINK_TEXT}, build_id=build_id, flags=flags)
@@ -405,6 +414,18 @@ def test_a_vmlinux_without_lines(mkvmlinux, tmp_path, section):
     assert code == 1
     assert f"{real} has no line numbers that can be read" in err
     assert not path.exists()
+
+
+def test_a_vmlinux_whose_debug_sections_end_early(mkvmlinux, tmp_path):
+    """Compressed, and less comes out than should: what there is is used, and the section is named."""
+    real = debug_vmlinux(tmp_path / "vmlinux", compressed=True, short_of=1)
+    kernel = with_symbols(make_kernel(SMALL), types())
+    code, out, err, path = mkvmlinux(kernel, "--from-vmlinux", str(real))
+    assert (code, "1 source files" in out) == (0, True)
+    size = len(program())
+    said = f"{real}: .debug_line is compressed and ends early: {size} of {size + 1} bytes are there"
+    assert f"warning: {said}\n" in err
+    assert line_rows(path, 1) == [(kernel.text_vaddr + at, line) for at, line in LINES]
 
 
 def test_the_vmlinux_of_another_kernel(mkvmlinux, tmp_path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 from kdump_elftool.dwarf.abbreviation_search import UnitDeclarations, leb
 from kdump_elftool.dwarf.constants import UT_COMPILE
@@ -75,6 +74,15 @@ class SourceUnit:
 
 
 @dataclass(frozen=True)
+class SourceUnits:
+    """All that have code and a line table, how many could not be read, and what was not looked at."""
+
+    units: list[SourceUnit]
+    unread: int
+    rest: str | None = None
+
+
+@dataclass(frozen=True)
 class _Head:
     """A unit's header: ``entry`` is where its own entry begins."""
 
@@ -108,12 +116,18 @@ class _Budget:
             yield each
 
 
-def source_units(source: DebugInput) -> tuple[list[SourceUnit], int]:
-    """All that have code and a line table, and how many could not be read."""
+def source_units(source: DebugInput) -> SourceUnits:
+    """What .debug_info says of its units."""
     declarations = UnitDeclarations(source.abbrev)
     found: list[SourceUnit] = []
     unread, budget = 0, _Budget()
-    for at in islice(_starts(source), _MOST_UNITS):
+    for number, at in enumerate(_starts(source)):
+        if at is None:
+            return SourceUnits(
+                found, unread, "units in the 64-bit form of DWARF are not read, nor what follows them"
+            )
+        if number >= _MOST_UNITS:
+            return SourceUnits(found, unread, f"units behind the first {_MOST_UNITS} are not read")
         try:
             unit = _unit(source, declarations, at, budget)
         except (ValueError, IndexError):
@@ -121,15 +135,16 @@ def source_units(source: DebugInput) -> tuple[list[SourceUnit], int]:
             continue
         if unit is not None:
             found.append(unit)
-    return found, unread
+    return SourceUnits(found, unread)
 
 
-def _starts(source: DebugInput) -> Iterator[int]:
-    """Where units begin; those of the 64-bit form (which no kernel has) end the search."""
+def _starts(source: DebugInput) -> Iterator[int | None]:
+    """Where units begin; None, and that is all, for one of the 64-bit form (which no kernel has)."""
     at = 0
     while at + 4 <= source.info_size:
         length = source.number(source.info(at, 4).ljust(4, b"\xff"), 0, 4)
         if length >= 0xFFFFFFF0:
+            yield None
             return
         yield at
         at += 4 + length

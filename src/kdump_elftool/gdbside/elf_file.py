@@ -58,9 +58,12 @@ class ElfFile:
         if method != _ZLIB or size > LARGEST:
             return None
         try:
-            return zlib.decompressobj().decompress(data[_CHDR.size :], size)
+            found = zlib.decompressobj().decompress(data[_CHDR.size :], size)
         except zlib.error as error:
             raise ValueError(f"section {name!r}: {error}") from None
+        if len(found) != size:
+            raise ValueError(f"section {name!r} ends early: {len(found)} of {size} bytes")
+        return found
 
     def symbol(self, wanted: bytes) -> int | None:
         """The value of a symbol of .symtab."""

@@ -39,18 +39,25 @@ def source_lines(vmlinux: Vmlinux, low: int, offset: int) -> SourceLines:
     """
     elf = ElfFile.read(vmlinux.file)
     with ExitStack() as stack:
-        source = _open(elf, stack)
+        source, cut = _open(elf, stack)
         if not source.line or not source.info_size:
             raise _no_lines(vmlinux.path)
-        units, unread = source_units(source)
+        found = source_units(source)
+    units = found.units
     places, damaged = find_addresses(source.line, [unit.line for unit in units], source.order, source.word)
     kept = [unit for unit in units if unit.line not in damaged]
     if not kept:
         raise _no_lines(vmlinux.path)
-    lost = unread + len(units) - len(kept)
-    missing = (f"{vmlinux.path}: the lines of {lost} source files cannot be read",) if lost else ()
+    missing = [f"{vmlinux.path}: {text}" for text in cut]
+    lost = found.unread + len(units) - len(kept)
+    if lost:
+        missing.append(f"{vmlinux.path}: the lines of {lost} source files cannot be read")
+    if found.rest is not None:
+        missing.append(f"{vmlinux.path}: not all of its source files have lines: {found.rest}")
     line = moved_addresses(source.line, places, source.order, source.word, low, offset)
-    return SourceLines(Sources.of(kept, low, offset, source.word), line, harmless(source.line_str), missing)
+    return SourceLines(
+        Sources.of(kept, low, offset, source.word), line, harmless(source.line_str), tuple(missing)
+    )
 
 
 def _no_lines(path: str) -> IdentityError:
@@ -61,13 +68,16 @@ def _no_lines(path: str) -> IdentityError:
     )
 
 
-def _open(elf: ElfFile, stack: ExitStack) -> DebugInput:
+def _open(elf: ElfFile, stack: ExitStack) -> tuple[DebugInput, list[str]]:
+    """The sections, and sentences on those that end early."""
     headers = section_headers(elf)
     found = {
-        name: section_contents(elf, headers.get(b".debug_" + name.encode()), stack)
+        name: section_contents(elf, f".debug_{name}", headers.get(b".debug_" + name.encode()), stack)
         for name in ("info", "abbrev", "line", *_STRINGS)
     }
+    cut = [contents.cut for contents in found.values() if contents.cut is not None]
     info = found.pop("info")
     wholes = {name: contents.whole(_LARGEST) for name, contents in found.items()}
     kind = elf.header.kind
-    return DebugInput(order=kind.order, word=kind.bits // 8, info=info.read_at, info_size=info.size, **wholes)
+    word = kind.bits // 8
+    return DebugInput(order=kind.order, word=word, info=info.read_at, info_size=info.size, **wholes), cut

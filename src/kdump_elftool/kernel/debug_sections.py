@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -27,10 +27,11 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Contents:
-    """Bytes by offset and size, fewer only at the end; how many there are."""
+    """Bytes by offset and size, fewer only at the end; how many there are; where they should not end, why."""
 
     read_at: Callable[[int, int], bytes]
     size: int
+    cut: str | None = None
 
     def whole(self, largest: int) -> bytes:
         """All of them; nothing if they are more than ``largest``."""
@@ -40,8 +41,8 @@ class Contents:
 NOTHING = Contents(lambda _offset, _size: b"", 0)
 
 
-def section_contents(elf: ElfFile, header: np.void | None, stack: ExitStack) -> Contents:
-    """What a section holds, as long as ``stack`` is open; nothing where there is no such section.
+def section_contents(elf: ElfFile, name: str, header: np.void | None, stack: ExitStack) -> Contents:
+    """What section ``name`` holds, as long as ``stack`` is open; nothing where there is no such section.
 
     Raises CorruptDumpError, MissingCodecError, KdumpError.
     """
@@ -49,20 +50,20 @@ def section_contents(elf: ElfFile, header: np.void | None, stack: ExitStack) -> 
         return NOTHING
     start, size = int(header["sh_offset"]), int(header["sh_size"])
     if start + size > elf.file.size:
-        raise CorruptDumpError(elf.file.path, "a section lies behind the end of the file", file_offset=start)
+        raise CorruptDumpError(elf.file.path, f"{name} lies behind the end of the file", file_offset=start)
     if not int(header["sh_flags"]) & c.SHF_COMPRESSED:
         return Contents(
             lambda offset, count: elf.file.read_at(start + offset, _room(offset, count, size)), size
         )
     try:
-        found = unpack(elf, start, size)
+        found = unpack(elf, name, start, size)
     except OSError as error:
         raise KdumpError(
-            f"{elf.file.path}: cannot unpack a section: {error.strerror}",
+            f"{elf.file.path}: cannot unpack {name}: {error.strerror}",
             hint="$TMPDIR says where there is room",
         ) from None
     stack.callback(found.file.close)
-    return Contents(found.read_at, found.size)
+    return Contents(found.read_at, found.size, found.cut)
 
 
 def _room(offset: int, count: int, size: int) -> int:
@@ -71,10 +72,11 @@ def _room(offset: int, count: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A section's contents in a file of their own."""
+    """A section's contents in a file of their own; ``cut`` says that they end early."""
 
     file: IO[bytes]
     size: int
+    cut: str | None = None
 
     def read_at(self, offset: int, count: int) -> bytes:
         """As :class:`Contents`."""
@@ -82,21 +84,27 @@ class Unpacked:
         return self.file.read(_room(offset, count, self.size))
 
 
-def unpack(elf: ElfFile, start: int, size: int, largest: int = LARGEST) -> Unpacked:
-    """Unpack the section at that place of the file.
+def unpack(elf: ElfFile, name: str, start: int, size: int, largest: int = LARGEST) -> Unpacked:
+    """Unpack section ``name``, which is at that place of the file.
 
     Raises CorruptDumpError for what is no such section, MissingCodecError without a decoder for it, OSError
     without room.
     """
     try:
-        return _unpack(elf, start, size, largest)
+        found, length = _unpack(elf, start, size, largest)
     except (ValueError, zlib.error) as error:
         raise CorruptDumpError(
-            elf.file.path, f"a compressed section cannot be unpacked: {error}", file_offset=start
+            elf.file.path, f"{name} is compressed and cannot be unpacked: {error}", file_offset=start
         ) from None
+    if found.size == length:
+        return found
+    return replace(
+        found, cut=f"{name} is compressed and ends early: {found.size} of {length} bytes are there"
+    )
 
 
-def _unpack(elf: ElfFile, start: int, size: int, largest: int) -> Unpacked:
+def _unpack(elf: ElfFile, start: int, size: int, largest: int) -> tuple[Unpacked, int]:
+    """What is there, and how many bytes should be."""
     order = elf.header.kind.order
     head = struct.Struct(f"{order}IIQQ" if elf.header.kind.bits == 64 else f"{order}III")
     if size < head.size:
@@ -116,7 +124,7 @@ def _unpack(elf: ElfFile, start: int, size: int, largest: int) -> Unpacked:
     except BaseException:
         out.close()
         raise
-    return Unpacked(out, written)
+    return Unpacked(out, written), length
 
 
 def _decoder(method: int) -> tuple[Decoder, tuple[type[Exception], ...]]:

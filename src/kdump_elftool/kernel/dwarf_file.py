@@ -315,7 +315,7 @@ def _descriptor(elf: ElfFile, name: str, header: np.void, budget: Budget) -> Deb
 
     section: _Section | None = _Section(read_at, size)
     if int(header["sh_flags"]) & c.SHF_COMPRESSED:
-        section = _unpack(elf, start, size)
+        section = _unpack(elf, f".debug_{name}", start, size)
     if section is None:
         return None
     stream = _Metered(section, _BUFFER)
@@ -323,13 +323,15 @@ def _descriptor(elf: ElfFile, name: str, header: np.void, budget: Budget) -> Deb
     return DebugSectionDescriptor(stream, f".debug_{name}", start, section.size, 0)
 
 
-def _unpack(elf: ElfFile, start: int, size: int) -> _Section | None:
+def _unpack(elf: ElfFile, name: str, start: int, size: int) -> _Section | None:
     """A compressed section.  Raises what :data:`DAMAGED` lists."""
     try:
-        found = unpack(elf, start, size, _LARGEST_SECTION)
+        found = unpack(elf, name, start, size, _LARGEST_SECTION)
     except KdumpError as error:
-        log.info("DWARF: a section is compressed in a way that is not read: %s", error.message)
+        log.info("DWARF: %s is not read: %s", name, error.message)
         return None
+    if found.cut is not None:
+        log.warning("%s: %s: types may be missing", elf.file.path, found.cut)
     with found.file:
         fd = os.dup(found.file.fileno())
     return _Section(lambda offset, count: os.pread(fd, count, offset), found.size, fd)

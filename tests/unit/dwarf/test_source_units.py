@@ -16,7 +16,7 @@ from kdump_elftool.addr import MASK64
 from kdump_elftool.dwarf import abbreviation_search
 from kdump_elftool.dwarf import source_units as source_units_module
 from kdump_elftool.dwarf.debug_input import DebugInput
-from kdump_elftool.dwarf.source_units import SourceUnit, source_units
+from kdump_elftool.dwarf.source_units import SourceUnit, SourceUnits, source_units
 from tests.builders import dwarf as d
 
 SEED = 20261129
@@ -26,6 +26,11 @@ MACHINES = [(version, order, word) for version in (4, 5) for order in "<>" for w
 
 
 def read(sections: Mapping[str, bytes], order: str = "<", word: int = 8) -> tuple[list[SourceUnit], int]:
+    found = read_all(sections, order, word)
+    return found.units, found.unread
+
+
+def read_all(sections: Mapping[str, bytes], order: str = "<", word: int = 8) -> SourceUnits:
     data = {name.removeprefix(".debug_"): section for name, section in sections.items()}
     info = data.pop("info")
     wanted = ("abbrev", "line", "str", "line_str", "ranges", "rnglists", "str_offsets", "addr")
@@ -166,6 +171,23 @@ def test_a_unit_that_lies_elsewhere():
     sections[".debug_abbrev"] = abbrev[:place] + bytes([d.NAME]) + b"\x1d" + abbrev[place + 2 :]
     found, unread = read(sections)
     assert (found[0].name, found[0].ranges, unread) == (b"", ((TEXT, TEXT + 0x100),), 0)
+
+
+@pytest.mark.parametrize("most", [2, 4, 5, 1 << 17])
+def test_units_beyond_the_limit_are_not_dropped_in_silence(monkeypatch, most):
+    """Of five units the first two and the last have code and lines."""
+    monkeypatch.setattr(source_units_module, "_MOST_UNITS", most)
+    found = read_all(written(5, "<", 8))
+    assert len(found.units) == (2 if most < 5 else 3)
+    assert found.rest == (f"units behind the first {most} are not read" if most < 5 else None)
+
+
+def test_units_of_the_64_bit_form_are_not_dropped_in_silence():
+    sections = written(5, "<", 8)
+    sections[".debug_info"] += struct.pack("<IQ", 0xFFFFFFFF, 100) + bytes(100)
+    found = read_all(sections)
+    assert (len(found.units), found.unread) == (3, 0)
+    assert "64-bit form" in str(found.rest)
 
 
 def test_damaged_units():

@@ -57,7 +57,19 @@ def test_compressed_sections(method, expected):
     )
 
 
-@pytest.mark.parametrize("data", [b"short", struct.pack("<IIQQ", 1, 0, 600, 1) + b"no zlib stream"])
+PACKED = zlib.compress(b"frames" * 100)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"short",
+        struct.pack("<IIQQ", 1, 0, 600, 1) + b"no zlib stream",
+        struct.pack("<IIQQ", 1, 0, 600, 1) + PACKED[:-8],
+        struct.pack("<IIQQ", 1, 0, 601, 1) + PACKED,
+    ],
+    ids=["no header", "no stream", "cut off", "less than it says"],
+)
 def test_a_compressed_section_that_is_damaged(data):
     with pytest.raises(ValueError, match="debug_frame"):
         ElfFile(io.BytesIO(build({b".debug_frame": data}, flags=0x800))).content(b".debug_frame")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 import zlib
 from contextlib import ExitStack
@@ -21,13 +22,16 @@ CONTENTS = bytes(random.Random(1).choices(range(16), k=3 << 20))
 PACK = {1: zlib.compress, 2: zstd.compress}
 
 
-def read(tmp_path, section: bytes, flags: int, *, order: str = "<", bits: int = 64) -> list[bytes]:
+def read(
+    tmp_path, section: bytes, flags: int, *, order: str = "<", bits: int = 64, cut: str = ""
+) -> list[bytes]:
     path = tmp_path / "vmlinux"
     image = d.elf_file({".debug_line": section}, {}, order=order, bits=bits, flags={".debug_line": flags})
     path.write_bytes(image)
     with InputFile.open(str(path)) as file, ExitStack() as stack:
         elf = ElfFile.read(file)
-        found = section_contents(elf, section_headers(elf).get(b".debug_line"), stack)
+        found = section_contents(elf, ".debug_line", section_headers(elf).get(b".debug_line"), stack)
+        assert re.fullmatch(cut, found.cut or "")
         return [
             found.whole(1 << 30),
             found.read_at(12345, 678),
@@ -66,7 +70,8 @@ def test_no_more_than_it_says(tmp_path, method):
 @pytest.mark.parametrize("method", [1, 2], ids=["zlib", "zstd"])
 def test_cut_off(tmp_path, method):
     section = head(method, len(CONTENTS)) + PACK[method](CONTENTS)[:-1000]
-    found = read(tmp_path, section, 0x800)[0]
+    cut = rf"\.debug_line is compressed and ends early: \d+ of {len(CONTENTS)} bytes are there"
+    found = read(tmp_path, section, 0x800, cut=cut)[0]
     assert len(found) < len(CONTENTS)
     assert CONTENTS.startswith(found)
 
@@ -74,13 +79,13 @@ def test_cut_off(tmp_path, method):
 @pytest.mark.parametrize(
     ("section", "what"),
     [
-        (head(1, 100) + b"no zlib stream", "unpacked"),
-        (head(2, 100) + b"no zstd frame", "unpacked"),
+        (head(1, 100) + b"no zlib stream", "cannot be unpacked"),
+        (head(2, 100) + b"no zstd frame", "cannot be unpacked"),
         (head(3, 100) + zlib.compress(b""), "method 3"),
         (head(1, LARGEST + 1) + zlib.compress(b""), "more than any"),
-        (b"\1", "unpacked"),
+        (b"\1", "shorter than its header"),
     ],
 )
 def test_damaged(tmp_path, section, what):
-    with pytest.raises(CorruptDumpError, match=what):
+    with pytest.raises(CorruptDumpError, match=rf"\.debug_line.* {what}"):
         read(tmp_path, section, 0x800)

@@ -202,13 +202,18 @@ def test_compressed_in_another_way(tmp_path, head):
 
 
 @pytest.mark.parametrize("cut", [0, 4, 23, 24, 25, 40])
-def test_compressed_and_cut_off(tmp_path, cut):
+def test_compressed_and_cut_off(tmp_path, cut, caplog):
     sections = write(kernel_units())
     for name in (".debug_info", ".debug_abbrev", ".debug_str"):
         packed = struct.pack("<IIQQ", 1, 0, len(sections[name]), 1) + zlib.compress(sections[name])
         image = d.elf_file(sections | {name: packed[:cut]}, FUNCTIONS, flags={name: 0x800})
+        caplog.clear()
         source = types(tmp_path, image)
         assert source is None or source.ask("SIZE", "task_struct") is None
+        said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        # shorter than its header it is none, and 40 bytes are enough of a stream to begin with
+        ends = f"{tmp_path}/vmlinux: {name} is compressed and ends early: "
+        assert [text.startswith(ends) for text in said] == ([True] if cut >= 24 else [])
 
 
 def test_no_room_to_unpack(tmp_path, monkeypatch):
