@@ -172,6 +172,21 @@ def test_a_core_is_opened_as_it_is(place, told):
     assert sorted(path.name for path in place.iterdir() if path.is_file()) == ["mine", "vmcore", "vmlinux"]
 
 
+@pytest.mark.parametrize("lacks", ["KERNELOFFSET", "SYMBOL(_stext)"])
+def test_a_core_that_was_made_without_the_vmlinux(place, told, lacks):
+    """The vmlinux says where it was linked, the core where the kernel ran; if it does not, that is said."""
+    lines = dict.fromkeys({"KERNELOFFSET", lacks})
+    kernel = make_kernel(SMALL, vmcoreinfo=lines)
+    (place / "vmcore").write_bytes(kernel.dump())
+    assert main(["tovelf", "-q", "-i", str(place / "vmcore"), "-o", str(place / "mine")]) == 0
+    code, script, err = told("--print-script", place / "mine", place / "vmlinux")
+    assert code == 0
+    known = lacks == "KERNELOFFSET"
+    assert ("where the kernel ran is not known" in err) is not known
+    assert (f"\nsymbol-file -o {kernel.spec.kaslr_offset:#x} " in script) is known
+    assert ("\nsymbol-file /" in script) is not known
+
+
 @pytest.mark.parametrize("words", [("-l", "all"), ("--no-procthreads",), ()], ids=str)
 def test_what_has_no_effect_on_a_core_is_said(place, capfd, words):
     velf = place / "mine"

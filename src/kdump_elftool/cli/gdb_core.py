@@ -105,7 +105,7 @@ def _opened(args: argparse.Namespace, stack: ExitStack, velf: InputFile, dump: D
 
     info = dump_vmcoreinfo(dump)
     build_id = None if info is None else info.build_id
-    return Ready(opened_session(velf, dump, vmlinux, known), vmlinux, kernel, build_id)
+    return Ready(opened_session(velf, dump, request, vmlinux, known), vmlinux, kernel, build_id)
 
 
 def _copied(args: argparse.Namespace, stack: ExitStack) -> Ready:

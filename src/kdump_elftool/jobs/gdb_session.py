@@ -154,9 +154,7 @@ def made_without(known: Noted, vmlinux: Vmlinux | None) -> str | None:
 def vmlinux_of(dump: Dump, request: KernelRequest) -> tuple[Vmlinux | None, list[str]]:
     """The vmlinux of a core that is there already, and warnings.  Raises IdentityError."""
     arch = architecture(dump)
-    info = dump_vmcoreinfo(dump) or VmcoreInfo({})
-    if request.extra is not None:
-        info = override(info, request.extra)
+    info = _info(dump, request)
     named = named_vmlinux(request, info, arch)
     if named is not None:
         return named, check_vmlinux(info, named, arch, request.force)
@@ -169,10 +167,23 @@ def remember(cache: Cache | None, vmlinux: Vmlinux | None) -> None:
         cache.link(remembered_name(vmlinux.build_id), real_path(vmlinux.file))
 
 
-def opened_session(velf: InputFile, dump: Dump, vmlinux: Vmlinux | None, known: Noted) -> Session:
+def opened_session(
+    velf: InputFile, dump: Dump, request: KernelRequest, vmlinux: Vmlinux | None, known: Noted
+) -> Session:
     """With a core that is there already."""
     path = None if vmlinux is None else real_path(vmlinux.file)
-    return Session(real_path(velf), architecture(dump), path, known.kaslr_offset, known.partial)
+    arch, offset = architecture(dump), known.kaslr_offset
+    linked = None if vmlinux is None else vmlinux.symbols.get("_stext")
+    moved = _info(dump, request).symbol("_stext")
+    if offset is None and linked is not None and moved is not None:
+        # made without a vmlinux, of a kernel that has no KERNELOFFSET
+        offset = (moved - linked) & (_MASK >> (64 - arch.bits))
+    return Session(real_path(velf), arch, path, offset, known.partial)
+
+
+def _info(dump: Dump, request: KernelRequest) -> VmcoreInfo:
+    info = dump_vmcoreinfo(dump) or VmcoreInfo({})
+    return info if request.extra is None else override(info, request.extra)
 
 
 def real_path(file: ByteSource) -> str:
