@@ -10,7 +10,7 @@ from importlib.metadata import version
 import pytest
 
 from kdump_elftool.cli.main import build_parser, main
-from tests.builders.kernel import SMALL, make_kernel
+from tests.builders.kernel import SMALL, build_vmlinux, make_kernel
 
 
 def test_version(capfd):
@@ -36,6 +36,51 @@ def test_usage_errors_are_two_lines_and_exit_2(argv, capfd):
     lines = err.splitlines()
     assert out == ""
     assert [line.split(":")[0] for line in lines] == ["error", "hint"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "hint"),
+    [
+        (["help"], "help is no command", "one of topelf, tovelf, "),
+        (
+            ["dump"],
+            "dump is no command",
+            "kdump-elftool info dump says what a dump is, kdump-elftool gdb dump",
+        ),
+        (["du\x1bmp"], "du\\x1bmp is no command", "one of topelf"),
+        (["info", "--frob", "dump"], "unrecognized arguments: --frob", "kdump-elftool info --help"),
+        (["--frob"], "unrecognized arguments: --frob", "kdump-elftool --help"),
+        (["gdbinit", "dump"], "unrecognized arguments: dump", "kdump-elftool gdbinit --help"),
+        (["gdb", "."], "no dump is named: . is a directory", "kdump-elftool gdb DUMP [VMLINUX]"),
+        (["gdb", "vmlinux"], "no dump is named: vmlinux is the vmlinux", "kdump-elftool gdb DUMP [VMLINUX]"),
+        (["info", "dump", "vmlinux"], "2 files are given", "vmlinux is given with -m"),
+        (
+            ["tovelf", "-i", "vmlinux", "-m", "dump"],
+            "dump: this is an ELF core file",
+            "-m wants the vmlinux; a dump",
+        ),
+    ],
+)
+def test_slips_of_a_newcomer(argv, message, hint, dump, monkeypatch, capfd):
+    """What is wrong, and what to type instead."""
+    monkeypatch.chdir(dump.parent)
+    (dump.parent / "vmlinux").write_bytes(build_vmlinux())
+    assert main(argv) in (1, 2)
+    error, said = capfd.readouterr().err.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert said.startswith("hint: ")
+    assert hint in said
+
+
+@pytest.mark.parametrize("length", [0x800, 0x2000])
+def test_a_dump_that_ends_before_its_memory(length, dump, tmp_path, capfd):
+    """What to do first is to copy it again."""
+    dump.write_bytes(dump.read_bytes()[:length])
+    assert main(["tovelf", "-i", str(dump), "-o", str(tmp_path / "out")]) == 1
+    hint = capfd.readouterr().err.splitlines()[-1]
+    assert hint.startswith(
+        f"hint: the dump is not whole (truncated at file offset {length:#x}): copy it again"
+    )
 
 
 def test_every_command_has_the_common_options():

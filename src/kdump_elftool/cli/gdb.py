@@ -20,6 +20,7 @@ from kdump_elftool.formats.oldmem import NAME as OLDMEM
 from kdump_elftool.jobs import gdb_program
 from kdump_elftool.jobs.gdb_script import Names, script
 from kdump_elftool.jobs.gdb_session import Session
+from kdump_elftool.safe_text import printable
 
 NAME = "gdb"
 HELP = "start gdb on a dump, with symbols, a thread for each task, and the crash on the screen"
@@ -120,11 +121,18 @@ def _sort_operands(args: argparse.Namespace) -> None:
         kernels.append(args.vmlinux)
     if len(kernels) > 1:
         raise UsageError(f"one vmlinux is needed, not {len(kernels)}", hint="name the dump, and its vmlinux")
-    if not dumps or STDIO in dumps:
+    if STDIO in dumps:
         raise UsageError("no dump is named", hint="name its file: what is piped is gone when gdb wants it")
+    if not dumps:
+        given = f": {printable(kernels[0])} is {_place_of_symbols(kernels[0])}" if kernels else ""
+        raise UsageError(f"no dump is named{given}", hint="kdump-elftool gdb DUMP [VMLINUX]")
     if args.intype == OLDMEM:
         raise UsageError("a device cannot be debugged", hint="make a core of it with tovelf -o FILE")
     args.dump, args.vmlinux = dumps, kernels[0] if kernels else None
+
+
+def _place_of_symbols(name: str) -> str:
+    return "a directory, which may hold the vmlinux alone" if os.path.isdir(name) else "the vmlinux"
 
 
 def _is_vmlinux(name: str) -> bool:

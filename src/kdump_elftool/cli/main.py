@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.files import remove_temporaries
+from kdump_elftool.safe_text import printable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -56,7 +57,18 @@ class Parser(argparse.ArgumentParser):
             (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}\nhint: {self.prog} --help shows how it is used", file=sys.stderr)
+        self._refuse(message, f"{self.prog} --help shows how it is used")
+
+    def no_command(self, word: str) -> NoReturn:
+        """The first word is none: a file whose command was left out, or a slip."""
+        name = printable(word)
+        hint = f"one of {', '.join(COMMANDS)}"
+        if os.path.exists(word):
+            hint = f"{PROG} info {name} says what a dump is, {PROG} gdb {name} opens it"
+        self._refuse(f"{name} is no command", hint)
+
+    def _refuse(self, message: str, hint: str) -> NoReturn:
+        print(f"error: {message}\nhint: {hint}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -70,21 +82,24 @@ class Version(argparse.Action):
         parser.exit()
 
 
-def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+def build_parser(names: Sequence[str] = COMMANDS) -> Parser:
     """The whole command line (or some commands of it); source of the man page and the completion."""
     parser = Parser(
         prog=PROG,
         description="Turn a Linux kernel memory dump into an ELF core that gdb can open.",
+        epilog=f"First look: {PROG} info DUMP. The crash in gdb: {PROG} gdb DUMP [VMLINUX]. "
+        f"Options of a command: {PROG} COMMAND --help.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "-v", "--version", action=Version, nargs=0, help="show program's version number and exit"
     )
+    parser.set_defaults(refuse=parser.error)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for command in (import_module(f"kdump_elftool.cli.{name}") for name in names):
         sub = commands.add_parser(command.NAME, help=command.HELP, description=_sentence(command.HELP))
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, refuse=sub.error)
     return parser
 
 
@@ -135,7 +150,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace | int:
     words, passed_on = _split(sys.argv[1:] if argv is None else argv)
     parser = build_parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS)
     try:
-        args = parser.parse_args(words)
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            parser.no_command(words[0])
+        args, unknown = parser.parse_known_args(words)
+        if unknown:
+            args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
         if args.command is None:
             parser.error("no command given")
         args.passed_on = passed_on

@@ -64,7 +64,8 @@ def open_dump(
             if more and not candidate.sets:
                 raise UsageError(
                     f"{1 + len(more)} files are given, and the first is a whole dump ({candidate.name})",
-                    hint="one dump is read at a time; only the parts of a split dump go together",
+                    hint="one dump is read at a time; only the parts of a split dump go together "
+                    "(a vmlinux is given with -m)",
                 )
             bare = layered and candidate.members_layered
             files = (first, *(_bare(each, options, wanted) if bare else each for each in more))

@@ -74,6 +74,13 @@ class Dump:
     machine_known: bool = True
     placed_by: str | None = None
 
+    def hint(self, otherwise: str) -> str:
+        """What to do about something that is not in the dump: first of all, see that all of it is here."""
+        cut = [lost.why for lost in self.lost if lost.file_offset is not None and len(lost.ranges)]
+        if not cut:
+            return otherwise
+        return f"the dump is not whole ({cut[0]}): copy it again, if there is more of it; or {otherwise}"
+
 
 @dataclass(frozen=True)
 class OpenOptions:

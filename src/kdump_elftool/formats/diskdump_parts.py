@@ -149,7 +149,8 @@ def as_set(parts: list[Part]) -> tuple[tuple[Part, ...], list[str]]:
             whole = part if not part.sub.split else first
             raise UsageError(
                 f"{len(parts)} files are given, and {whole.file.path} is a whole dump",
-                hint="one dump is read at a time; only the parts of a split dump go together",
+                hint="one dump is read at a time; only the parts of a split dump go together "
+                "(a vmlinux is given with -m)",
             )
         if part.header.common != first.header.common or part.sub.max_mapnr != first.sub.max_mapnr:
             raise UsageError(

@@ -178,6 +178,7 @@ def _check_known(
         hint = f"name the vmlinux itself with -m: what its build id is is not known here; or {hint}"
     elif request.vmlinux is None:
         hint = "give the kernel's vmlinux with -m, its text in a file with -e, or the page-table root with -P"
+    hint = dump.hint(hint)
     if dump.format == RAW:
         hint += "; --arch and --ram-base say what memory this is"
     if dump.placed_by:

@@ -215,7 +215,7 @@ def _choose(
         raise IdentityError(
             "pgt_root",
             f"the top page table cannot be read ({tried}): its page is not in the dump",
-            hint="give its physical address with -P if you know a better one",
+            hint=dump.hint("give its physical address with -P if you know a better one"),
         )
     return readable[0].fact, readable[0].forms[0], False
 

@@ -73,7 +73,9 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
     if header.e_type not in (c.ET_EXEC, c.ET_DYN):
         kind = c.ET_NAMES.get(header.e_type, f"ELF file of type {header.e_type}")
         raise FormatError(
-            file.path, f"this is an ELF {kind}, not a vmlinux", hint="-m wants the kernel's ELF"
+            file.path,
+            f"this is an ELF {kind}, not a vmlinux",
+            hint="-m wants the vmlinux; a dump is named without it",
         )
     table = read_symbols(elf)
     found = {name: table.find(name) for name in WANTED}
