@@ -20,6 +20,7 @@ from lab import (
     crash_dirty,
     crash_failed,
     crash_formats,
+    crash_kcore,
     crash_machine,
     crash_newer,
     crash_newer_machine,
@@ -46,6 +47,7 @@ _MODULES = (
     crash_dirty,
     crash_failed,
     crash_formats,
+    crash_kcore,
     crash_machine,
     crash_newer,
     crash_newer_machine,
@@ -55,8 +57,11 @@ _MODULES = (
 )
 SPECIAL = {module.SCENARIO: module for module in _MODULES}
 """Scenarios with sources of their own (SOURCES): a change there makes their rows anew and no others."""
-MADE_WITH: dict[str, Callable[[], str]] = {crash_topelf.SCENARIO: tool_hash}
-"""What else shapes the rows of a scenario: the program that topelf runs in the guest."""
+MADE_WITH: dict[str, Callable[[], str]] = {
+    crash_kcore.SCENARIO: tool_hash,
+    crash_topelf.SCENARIO: tool_hash,
+}
+"""What else shapes the rows of a scenario: our program, which runs in the guest."""
 SOURCES = ("init", "boot.py", "crash.py", "guest.py", "truth.py", "programs/*.c")
 _PRUNE_AFTER_S = 86400
 SCRATCH = ("initrd.img", "truth.raw", "qemu.log", crash_topelf.FACTS)

@@ -23,7 +23,7 @@ typed=
 for tree in src lab tools bench; do
     [ -z "$(find $tree -name '*.py' 2>/dev/null | head -n 1)" ] || typed="$typed $tree"
 done
-for script in demo test tools/*.sh contrib/initramfs-hook lab/init lab/crash-init lab/failed-init lab/oops-crasher lab/blocked-crasher; do check "sh -n $script" sh -n "$script"; done
+for script in demo test tools/*.sh contrib/initramfs-hook lab/init lab/crash-init lab/failed-init lab/oops-crasher lab/blocked-crasher lab/kcore-crasher; do check "sh -n $script" sh -n "$script"; done
 check "ruff check" "$python" -m ruff check -q --no-cache .
 check "ruff format" "$python" -m ruff format -q --no-cache --check .
 # shellcheck disable=SC2086  # a list of words

@@ -27,6 +27,7 @@ DUMP_FILES = {
     "topelf": (),  # the vmcore of another kdump, with files that test_crash_kernel.py compares
     "oops": (),  # of three boots with one truth: test_frames.py has its own questions
     "blocked": (),  # nobody wrote to sysrq-trigger: test_blocked.py has its own questions
+    "kcore": (),  # of what the guest made of its own memory: test_kcore.py has its own questions
     "failed-kdump": (),  # two kernels and no note: test_failed_kdump.py has its own questions
 }
 IN_CI = os.environ.get("LAB_SET", "ci") == "ci"
