@@ -211,7 +211,12 @@ class FileSlice:
 def _open_hint(error: OSError) -> str | None:
     if error.errno == errno.ENOENT:
         return "check the name; without an input /proc/vmcore is read, which only a crash kernel has"
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if error.errno == errno.EPERM:
+        return (
+            "the kernel itself forbids it, to root too: it is locked down (see "
+            "/sys/kernel/security/lockdown), or the process lacks CAP_SYS_RAWIO"
+        )
+    if error.errno == errno.EACCES:
         return "dumps usually belong to root"
     return "check the file and its directory"
 

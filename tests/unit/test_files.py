@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -44,6 +45,20 @@ def test_what_cannot_be_opened_has_a_hint(tmp_path, name):
         InputFile.open(str(tmp_path / name))
     assert name in caught.value.message and caught.value.hint
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.EPERM, "locked down"), (errno.EACCES, "root")])
+def test_why_a_file_may_not_be_opened(monkeypatch, number, hint):
+    """/proc/kcore answers root with EPERM where the kernel is locked down."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(KdumpError) as caught:
+        InputFile.open("/proc/kcore")
+    assert os.strerror(number) in caught.value.message
+    assert hint in (caught.value.hint or "")
 
 
 def test_terminal_codes_in_a_file_name_do_not_reach_the_message(tmp_path):

@@ -55,7 +55,8 @@ class Dump:
     ``phys_base`` is x86_64's, where the dump's headers have it.  ``cpu_registers`` are registers that came
     otherwise than as notes; ``format_source`` is what told the format.  ``machine_known`` is false where
     nothing in the file says of what machine the memory is.  ``placed_by``: where the memory was put, as
-    the dump does not say where it lay.
+    the dump does not say where it lay.  ``running``: its kernel ran on while it was read (/proc/kcore), so
+    that what the CPUs were at is of no other moment.
     """
 
     format: str
@@ -73,6 +74,7 @@ class Dump:
     format_source: str = "the file's beginning"
     machine_known: bool = True
     placed_by: str | None = None
+    running: bool = False
 
     def hint(self, otherwise: str) -> str:
         """What to do about something that is not in the dump: first of all, see that all of it is here."""

@@ -52,11 +52,17 @@ def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     warnings = [f"notes are damaged from file offset {offset:#x} on" for offset in bad_notes]
     if elf.missing_headers:
         warnings.append(f"{elf.missing_headers} program headers lie beyond the end of the file")
-    loads, notes = place(file, header, loads, notes)
+    loads, notes, running = place(file, header, loads, notes)
     possible = _possible(loads)
     if len(possible) < len(loads):
         warnings.append(f"{len(loads) - len(possible)} PT_LOADs with impossible addresses are ignored")
     memory, lost = _memory(file, possible, options.zero_excluded)
+    if running and not len(memory.present()):
+        raise CorruptDumpError(
+            file.path,
+            "this copy of /proc/kcore ends before any memory, which lies terabytes further on",
+            hint="on the machine itself, 'kdump-elftool topelf /proc/kcore -o FILE' makes a copy",
+        )
     return Dump(
         format="elf",
         file=file,
@@ -68,6 +74,7 @@ def open_elfcore(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
         claimed=ClaimedMappings(possible.p_vaddr, possible.p_paddr, possible.p_memsz),
         lost=lost,
         warnings=tuple(warnings),
+        running=running,
     )
 
 

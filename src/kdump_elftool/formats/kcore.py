@@ -30,18 +30,18 @@ _VMALLOC = 1 << 44
 
 def place(
     file: ByteSource, header: ElfHeader, loads: Segments, notes: tuple[Note, ...]
-) -> tuple[Segments, tuple[Note, ...]]:
-    """PT_LOADs with physical addresses, and notes that say something; of any core but /proc/kcore all.
+) -> tuple[Segments, tuple[Note, ...], bool]:
+    """PT_LOADs with physical addresses, notes that say something, and whether this is /proc/kcore.
 
-    Raises UnsupportedError.
+    Of any other core all of them.  Raises UnsupportedError.
     """
     nowhere = loads.p_paddr == np.uint64((1 << header.kind.bits) - 1)
     if nowhere.any():
-        return _rows(loads, ~nowhere), _said(notes)
+        return _rows(loads, ~nowhere), _said(notes), True
     in_kernel = loads.p_vaddr >> np.uint64(header.kind.bits - 1) == 1
     if len(loads) > 1 and in_kernel.all() and not loads.p_paddr.any():
-        return _by_direct_map(file, header, loads), _said(notes)
-    return loads, notes
+        return _by_direct_map(file, header, loads), _said(notes), True
+    return loads, notes, False
 
 
 def _by_direct_map(file: ByteSource, header: ElfHeader, loads: Segments) -> Segments:

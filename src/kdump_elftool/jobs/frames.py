@@ -155,7 +155,8 @@ def _by_orc(
     if code is not None:
         functions = np.concatenate([functions, code])
     try:
-        switches = _goes_down(memory, known)
+        # what a running kernel's CPUs are at now is not what they are at in the dump this is used with
+        switches = dump.running or _goes_down(memory, known)
         data = orc_to_frames(rows, functions=functions if len(functions) else None, switch_is_signal=switches)
     except ValueError as error:
         log.warning("ORC: %s", error)

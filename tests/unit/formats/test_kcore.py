@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdump_elftool.errors import UnsupportedError
+from kdump_elftool.errors import CorruptDumpError, UnsupportedError
 from kdump_elftool.formats import open_dump
 from kdump_elftool.jobs.kernel import KernelRequest, open_kernel
 from tests.builders.elfcore import EM_AARCH64, CoreSpec, SegmentSpec, build_core
@@ -34,6 +34,7 @@ def test_the_kernel_in_it(kernel, form):
     """As in a dump of the same memory, without a word of what has no physical address."""
     dump = open_dump(live(kernel, form))
     assert dump.warnings == ()
+    assert dump.running
     assert not [note for note in dump.notes if note.type == 1], "registers of nothing"
     ranges = dump.memory.present()
     assert list(zip(ranges.start.tolist(), ranges.end.tolist(), strict=True)) == [
@@ -42,7 +43,9 @@ def test_the_kernel_in_it(kernel, form):
     found = open_kernel(dump, KernelRequest())
     assert found.identity.release == RELEASE
     assert found.identity.verified
-    whole = open_kernel(open_dump(Whole(kernel.dump())), KernelRequest())
+    still = open_dump(Whole(kernel.dump()))
+    assert not still.running
+    whole = open_kernel(still, KernelRequest())
     assert found.identity.pgt_root == whole.identity.pgt_root
     for name in ("vaddr", "paddr", "size"):
         theirs, ours = (getattr(each.walked.mappings, name) for each in (whole, found))
@@ -55,6 +58,13 @@ class Whole(Kcore):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data, (), lambda at, size: b"", size=len(data))
+
+
+def test_a_copy_of_its_beginning(kernel):
+    """More of it no copy of a file has: it seems to have 128 TB."""
+    with pytest.raises(CorruptDumpError, match="before any memory") as caught:
+        open_dump(Whole(live(kernel, "v4.19").read_at(0, 1 << 20)))
+    assert "topelf /proc/kcore" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("base", [0xFFFF880000000000, 0xFFFF9A4040000000, 0xFFFFA00000000000])

@@ -48,6 +48,7 @@ def made(tmp_path: Path) -> Callable[..., FrameFile | None]:
         irq_stack: int | None = 0x1000,
         tables: bool = True,
         change: Callable[[TaskKernel], None] | None = None,
+        running: bool = False,
         **options: object,
     ) -> FrameFile | None:
         kernel = make_task_kernel([1, 2])
@@ -61,7 +62,7 @@ def made(tmp_path: Path) -> Callable[..., FrameFile | None]:
         dump = tmp_path / "dump"
         dump.write_bytes(kernel.kernel.dump())
         with InputFile.open(str(dump)) as file:
-            opened = open_dump(file)
+            opened = replace(open_dump(file), running=running)
             found = open_kernel(opened, KernelRequest(extra=parse_info(extra.encode())))
             target = tmp_path / "frames"
             written = write_frame_file(opened, found, str(target), **options)
@@ -121,6 +122,11 @@ def test_a_call_of_null_has_its_caller_on_the_stack(made):
 def test_interrupt_stacks_above_those_of_tasks(made, irq_stack, mark):
     """gdb stops where a caller's stack lies below, unless the frame is one of a signal."""
     assert kinds(made(irq_stack=irq_stack)).get(0x3010, b"") == mark
+
+
+def test_interrupt_stacks_of_a_kernel_that_runs_on(made):
+    """What its CPUs run when it is dumped later is not known yet."""
+    assert kinds(made(irq_stack=0x1000, running=True))[0x3010] == b"zS"
 
 
 def test_one_interrupt_stack_that_is_not_there(made):
