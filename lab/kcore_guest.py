@@ -1,5 +1,5 @@
-"""Runs in the guest of a kcore row: our program on the /proc/kcore of the kernel under it, and on one that may
-not be read.  Into the current folder:
+"""Runs in the guest of a kcore row: our program on the /proc/kcore of the kernel under it, also on one that
+may not be read.  Into the current folder:
 
 kcore.head          how /proc/kcore begins, which is all that a copy of moderate size has of it
 NAME.out, NAME.err  what a command printed

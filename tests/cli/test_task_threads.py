@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kdump_elftool.cli.main import main
+from kdump_elftool.formats import elfcore
 from tests.builders.check import read_core
 from tests.builders.elfcore import build_core, own_address_words
 from tests.builders.notes import prstatus_pid, prstatus_register, x86_64_prstatus
@@ -97,6 +98,16 @@ def test_a_cpu_that_did_not_answer(convert):
     assert not any(found[1][112:])
     assert "CPU 0 did not answer" in err
     assert list(found)[:2] == [1, -2]
+
+
+def test_a_kernel_that_ran_on(convert, monkeypatch):
+    """No CPU of /proc/kcore has registers, which is no silence of theirs: one sentence says what follows."""
+    monkeypatch.setattr(elfcore, "place", lambda file, header, loads, notes: (loads, notes, True))
+    made = make_task_kernel(PROCESSES)
+    found, err, _ = convert(made, notes=[note for note in made.kernel.notes() if note.type != 1])
+    assert set(found) == {-2, *TIDS}
+    assert err.count("ran on while its memory was read") == 1
+    assert "answer" not in err
 
 
 def test_notes_in_the_wrong_order(convert):

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 5
 _LARGEST_STACK = 1 << 18
+_RAN_ON = (
+    "the kernel ran on while its memory was read: tasks on a CPU have no registers, and stacks of others may "
+    "have changed in between"
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class _Builder:
         tasks, warnings = self.listed.tasks, list(self.listed.warnings)
         running = self.listed.running
         on_cpu, cpu_notes, cpus = self._cpu_notes(running, warnings)
+        if self.dump.running:
+            warnings.append(_RAN_ON)
         asleep = np.ones(len(tasks), dtype=np.bool_)
         asleep[on_cpu] = False
         rows = np.flatnonzero(asleep)
@@ -195,7 +201,8 @@ class _Builder:
                 warnings.append(f"what CPU {number} was running cannot be told")
                 continue
             if desc is None:
-                warnings.append(f"CPU {number} did not answer: its registers are not in the dump")
+                if not self.dump.running:
+                    warnings.append(f"CPU {number} did not answer: its registers are not in the dump")
                 desc = bytes(layout.size)
             rows.append(row)
             lwp = int(tasks.lwp[row])
