@@ -167,11 +167,12 @@ def test_gdb_has_every_backtrace_with_it(live: Live, velf: Path, tmp_path: Path)
 def test_gdb_shows_types_and_variables_with_it(live: Live, velf: Path) -> None:
     """As with the distribution's vmlinux."""
     commands = [f"ptype /o {name}" for name in STRUCTS]
-    marked = [word for command in commands for word in (r"echo \n@@\n", command)]
-    offset = json.loads(live.said("info.out"))["kaslr_offset"] or "0"
     values = ("p init_task.comm", "p init_uts_ns.name.release", "p &jiffies", "p modules.next")
+    marked = [word for command in commands for word in (r"echo \n@@\n", command)]
+    marked += [r"echo \n@@\n", *values]
+    offset = json.loads(live.said("info.out"))["kaslr_offset"] or "0"
     real, ours = (
-        gdb("set width 0", f"core-file {velf}", file, *marked, r"echo \n@@\n", *values).stdout.split("\n@@\n")[1:]
+        gdb("set width 0", f"core-file {velf}", file, *marked).stdout.split("\n@@\n")[1:]
         for file in (f"symbol-file -o {offset} {live.dump.vmlinux}", f"symbol-file {live.vmlinux}")
     )
     assert "total size" in real[0] and live.dump.truth["release"] in real[-1]
