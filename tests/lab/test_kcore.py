@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,17 +24,23 @@ from kdump_elftool.jobs.mkvmlinux import make_vmlinux
 from kdump_elftool.safe_text import log_text
 from lab.crash_kcore import DUMP, RESULTS
 from lab.kcore_guest import ACCOUNT, COMMANDS
-from tests.lab.dumps import LabDump, drgn_says, gdb, kdump_elftool, selected_rows
+from tests.lab.dumps import HERE, LabDump, drgn_says, gdb, kdump_elftool, selected_rows
 from tests.lab.in_gdb import kernel_part, stacks_in_gdb
 from tests.lab.test_frames import whose
-from tests.lab.test_mkvmlinux import flat, symbols
+from tests.lab.test_mkvmlinux import symbols
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ROWS = [LabDump(row.name, row.scenario, DUMP) for row in selected_rows() if row.scenario == "kcore"]
 MOST_MB = 300
 """What the project allows mkvmlinux: no guest's memory may be needed for its kernel's."""
-STRUCTS = ("struct task_struct", "struct page", "struct module", "struct mm_struct", "struct rq")
+MEMBERS = {
+    "task_struct": ("comm", "stack", "mm", "thread.sp", "tasks.next"),
+    "page": ("flags", "_refcount"),
+    "module": ("name", "list", "state"),
+    "mm_struct": ("pgd", "arg_start"),
+    "rq": ("curr", "clock", "idle"),
+}
 
 
 @dataclass(frozen=True)
@@ -164,20 +171,32 @@ def test_gdb_has_every_backtrace_with_it(live: Live, velf: Path, tmp_path: Path)
 
 
 @pytest.mark.gdb
-def test_gdb_shows_types_and_variables_with_it(live: Live, velf: Path) -> None:
-    """As with the distribution's vmlinux."""
-    commands = [f"ptype /o {name}" for name in STRUCTS]
-    values = ("p init_task.comm", "p init_uts_ns.name.release", "p &jiffies", "p modules.next")
-    marked = [word for command in commands for word in (r"echo \n@@\n", command)]
-    marked += [r"echo \n@@\n", *values]
-    offset = json.loads(live.said("info.out"))["kaslr_offset"] or "0"
-    real, ours = (
-        gdb("set width 0", f"core-file {velf}", file, *marked).stdout.split("\n@@\n")[1:]
-        for file in (f"symbol-file -o {offset} {live.dump.vmlinux}", f"symbol-file {live.vmlinux}")
+def test_gdb_shows_types_and_variables_with_it(live: Live, velf: Path, tmp_path: Path) -> None:
+    """Types as drgn knows them by the distribution's vmlinux, values as the guest does."""
+    questions = {f"SIZE({name})": f"sizeof(struct {name})" for name in MEMBERS}
+    for name, members in MEMBERS.items():
+        fields = {f"OFFSET({name}.{member})": f"&((struct {name} *)0)->{member}" for member in members}
+        questions |= fields
+    asked = [f'printf "{name} %lu\\n", (unsigned long){text}' for name, text in questions.items()]
+    values = ("output init_task.comm", "output init_uts_ns.name.release", "info address panic")
+    shown = gdb(f"core-file {velf}", f"symbol-file {live.vmlinux}", *asked, *values, "ptype /o struct page")
+    assert "warning" not in shown.stderr, shown.stderr
+    answer = tmp_path / "drgn.json"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "oracle_types.py"), str(live.dump.vmlinux), str(answer)],
+        input=json.dumps(list(questions)),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
-    assert "total size" in real[0] and live.dump.truth["release"] in real[-1]
-    for name, theirs, mine in zip((*STRUCTS, "values"), real, ours, strict=True):
-        assert flat(theirs) == flat(mine), name
+    assert done.returncode == 0, done.stderr
+    ours = {name: int(value) for name, value in re.findall(r"^(\w+\([\w.]+\)) (\d+)$", shown.stdout, re.M)}
+    assert ours == json.loads(answer.read_text())
+    assert None not in ours.values() and len(ours) == len(questions)
+    assert '"swapper/0' in shown.stdout and f'"{live.dump.truth["release"]}"' in shown.stdout
+    panic = next(int(address, 16) for address, _, name, *_ in live.kallsyms if name == "panic")
+    assert f"{panic:#x}" in shown.stdout
+    assert "total size (bytes):   64" in shown.stdout
 
 
 def test_log_and_tasks_of_the_running_kernel(live: Live) -> None:
