@@ -320,6 +320,16 @@ NAMES = [
 ]
 
 
+def test_beside_the_dump_may_be_no_place(place, told):
+    """As for /proc/kcore."""
+    with (place / "vmcore").open("rb") as file:
+        path = f"/proc/self/fd/{file.fileno()}"
+        code, _, err = told("--print-script", path, place / "vmlinux")
+    assert code == 1
+    assert f"error: cannot write {path}.velf: " in err
+    assert err.endswith("hint: --velf FILE puts the core elsewhere\n")
+
+
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_no_name_becomes_a_command(place, told, name):
     """Every line of the script is one of ours, whatever the files are called."""

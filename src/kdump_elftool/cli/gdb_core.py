@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kdump_elftool.cli.common import warn
 from kdump_elftool.cli.dump_input import kernel_request, open_files
 from kdump_elftool.cli.raw_input import named_inputs
-from kdump_elftool.errors import KdumpError, UsageError
+from kdump_elftool.errors import KdumpError, OutputError, UsageError
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.debug_files import where_lines_are
@@ -123,7 +123,12 @@ def _copied(args: argparse.Namespace, stack: ExitStack) -> Ready:
     # a core that is there already need not load it
     from kdump_elftool.cli.gdb_convert import converted
 
-    return converted(args, stack, files, made_of)
+    try:
+        return converted(args, stack, files, made_of)
+    except OutputError as error:
+        if by_default:  # beside a dump that is in /proc, say
+            error.hint = "--velf FILE puts the core elsewhere"
+        raise
 
 
 def _changed(args: argparse.Namespace, stack: ExitStack) -> Ready:
