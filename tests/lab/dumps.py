@@ -164,7 +164,11 @@ def tool_root(suite: str) -> Path:
 
 
 def gdb(
-    *commands: str, program: str = GDB, args: tuple[str, ...] = (), **environment: str
+    *commands: str,
+    program: str = GDB,
+    args: tuple[str, ...] = (),
+    timeout: int = 600,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run gdb on ``commands`` without any start-up file.
 
@@ -180,7 +184,7 @@ def gdb(
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=600,
+        timeout=timeout,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
     )
