@@ -38,6 +38,18 @@ POINTERS = [dump for dump in one_of_each_row() if dump.arch in ("i386", "arm") a
 GONE = 5_000
 """Rows of code for leaving the kernel, which is in no kernel's memory."""
 
+LED_TO = {
+    "super_blocks",
+    "slab_caches",
+    "workqueues",
+    "task_groups",
+    "clocksource_list",
+    "memblock",
+    "panic_on_oops",
+}
+LED_TO |= {"linux_proc_banner", "init_thread_union"}
+BY_CODE = {"curr_clocksource", "hstates", "dentry_hashtable", "inode_hashtable", "max_pfn", "nr_threads"}
+
 
 @dataclass(frozen=True)
 class Made:
@@ -154,6 +166,9 @@ def test_variables_are_where_the_vmlinux_has_them(made: Made) -> None:
         "init_cred",
     }
     assert names >= {"__per_cpu_offset", "node_data", "init_mm", "iomem_resource", "runqueues", "crash_notes"}
+    assert names >= LED_TO | BY_CODE
+    # without a reserved range nothing leads to it
+    assert "crashk_res" in names or made.dump.scenario == "live"
 
 
 @pytest.mark.parametrize("made", [] if IN_CI else ARM64, ids=lambda dump: dump.id, indirect=True)

@@ -21,9 +21,11 @@ from kdump_elftool.kernel.facts import Knowledge, Later, Source
 from kdump_elftool.kernel.identity import kaslr_offset_by
 from kdump_elftool.kernel.kallsyms import Kallsyms
 from kdump_elftool.kernel.kallsyms_tables import open_kallsyms
+from kdump_elftool.kernel.related import Related
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 from kdump_elftool.kernel.vmlinux_source import TYPES, Advise, VmlinuxSymbols, vmlinux_types
+from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
 
@@ -49,6 +51,7 @@ def knowledge(dump: Dump, kernel: Kernel, given: Btf | None = None) -> Knowledge
         by_code = Knowledge(tuple(sources))
         sources.append(Later(("SYMBOL",), lambda: _by_code(memory, symbols, exported, by_code, window)))
     sources.append(ContentSource(memory, Knowledge(tuple(sources)), window, order, word))
+    sources.append(Related(Words(memory, order, word), Knowledge(tuple(sources)), window))
     sources.append(_of_form(kernel))
     return Knowledge(tuple(sources), advice)
 
@@ -69,7 +72,7 @@ def _percpu(types: Later, exported: Later) -> BtfPercpu | None:
 
 
 def _by_code(
-    memory: VirtualMemory, symbols: Later, exported: Later, known: Source, window: tuple[int, int]
+    memory: VirtualMemory, symbols: Later, exported: Later, known: Knowledge, window: tuple[int, int]
 ) -> Arm64Code | None:
     functions = symbols.source
     if not isinstance(functions, Kallsyms) or exported.source is None:

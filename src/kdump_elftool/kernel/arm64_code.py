@@ -1,7 +1,8 @@
 """Variables of arm64 kernels that short functions with names lead to: their code has the address.
 
 ADRP puts the address of a page into a register, and ADD, LDR or STR with an offset go on from there.  A
-function counts only if all but one of the addresses in it are known otherwise, and that one is where data is.
+function counts only if all but one of the addresses in it are known otherwise, and that one is where data is;
+or where what it holds proves which one of them is meant (``kernel.proofs``), if just one does.
 Reference: Arm Architecture Reference Manual, C6.2: ADRP, ADD (immediate), LDR and STR (immediate).
 """
 
@@ -13,8 +14,10 @@ import numpy as np
 
 from kdump_elftool.addr import MASK64
 from kdump_elftool.errors import FaultError
-from kdump_elftool.kernel.facts import Fact, Source
+from kdump_elftool.kernel.facts import Fact, Knowledge
 from kdump_elftool.kernel.kallsyms import Kallsyms
+from kdump_elftool.kernel.proofs import Proofs
+from kdump_elftool.kernel.words import Words
 from kdump_elftool.memory.virtual import VirtualMemory
 
 LONGEST = 2048
@@ -28,9 +31,16 @@ FUNCTIONS = {
     "vmcoreinfo_note": ("paddr_vmcoreinfo_note", ("memstart_addr", "kimage_voffset")),
     "kexec_crash_image": ("kexec_crash_loaded", ()),
     "saved_command_line": ("cmdline_proc_show", ()),
+    "curr_clocksource": ("current_clocksource_show", ()),
+    "hstates": ("size_to_hstate", ()),
+    "dentry_hashtable": ("__d_lookup", ()),
+    "inode_hashtable": ("__insert_inode_hash", ()),
+    "max_pfn": ("dma_direct_get_required_mask", ()),
+    "nr_threads": ("loadavg_proc_show", ()),
 }
 """Who uses a variable, and what else is used there (kernel/panic.c, kernel/printk/printk.c,
-kernel/crash_core.c, kernel/kexec_core.c, drivers/base/cpu.c, fs/proc/cmdline.c)."""
+kernel/crash_core.c, kernel/kexec_core.c, drivers/base/cpu.c, fs/proc/cmdline.c, kernel/time/clocksource.c,
+mm/hugetlb.c, fs/dcache.c, fs/inode.c, kernel/dma/direct.c, fs/proc/loadavg.c)."""
 _CALLER_SAVED = range(19)
 
 
@@ -40,7 +50,7 @@ class Arm64Code:
 
     memory: VirtualMemory
     functions: Kallsyms
-    known: Source
+    known: Knowledge
     window: tuple[int, int]
 
     def find(self, kind: str, name: str, /) -> Fact | None:
@@ -52,6 +62,9 @@ class Arm64Code:
             int(fact.value) for other in others if (fact := self.known.find("SYMBOL", other)) is not None
         }
         found = {vaddr for vaddr in self._data_of(function) if vaddr not in known}
+        proof = Proofs(Words(self.memory), self.known).of(name)
+        if proof is not None:
+            found = {vaddr for vaddr in found if proof(vaddr)}
         return Fact(f"SYMBOL({name})", found.pop(), f"the code of {function}()") if len(found) == 1 else None
 
     def _data_of(self, function: str) -> set[int]:

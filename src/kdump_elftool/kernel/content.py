@@ -49,6 +49,7 @@ _OF_INIT_TASK = {
     "init_cgroup_ns": ("task_struct.nsproxy", "nsproxy.cgroup_ns"),
     "root_task_group": ("task_struct.sched_task_group",),
     "init_stack": ("task_struct.stack",),
+    "init_thread_union": ("task_struct.stack",),
 }
 """Pointers from one to the next."""
 
