@@ -1,6 +1,6 @@
 """Run inside gdb: how it shows types and functions.
 
-KD_REQUEST is a JSON file: ``structs``, drawn with ``seed`` until gdb knows ``count`` of them (those inside of
+KD_REQUEST is a JSON file: ``structs``, asked for in this order until gdb knows ``count`` of them (those in
 functions it does not); ``functions``, their addresses, besides those of the ``units`` that have these
 functions; ``offset``, what to add to addresses.
 KD_ANSWER gets ``structs`` by name, ``functions`` by address.
@@ -8,7 +8,6 @@ KD_ANSWER gets ``structs`` by name, ``functions`` by address.
 
 import json
 import os
-import random
 
 import gdb
 
@@ -55,9 +54,8 @@ def main():
             addresses |= {int(symbol.value().address) for symbol in block if symbol.is_function}
     found = {address: signature(address) for address in sorted(addresses)}
     functions = {f"{address + request['offset']:x}": text for address, text in found.items() if text}
-    names = request["structs"]
     structs, known = {}, 0
-    for name in random.Random(request["seed"]).sample(names, len(names)):
+    for name in request["structs"]:
         if known == request["count"]:
             break
         structs[name] = shown(name)
