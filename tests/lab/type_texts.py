@@ -16,14 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 HEAD = struct.Struct("<HBBIIIII")
-INT, PTR, ARRAY, STRUCT, UNION, ENUM, FUNC_PROTO, VAR, DATASEC, DECL_TAG, ENUM64 = (
-    *range(1, 7),
-    13,
-    14,
-    15,
-    17,
-    19,
-)
+INT, PTR, ARRAY, STRUCT, UNION, ENUM = range(1, 7)
+TYPEDEF, VOLATILE, CONST, FUNC_PROTO, VAR, DATASEC, DECL_TAG, ENUM64 = 8, 9, 10, 13, 14, 15, 17, 19
 WORDS = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
 WORDS_EACH = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
 SAME, EMPTY, DIMENSIONS = "the same", "[0] or []", "dimensions multiplied"
@@ -61,28 +55,31 @@ class PlainBtf:
         return {(kind, name): number for number, (name, kind, _) in enumerate(self.types)}
 
     def arrays(self, tag: str) -> dict[str, set[tuple[int, ...]]]:
-        """Dimensions by the name of a member of ``struct NAME`` or ``union NAME``, inner ones included."""
+        """Dimensions by the names of members of ``struct NAME`` or ``union NAME`` and of all in it."""
         keyword, _, name = tag.partition(" ")
         found: dict[str, set[tuple[int, ...]]] = {}
-        left = [self.by_tag[UNION if keyword == "union" else STRUCT, name]]
+        left, seen = [self.by_tag[UNION if keyword == "union" else STRUCT, name]], set[int]()
         while left:
-            _, _, (_, *members) = self.types[left.pop()]
+            number = left.pop()
+            seen.add(number)
+            _, _, (_, *members) = self.types[number]
             for at in range(0, len(members), 3):
-                member, kind, dimensions = self.text(members[at]), *self.dimensions(members[at + 1])
+                _, dimensions = self.end_of(members[at + 1], (PTR, ARRAY))
                 if dimensions:
-                    found.setdefault(member, set()).add(dimensions)
-                if self.types[kind][1] in (STRUCT, UNION) and not self.types[kind][0]:
-                    left.append(kind)
+                    found.setdefault(self.text(members[at]), set()).add(dimensions)
+                inner, _ = self.end_of(members[at + 1], (ARRAY, TYPEDEF, VOLATILE, CONST))
+                if self.types[inner][1] in (STRUCT, UNION) and inner not in seen:
+                    left.append(inner)
         return found
 
-    def dimensions(self, number: int) -> tuple[int, tuple[int, ...]]:
-        """What is at the end of arrays and pointers, and how long the arrays are."""
+    def end_of(self, number: int, kinds: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """What such types lead to, and how long the arrays among them are."""
         found = []
-        while self.types[number][1] in (PTR, ARRAY):
+        while self.types[number][1] in kinds:
             _, kind, values = self.types[number]
             if kind == ARRAY:
                 found.append(values[3])
-            number = values[0] if kind == PTR else values[1]
+            number = values[1] if kind == ARRAY else values[0]
         return number, tuple(found)
 
 
