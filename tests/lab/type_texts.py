@@ -32,12 +32,13 @@ class PlainBtf:
     strings: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> PlainBtf:
-        """A section .BTF of a little-endian kernel."""
+    def parse(cls, data: bytes, base: PlainBtf | None = None) -> PlainBtf:
+        """A section .BTF of a little-endian kernel, or of a module beside that of its kernel, ``base``."""
         magic, _, _, head, type_off, type_len, str_off, str_len = HEAD.unpack_from(data)
         assert magic == 0xEB9F
         at, end = head + type_off, head + type_off + type_len
-        btf = cls([("void", 0, ())], data[head + str_off : head + str_off + str_len])
+        strings = data[head + str_off : head + str_off + str_len]
+        btf = cls([*base.types] if base else [("void", 0, ())], (base.strings if base else b"") + strings)
         while at < end:
             name, info, size = struct.unpack_from("<III", data, at)
             kind = info >> 24 & 31
