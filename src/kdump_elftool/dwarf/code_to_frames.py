@@ -106,7 +106,7 @@ class FrameMachine:
         """Register plus offset."""
         if offset >= 0:
             return bytes([_DEF_CFA, register]) + uleb(offset)
-        where = bytes([_BREG | register]) + sleb(offset)
+        where = bytes([_BREG + register]) + sleb(offset)
         return bytes([_DEF_CFA_EXPRESSION]) + uleb(len(where)) + where
 
 

@@ -278,11 +278,11 @@ def _cfa(kind: int, base: int, offset: int) -> bytes:
     register, size = _DWARF_OF[base], _SIZE[kind]
     if base == SP_INDIRECT and kind == CALL:
         # since v5.12, when calls began to use it: what rsp points to, and then the offset
-        rule = bytes([_BREG | register]) + sleb(0) + bytes([_DEREF]) + _plus(offset)
+        rule = bytes([_BREG + register]) + sleb(0) + bytes([_DEREF]) + _plus(offset)
     elif base in (BP_INDIRECT, SP_INDIRECT):
-        rule = bytes([_BREG | register]) + sleb(offset) + bytes([_DEREF]) + (_plus(size) if size else b"")
+        rule = bytes([_BREG + register]) + sleb(offset) + bytes([_DEREF]) + (_plus(size) if size else b"")
     elif offset + size < 0:
-        rule = bytes([_BREG | register]) + sleb(offset + size)
+        rule = bytes([_BREG + register]) + sleb(offset + size)
     else:
         return bytes([_DEF_CFA]) + uleb(register) + uleb(offset + size)
     return bytes([_CFA_EXPRESSION]) + uleb(len(rule)) + rule
@@ -296,6 +296,6 @@ def _rbp(kind: int, base: int, offset: int) -> bytes:
     if base == PREV_SP:
         return _saved(_RBP, offset - _SIZE[kind])
     if base == BP:
-        where = bytes([_BREG | _RBP]) + sleb(offset)
+        where = bytes([_BREG + _RBP]) + sleb(offset)
         return bytes([_EXPRESSION, _RBP]) + uleb(len(where)) + where
     return _RBP_OF_REGISTERS if kind == REGS else _SAME_RBP

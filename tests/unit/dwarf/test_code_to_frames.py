@@ -79,7 +79,11 @@ def test_registers_of_arm64(tmp_path: Path) -> None:
     places, found = read([at(0, Base.REGISTERS_FP, -280), at(32, Base.UNDEFINED)], "arm64", tmp_path)
     assert places == [(0, 32)]
     expected = {f"x{number}": f"c-{264 - 8 * number}" for number in range(30)}
-    assert found[0]["CFA"] == "exp"  # below x29
+    assert found[0]["CFA"] == "exp"
+    shown = subprocess.run(
+        ["readelf", "--debug-dump=frames", tmp_path / "frames.o"], capture_output=True, text=True
+    ).stdout
+    assert "DW_CFA_def_cfa_expression (DW_OP_breg29 (x29): -16)" in shown
     assert expected.items() <= found[0].items()
     assert (found[0]["ra"], found[0]["sp"]) == ("c-24", "c-16")
 
