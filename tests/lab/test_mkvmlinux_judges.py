@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,6 @@ from tests.lab.test_other_debuggers import ask_crash, run_crash
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-ENTRY = ("entry_SYSCALL_64", "ret_from_fork", "asm_", "secondary_startup_64")
-"""Assembly that enters the kernel, in which lldb's backtraces end."""
 NOBITS = re.compile(
     r"section \[ *\d+\] '[^']*' has unexpected type 8 for an executable section"
     r"|section \[ *\d+\] '\.rodata' has wrong type: expected PROGBITS, is NOBITS"
@@ -147,28 +145,17 @@ def frames_of_lldb(text: str) -> list[list[tuple[int, str]]]:
 
 @pytest.mark.gdb
 def test_lldb_prints_the_backtraces_that_gdb_prints(made: Made, tmp_path: Path) -> None:
-    """Of every task, with the names of all functions, up to the assembly that enters the kernel."""
+    """Of every task, with the names of all functions, through the assembly that enters the kernel."""
     stacks, _ = stacks_in_gdb(made.core, tmp_path, f"symbol-file {made.vmlinux}")
     theirs = [kernel_part(frames) for frames in stacks.values()]
     ours = frames_of_lldb(lldb(made, "bt all").partition("(lldb) bt all")[2])
     assert len(ours) == len(theirs) > 40
-    name_of = function_names(made.vmlinux)
-    for found in ours:
-        addresses = kernel_part([pc for pc, _ in found])
-        assert all(name for pc, name in found if pc >= KERNEL_HALF), found
-        wanted = [frames for frames in theirs if frames[: len(addresses)] == addresses]
-        assert wanted, found
-        rest = min((frames[len(addresses) :] for frames in wanted), key=len)
-        assert all(name_of(pc).startswith(ENTRY) for pc in rest), [name_of(pc) for pc in rest]
-    assert sum(len(found) for found in ours) > 3 * len(ours)
-
-
-def function_names(vmlinux: Path) -> Callable[[int], str]:
-    """Of the function that an address lies in, by the symbol table as readelf prints it."""
-    rows = [line.split() for line in run("readelf", "-sW", vmlinux).stdout.splitlines()]
-    table = sorted((int(row[1], 16), row[7]) for row in rows if len(row) == 8 and row[3] == "FUNC")
-    starts = [address for address, _ in table]
-    return lambda pc: table[bisect_right(starts, pc) - 1][1]
+    wanted, found = Counter(map(tuple, theirs)), Counter[tuple[int, ...]]()
+    for frames in ours:
+        assert all(name for pc, name in frames if pc >= KERNEL_HALF), frames
+        found[tuple(kernel_part([pc for pc, _ in frames]))] += 1
+    assert found == wanted
+    assert sum(map(len, ours)) > 4 * len(ours)
 
 
 @pytest.mark.gdb

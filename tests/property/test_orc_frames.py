@@ -91,20 +91,29 @@ def read(ip: bytes, entries: bytes) -> OrcTable | None:
 
 
 def frame_file(
-    table: OrcTable, *, switch_is_signal: bool = False, functions: list[int] | None = None
+    table: OrcTable,
+    *,
+    switch_is_signal: bool = False,
+    functions: list[int] | None = None,
+    entry_text: tuple[int, int] | None = None,
 ) -> bytes:
     starts = None if functions is None else u64(functions)
-    data = orc_to_frames(table, functions=starts, switch_is_signal=switch_is_signal)
+    data = orc_to_frames(table, functions=starts, entry_text=entry_text, switch_is_signal=switch_is_signal)
     return symbol_file(ElfKind(64, "<"), 62, [Section(".debug_frame", data=data, align=8)])
 
 
 def made(
-    rows: list[Row], form: str, *, switch_is_signal: bool = False, functions: list[int] | None = None
+    rows: list[Row],
+    form: str,
+    *,
+    switch_is_signal: bool = False,
+    functions: list[int] | None = None,
+    entry_text: tuple[int, int] | None = None,
 ) -> bytes:
     table = read(*pack(rows, form, BASE + IP))
     assert table is not None
     assert (table.format.name, table.damage) == (form, ())
-    return frame_file(table, switch_is_signal=switch_is_signal, functions=functions)
+    return frame_file(table, switch_is_signal=switch_is_signal, functions=functions, entry_text=entry_text)
 
 
 def check(rows: list[Row], elf: bytes, form: str, *, switch_is_signal: bool = False) -> int:
@@ -194,6 +203,62 @@ def test_a_function_that_returns_early_has_one_description() -> None:
     frames = CallFrames(made(rows, "v6.4", functions=[text, text + 32]))
     places = sorted((fde["initial_location"] - text, fde["address_range"]) for fde in frames.fdes)
     assert places == [(0, 32), (32, 8), (80, 4)]
+
+
+@settings(max_examples=25)
+@given(rows=tables(), seed=st.integers(0, 1 << 30))
+def test_what_enters_the_kernel_unwinds_as_in_the_kernel(rows: list[Row], seed: int) -> None:
+    """In the entry text frames of registers and ends of the stack share the description of their function."""
+    chance = random.Random(seed)
+    functions = [row.ip for row in rows if chance.random() < 0.3]
+    # no padding: what is told of that is tested above
+    rows = [replace(row, kind="end") if row.kind == "undefined" and row != rows[-1] else row for row in rows]
+    elf = made(rows, "v6.4", functions=functions, entry_text=(rows[0].ip, rows[-1].ip))
+    assert check(rows, elf, "v6.4") > 2
+
+
+def entering(text: int) -> list[Row]:
+    """The stack's end, then the CPU's frame, then all registers: as of entry_SYSCALL_64, of asm_exc_*, and of
+    ret_from_fork, which calls the function of a thread where the stack ends."""
+    kinds = ["end", "regs", "iret", "regs", "end", "regs", "end", "undefined"]
+    rows = [Row(text + 8 * at, kind) for at, kind in enumerate(kinds)]
+    return [
+        replace(row, sp="sp", sp_offset=8 * at, signal=True) if row.kind in ("regs", "iret") else row
+        for at, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry_text", "wanted"),
+    [
+        ((0, 0x1000), [(0, 16, b"zS"), (16, 16, b"zS"), (32, 24, b"zS")]),
+        ((0x1000, 0x2000), [(0, 16, b""), (16, 16, b"zS"), (32, 24, b"")]),
+        (None, [(0, 8, b""), (8, 8, b"zS"), (16, 16, b"zS"), (32, 8, b""), (40, 8, b"zS"), (48, 8, b"")]),
+    ],
+    ids=["entry", "elsewhere", "not known"],
+)
+def test_a_function_that_enters_has_one_description(
+    entry_text: tuple[int, int] | None, wanted: list[tuple[int, int, bytes]]
+) -> None:
+    """gdb prints the name of ret_from_fork as long as no mark is on its description."""
+    text = BASE + CODE
+    rows = entering(text)
+    calls = [Row(text + 0x2000 + 4 * at, "call", "sp", 8 + 8 * (at % 2)) for at in range(16)]
+    place = None if entry_text is None else (text + entry_text[0], text + entry_text[1])
+    elf = made(
+        [*rows, *calls], "v6.4", functions=[text, text + 16, text + 32, text + 0x2000], entry_text=place
+    )
+    frames, memory = CallFrames(elf), Memory()
+    found = [
+        (fde["initial_location"] - text, fde["address_range"], fde.cie["augmentation"]) for fde in frames.fdes
+    ]
+    assert sorted(found)[:-1] == wanted
+    for row in rows[:-1]:
+        registers = {number: random.Random(number).getrandbits(47) for number in range(16)} | {RIP: row.ip}
+        should, does = by_orc(row, registers, memory), frames.step(row.ip, registers, memory)
+        assert (does is None) == (should is None)
+        if should is not None and does is not None:
+            assert should.registers.items() <= does.registers.items(), row
 
 
 @settings(max_examples=10)

@@ -89,36 +89,44 @@ _ALL_REGISTERS, _IRET_FRAME = (bytes([_DEF_CFA, _RSP]) + uleb(_SIZE[kind]) for k
 _INTERRUPTED = _saved(_RIP, -5 * _WORD) + _saved(_RSP, -2 * _WORD)
 """rip, cs, rflags, rsp, ss are the last words of both."""
 _SAME_RBP, _RBP_OF_REGISTERS = bytes([_SAME_VALUE, _RBP]), bytes([_RESTORE | _RBP])
+_NO_CALLER = bytes([_UNDEFINED, _RIP])
+_SAVED = b"".join(bytes([_RESTORE | register]) for register in (*_PT_REGS, _RSP, _RIP) if register != _RBP)
+_IN_PLACE = b"".join(bytes([_SAME_VALUE, register]) for register in _PT_REGS if register != _RBP)
+_FRAME_OF_CPU = _IN_PLACE + bytes([_RESTORE | _RSP, _RESTORE | _RIP])
 
 
 @dataclass(frozen=True)
 class _Initial:
-    """What holds at the start of a description: rules for the CFA, rbp, callee-saved registers, the rest."""
+    """What holds at the start of a description: rules for the CFA, for rbp, and for the other registers.
+
+    ``rules`` are those in the words of a CIE, which has nothing to restore.
+    """
 
     cfa: bytes
     rbp: bytes
     others: bytes
-    rest: bytes
+    rules: bytes
 
     def cie(self, signal: bool) -> Cie:
-        rbp = b"" if self.rbp == _RBP_OF_REGISTERS else self.rbp
-        return Cie(_RIP, self.cfa + rbp + self.others + self.rest, signal)
+        return Cie(_RIP, self.cfa + self.rules, signal)
 
 
 _INITIAL = (
-    _Initial(_ENTRY, b"", b"", bytes([_UNDEFINED, _RIP])),
-    _Initial(_ENTRY, _SAME_RBP, _KEPT, _saved(_RIP, -_WORD)),
+    _Initial(_ENTRY, b"", _NO_CALLER, _NO_CALLER),
+    _Initial(_ENTRY, _SAME_RBP, _KEPT, _SAME_RBP + _KEPT + _saved(_RIP, -_WORD)),
     _Initial(
         _ALL_REGISTERS,
         _RBP_OF_REGISTERS,
-        b"",
+        _SAVED,
         b"".join(_saved(number, at * _WORD - _SIZE[REGS]) for at, number in enumerate(_PT_REGS))
         + _INTERRUPTED,
     ),
-    _Initial(_IRET_FRAME, _SAME_RBP, b"", _INTERRUPTED),
+    _Initial(_IRET_FRAME, _SAME_RBP, _FRAME_OF_CPU, _SAME_RBP + _IN_PLACE + _INTERRUPTED),
 )
 CIES = tuple(initial.cie(signal) for signal in (False, True) for initial in _INITIAL)
 """By kind (from END on), and again for frames whose caller was interrupted."""
+_OF_REGISTERS, _INTERRUPTING = REGS - END, len(_INITIAL)
+"""Which of them are of frames of registers; how far those of interrupted callers are from the others."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +154,19 @@ class _Rows:
     starts: Bools | None
 
 
-def orc_to_frames(orc: OrcColumns, *, functions: U64 | None = None, switch_is_signal: bool = False) -> bytes:
+def orc_to_frames(
+    orc: OrcColumns,
+    *,
+    functions: U64 | None = None,
+    entry_text: tuple[int, int] | None = None,
+    switch_is_signal: bool = False,
+) -> bytes:
     """.debug_frame for all rows that describe a frame.
 
     ``functions``: where they begin, in any order.  Each then has a description of its own, and one only (lldb
     looks for no other); without, descriptions begin where a row could be a function's first one.
+    ``entry_text`` is the code that enters the kernel, [start, end): nothing calls from there where the stack
+    ends, as ``ret_from_fork``, which is elsewhere, calls the function of a thread.
     With ``switch_is_signal`` code that goes on on another stack is marked like an interrupt: gdb ends a
     backtrace at a caller whose stack lies below that of the function it called, except there.
     Raises ValueError for more different rows than a kernel has.
@@ -161,15 +177,16 @@ def orc_to_frames(orc: OrcColumns, *, functions: U64 | None = None, switch_is_si
     found = _by_function(orc, row, functions)
     rows = np.flatnonzero(found.described & (found.delta.view(np.int64) > 0))
     rule = found.rule[rows]
-    follows = _follows(rows, rule, rules, found.starts)
+    cie = _cies(found, rows, rules.cie[rule], entry_text)
+    follows = _follows(rows, cie, rules.entry[rule], found.starts)
     first = np.flatnonzero(~follows)
-    programs = _programs(rows, rule, rules, follows, found.delta, pool)
+    programs = _programs(rows, rule, rules, cie, _steps(rows, follows, found.delta), pool)
     ends = np.append(first[1:], len(rows))[: len(first)] - 1
     start = found.ip[rows[first]]
     descriptions = Descriptions(
         start=start,
         size=found.ip[rows[ends]] + found.delta[rows[ends]] - start,
-        cie=rules.cie[rule[first]],
+        cie=cie[first],
         first=first * programs.shape[1],
         piece=programs.reshape(-1),
     )
@@ -199,10 +216,36 @@ def _by_function(orc: OrcColumns, rule: Index, functions: U64 | None) -> _Rows:
     return _Rows(ip, delta, rule, described, starts)
 
 
-def _follows(rows: Index, rule: Index, rules: _Rules, starts: Bools | None) -> Bools:
+def _cies(found: _Rows, rows: Index, cie: Index, entry_text: tuple[int, int] | None) -> Index:
+    """The CIE of each row's description: functions that have frames of registers and no calls share one.
+
+    ``cie`` are those that the rows have by themselves.  Where such a function has ends of the stack too, its
+    description has the mark of an interrupt in the entry text, where no frame ends, and not elsewhere: gdb
+    shows no name of a frame that has it.
+    """
+    if found.starts is None:
+        return cie
+    function, kind, marked = np.cumsum(found.starts)[rows], cie % len(_INITIAL), cie >= _INTERRUPTING
+    count = int(function[-1]) + 1 if len(function) else 0
+
+    def some(mask: Bools) -> Bools:
+        return np.bincount(function[mask], minlength=count) > 0
+
+    ends, calls, whole, parts = (some(kind == number) for number in range(len(_INITIAL)))
+    mixed = ~calls & ~some((kind >= _OF_REGISTERS) & ~marked) & (1 * ends + whole + parts > 1)
+    low, high = entry_text or (0, 0)
+    ip = found.ip[rows]
+    entry = some((ip >= np.uint64(low)) & (ip < np.uint64(high)))
+    interrupting, other = mixed & (entry | ~ends), mixed & ends & ~entry & (entry_text is not None)
+    shared = np.where(interrupting, _OF_REGISTERS + _INTERRUPTING, np.where(other, _OF_REGISTERS, -1))[
+        function
+    ]
+    return np.where(shared < 0, cie, shared)
+
+
+def _follows(rows: Index, cie: Index, entry: Bools, starts: Bools | None) -> Bools:
     """Which rows go on with the description of the one before: a function's entry begins a new one."""
     follows = np.zeros(len(rows), dtype=np.bool_)
-    cie, entry = rules.cie[rule], rules.entry[rule]
     begins = entry[1:] & ~entry[:-1] if starts is None else starts[rows[1:]]
     follows[1:] = (np.diff(rows) == 1) & (cie[1:] == cie[:-1]) & ~begins
     at = np.arange(len(rows))
@@ -211,22 +254,26 @@ def _follows(rows: Index, rule: Index, rules: _Rules, starts: Bools | None) -> B
     return cut
 
 
+def _steps(rows: Index, follows: Bools, delta: U64) -> U64:
+    """How far each row is from the one before in the same description; 0 where one begins."""
+    steps: U64 = np.where(follows, delta[rows - 1], np.uint64(0))
+    return steps
+
+
 def _programs(
-    rows: Index, rule: Index, rules: _Rules, follows: Bools, delta: U64, pool: Pool
+    rows: Index, rule: Index, rules: _Rules, cie: Index, before: U64, pool: Pool
 ) -> npt.NDArray[np.intp]:
     """Four pieces a row, most of them empty: how far from the last row, and what changes there."""
-    before = np.where(follows, delta[rows - 1], np.uint64(0))
     steps, step = np.unique(before, return_inverse=True)
     if len(steps) > MOST_RULES:
         raise ValueError(f"{len(steps)} different distances between entries")
     programs = np.empty((len(rows), 4), dtype=np.intp)
     programs[:, 0] = pool.add_all(_advance(value) for value in steps.tolist())[step]
-    kind = rules.cie[rule] % len(_INITIAL)
     for column, name in enumerate(("cfa", "rbp", "others")):
         initial = pool.add_all(getattr(initial, name) for initial in _INITIAL)
         piece = rules.pieces[column][rule]
-        held = initial[kind]
-        held[1:] = np.where(follows[1:], piece[:-1], held[1:])
+        held = initial[cie % len(_INITIAL)]
+        held[1:] = np.where(before[1:] > 0, piece[:-1], held[1:])
         programs[:, column + 1] = np.where(piece == held, EMPTY, piece)
     return programs
 
@@ -259,11 +306,11 @@ def _rules(unique: npt.NDArray[np.int64], pool: Pool, switch_is_signal: bool) ->
         signal = bool(key >> 32 & 1) or (switch_is_signal and kind == CALL and sp_base == SP_INDIRECT)
         cie = max(kind - END, 0) + (len(_INITIAL) if signal else 0)
         if kind <= END:
-            rows.append((EMPTY, EMPTY, EMPTY, cie, False))
+            rows.append((pool.add(_ENTRY), EMPTY, pool.add(_NO_CALLER), cie, False))
             continue
         cfa, rbp = _cfa(kind, sp_base, _signed(key >> 16)), _rbp(kind, bp_base, _signed(key))
         entry = kind == CALL and cfa == _ENTRY and rbp == _SAME_RBP
-        others = b"" if kind != CALL else _KEPT if entry else _LOST
+        others = _INITIAL[kind - END].others if kind != CALL or entry else _LOST
         rows.append((pool.add(cfa), pool.add(rbp), pool.add(others), cie, entry))
     table = np.array(rows, dtype=np.intp).reshape(-1, 5)
     return _Rules((table[:, 0], table[:, 1], table[:, 2]), table[:, 3], table[:, 4].astype(np.bool_))

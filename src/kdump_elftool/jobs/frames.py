@@ -23,7 +23,7 @@ from kdump_elftool.files import open_output
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import in_dump, knowledge
-from kdump_elftool.jobs.pointer_frames import pointer_frames
+from kdump_elftool.jobs.pointer_frames import entry_text, pointer_frames
 from kdump_elftool.kernel.code_frames import without as without_described
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.identity import kaslr_offset_by
@@ -157,7 +157,12 @@ def _by_orc(
     try:
         # what a running kernel's CPUs are at now is not what they are at in the dump this is used with
         switches = dump.running or _goes_down(memory, known)
-        data = orc_to_frames(rows, functions=functions if len(functions) else None, switch_is_signal=switches)
+        data = orc_to_frames(
+            rows,
+            functions=functions if len(functions) else None,
+            entry_text=entry_text(known.symbol),
+            switch_is_signal=switches,
+        )
     except ValueError as error:
         log.warning("ORC: %s", error)
         return None

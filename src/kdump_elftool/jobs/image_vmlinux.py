@@ -24,6 +24,7 @@ from kdump_elftool.jobs.mkvmlinux import (
     name_sections,
     variables,
 )
+from kdump_elftool.jobs.pointer_frames import entry_text
 from kdump_elftool.kernel.boot_image import BootImage, boot_images
 from kdump_elftool.kernel.btf import Btf, open_btf
 from kdump_elftool.kernel.content import ContentSource
@@ -151,7 +152,8 @@ def _frames(kernel: _Kernel) -> FrameFile | None:
     functions = functions_of(kernel.symbols)
     table = joined([table, *prologues(table, functions, image.memory.read)])
     try:
-        data = orc_to_frames(table, functions=functions, switch_is_signal=True)
+        entry = entry_text(kernel.symbols.symbol)
+        data = orc_to_frames(table, functions=functions, entry_text=entry, switch_is_signal=True)
     except ValueError as error:
         log.warning("ORC: %s", error)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,14 +98,19 @@ class Entry:
     @classmethod
     def of(cls, machine: FrameMachine, known: Knowledge, symbols: Kallsyms) -> Entry:
         """By the kernel's symbols and types."""
-        start, end = symbols.symbol("__entry_text_start"), symbols.symbol("__entry_text_end")
-        stretch = (start, end) if start is not None and end is not None else None
+        stretch = entry_text(symbols.symbol)
         if machine is not ARM64:
             return cls(stretch, u64([]), None)
         registers = known.offset("pt_regs.stackframe")
         if registers is not None and not 0 <= registers <= _LARGEST_REGISTERS:
             registers = None
         return cls(stretch, _arm64_entries(symbols), registers)
+
+
+def entry_text(symbol: Callable[[str], int | None]) -> tuple[int, int] | None:
+    """Where the assembly is that enters the kernel of x86, [start, end)."""
+    start, end = symbol("__entry_text_start"), symbol("__entry_text_end")
+    return (start, end) if start is not None and end is not None else None
 
 
 def _of_text(machine: FrameMachine, memory: VirtualMemory, entry: Entry, text: Text) -> CodeFrames:
