@@ -151,6 +151,31 @@ def test_packed_somewhere(from_image, how):
 def test_frames(from_image, shuffled):
     """By the unwind tables, which had no order in the files of kernels before v5.6."""
     base = images.X86_BASE
+    code, _, err, path = from_image(with_unwind_tables(shuffled=shuffled))
+    assert (code, err) == (0, "")
+    assert {base + 0x1000, base + 0x1100} <= set(places_of_frames(path))
+
+
+@pytest.mark.parametrize("options", [(), ("--link-addresses",)], ids=["all", "link"])
+def test_frames_that_the_tables_leave_out(from_image, options):
+    """By the function's first instructions; drgn reads the tables itself, and gets these alone."""
+    base = images.X86_BASE
+    code, _, err, path = from_image(with_unwind_tables("__crash_kexec"), *options)
+    assert (code, err) == (0, "")
+    found = places_of_frames(path)
+    assert base + 0x1200 in found
+    assert options == () or found == [base + 0x1200]
+
+
+def places_of_frames(path):
+    """Where the descriptions of frames begin."""
+    frames = ELFFile(io.BytesIO(path.read_bytes())).get_dwarf_info().CFI_entries()
+    return [entry["initial_location"] for entry in frames if "initial_location" in entry.header]
+
+
+def with_unwind_tables(left_out=None, *, shuffled=False):
+    """An image with ORC; ``left_out`` is the name of a function that pushes rbp, of which it says nothing."""
+    base = images.X86_BASE
     rules = {0x1000: "call sp+8", 0x1004: "call bp+16 rbp=cfa-16", 0x1100: "call sp+8", 0x1200: "undefined"}
     rows = orc.parse("\n".join(f"{base + at:#x} {rule}" for at, rule in rules.items()))
     if shuffled:
@@ -162,18 +187,18 @@ def test_frames(from_image, shuffled):
         (images.ORC_AT, "__start_orc_unwind"),
         (images.ORC_AT + len(entries), "__stop_orc_unwind"),
     ]
-    kernel = images.make(base, V6_1, more=[(base + at, "R", name) for at, name in where])
+    more = [(base + at, "R", name) for at, name in where]
+    if left_out is not None:
+        more.append((base + 0x1200, "T", left_out))
+    kernel = images.make(base, V6_1, more=more)
+    kernel.data[0x1200:0x1204] = bytes.fromhex("554889e5")
     kernel.data[images.ORC_IP_AT : images.ORC_IP_AT + len(ips)] = ips
     kernel.data[images.ORC_AT : images.ORC_AT + len(entries)] = entries
-    code, _, err, path = from_image(images.elf(kernel, EM_X86_64))
-    assert (code, err) == (0, "")
-    frames = ELFFile(io.BytesIO(path.read_bytes())).get_dwarf_info().CFI_entries()
-    ranges = [entry["initial_location"] for entry in frames if "initial_location" in entry.header]
-    assert {base + 0x1000, base + 0x1100} <= set(ranges)
+    return images.elf(kernel, EM_X86_64)
 
 
 def test_link_addresses_is_for_drgn(from_image):
-    """As of a dump: without frames; the build id only if the image's vmlinux has one."""
+    """As of a dump; the build id only if the image's vmlinux has one."""
     _, _, err, path = from_image(x86_64(), "--link-addresses")
     assert err == ""
     assert symbols_of(path)["panic"][0] == images.X86_BASE + 0x1000

@@ -16,16 +16,20 @@ from pathlib import Path
 import pytest
 
 from tests.lab.dumps import (
+    GDB,
+    GDB_MULTIARCH,
     IN_CI,
     LabDump,
     drgn_says,
     gdb,
     kdump_elftool,
     one_of_each_kernel,
+    one_of_each_row,
     selected_dumps,
     tool_root,
 )
-from tests.lab.in_gdb import KERNEL_HALF, kernel_part, stacks_in_gdb
+from tests.lab.in_gdb import KERNEL_HALF, gdbinit, kernel_part, stacks_in_gdb
+from tests.lab.test_mkvmlinux import ARM64
 from tests.lab.test_other_debuggers import ask_crash, run_crash
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -41,11 +45,15 @@ OLDER, NEWER = ("x64-510", "x64-612"), "x64-7x"
 
 
 def _dumps() -> list[LabDump]:
+    """One of each kernel of x86_64, two of arm64, whose dumps of both kinds are unlike each other."""
     wanted = [dump for dump in selected_dumps() if dump.scenario in ("kdump", "live") and not IN_CI]
-    return one_of_each_kernel(sorted(wanted, key=lambda dump: dump.scenario))
+    of_x86 = one_of_each_kernel(sorted(wanted, key=lambda dump: dump.scenario))
+    return [*of_x86, *([] if IN_CI else ARM64)]
 
 
 DUMPS = _dumps()
+WITHOUT_TYPES = [dump for dump in one_of_each_row() if dump.arch in ("i386", "arm") and not IN_CI]
+"""32 bits, without BTF: symbols, and on i386 frames."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ def test_elflint_has_no_complaint(made: Made, options: tuple[str, ...], tmp_path
     if options:
         path = tmp_path / "vmlinux.link"
         assert kdump_elftool("mkvmlinux", made.dump.path, "-o", path, "-q", *options).returncode == 0
+    elflint(path)
+
+
+def elflint(path: Path) -> None:
     done = run("eu-elflint", "-d", path)
     assert (done.returncode, done.stdout + done.stderr) == (0, "No errors\n")
     pedantic = run("eu-elflint", path).stdout.splitlines()
@@ -92,22 +104,44 @@ def test_elflint_has_no_complaint(made: Made, options: tuple[str, ...], tmp_path
 
 
 def test_dwarfdump_verifies_it(made: Made) -> None:
-    done = run("llvm-dwarfdump", "--verify", made.vmlinux)
+    assert '"vmlinux"' in dwarfdump(made.vmlinux)
+
+
+def dwarfdump(path: Path) -> str:
+    done = run("llvm-dwarfdump", "--verify", path)
     assert done.returncode == 0, done.stdout[-2000:]
     assert done.stdout.splitlines()[-1] == "No errors."
-    assert '"vmlinux"' in done.stdout
+    return done.stdout
 
 
 def test_readelf_reads_all_of_it(made: Made) -> None:
+    readelf(made.vmlinux)
+
+
+def readelf(path: Path) -> None:
     with open("/dev/null", "w") as nothing:
         done = subprocess.run(
-            ["readelf", "-a", "-w", "-W", made.vmlinux], stdout=nothing, stderr=subprocess.PIPE, timeout=600
+            ["readelf", "-a", "-w", "-W", path], stdout=nothing, stderr=subprocess.PIPE, timeout=600
         )
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_drgn_unwinds_sleeping_tasks_with_it(made: Made, tmp_path: Path) -> None:
-    """By ORC, which knows nothing of the function that stops the machine: not what a CPU was running."""
+@pytest.mark.parametrize("dump", WITHOUT_TYPES, ids=lambda dump: dump.id)
+def test_nobody_complains_of_one_without_types(dump: LabDump, tmp_path: Path) -> None:
+    dump.check()
+    path = tmp_path / "vmlinux.dump"
+    done = kdump_elftool("mkvmlinux", *dump.operands, "-o", path)
+    assert done.returncode == 0 and "there is no BTF in the dump" in done.stderr
+    elflint(path)
+    dwarfdump(path)
+    readelf(path)
+    sections = run("readelf", "-SW", path).stdout
+    assert ".symtab" in sections and ".debug_info" not in sections
+    assert (".debug_frame" in sections) == (dump.arch == "i386")
+
+
+def test_drgn_unwinds_every_task_with_it(made: Made, tmp_path: Path) -> None:
+    """Those that sleep, and what each CPU was running, also the one that dumped."""
     path = tmp_path / "vmlinux.link"
     done = kdump_elftool("mkvmlinux", made.dump.path, "-o", path, "-q", "--link-addresses")
     assert done.returncode == 0, done.stderr
@@ -119,6 +153,14 @@ def test_drgn_unwinds_sleeping_tasks_with_it(made: Made, tmp_path: Path) -> None
     stacks = {tid: kernel_part(frames or []) for tid, frames in theirs["stacks"].items()}
     different = [tid for tid, frames in stacks.items() if kernel_part(ours["stacks"][tid] or []) != frames]
     assert len(stacks) > 40 and different == []
+    on_cpus, found = (
+        drgn_says("oracle_tasks.py", made.dump.path, vmlinux, tmp_path, "running")["running"]
+        for vmlinux in (made.dump.vmlinux, path)
+    )
+    assert {cpu: kernel_part(frames) for cpu, frames in found.items()} == {
+        cpu: kernel_part(frames) for cpu, frames in on_cpus.items()
+    }
+    assert max(len(kernel_part(frames)) for frames in found.values()) > 4
 
 
 def lldb(made: Made, *commands: str) -> str:
@@ -128,7 +170,7 @@ def lldb(made: Made, *commands: str) -> str:
     for command in (opened, loaded, *commands):
         argv += ["-o", command]
     done = run(*argv)
-    assert f"Core file '{made.core}' (x86_64) was loaded." in done.stdout, done.stdout + done.stderr
+    assert f"Core file '{made.core}' ({made.dump.arch}) was loaded." in done.stdout, done.stdout + done.stderr
     return done.stdout
 
 
@@ -146,7 +188,10 @@ def frames_of_lldb(text: str) -> list[list[tuple[int, str]]]:
 @pytest.mark.gdb
 def test_lldb_prints_the_backtraces_that_gdb_prints(made: Made, tmp_path: Path) -> None:
     """Of every task, with the names of all functions, through the assembly that enters the kernel."""
-    stacks, _ = stacks_in_gdb(made.core, tmp_path, f"symbol-file {made.vmlinux}")
+    # by itself gdb 13 cannot read the signed addresses of arm64; lldb can
+    on_x86 = made.dump.arch == "x86_64"
+    more, program = ((), GDB) if on_x86 else ((f"source {gdbinit()}",), GDB_MULTIARCH)
+    stacks, _ = stacks_in_gdb(made.core, tmp_path, f"symbol-file {made.vmlinux}", *more, program=program)
     theirs = [kernel_part(frames) for frames in stacks.values()]
     ours = frames_of_lldb(lldb(made, "bt all").partition("(lldb) bt all")[2])
     assert len(ours) == len(theirs) > 40

@@ -15,6 +15,7 @@ from kdump_elftool.files import ByteSource
 from kdump_elftool.jobs.frames import FrameFile, functions_of
 from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, elf_symbols, image_range, kernel_part
+from kdump_elftool.jobs.link_frames import orc_leaves_out
 from kdump_elftool.jobs.made_lacks import lacking
 from kdump_elftool.jobs.mkvmlinux import (
     NO_TYPES,
@@ -61,7 +62,8 @@ class _Kernel:
 def make_from_image(
     file: ByteSource, *, given: GivenTypes = NO_TYPES, link_addresses: bool = False
 ) -> MadeVmlinux:
-    """Build it; ``link_addresses`` makes it one for drgn, as of a dump: with a build id, without frames.
+    """Build it; ``link_addresses`` makes it one for drgn, as of a dump: with a build id, and with the frames
+    that ORC leaves out.
 
     ``given`` types go before those of the image.  Raises IdentityError where no kernel with a
     symbol table is found in the file, FormatError, MissingCodecError.
@@ -70,7 +72,7 @@ def make_from_image(
     image = kernel.image
     end = image.window[1] if image.placed else None
     part = kernel_part(kernel.symbols, variables(kernel.symbols, kernel.known), end)
-    frames = None if link_addresses else _frames(kernel)
+    frames = _frames(kernel, link_addresses)
     is_given, wants_frames = given.kernel is not None, not link_addresses
     missing = lacking("the image", None, kernel.types, frames, given=is_given, wants_frames=wants_frames)
     missing += given.unused((), has_base=kernel.types is not None)
@@ -141,7 +143,7 @@ def _debug(kernel: _Kernel, types: Btf, part: Part) -> DebugSections:
     return debug.finish()
 
 
-def _frames(kernel: _Kernel) -> FrameFile | None:
+def _frames(kernel: _Kernel, link_addresses: bool) -> FrameFile | None:
     """The kernel's own unwind tables; which stacks it switches to is seen in a running one only."""
     image = kernel.image
     if image.machine.e_machine != EM_X86_64:
@@ -150,8 +152,11 @@ def _frames(kernel: _Kernel) -> FrameFile | None:
     if table is None:
         return None
     functions = functions_of(kernel.symbols)
-    table = joined([table, *prologues(table, functions, image.memory.read)])
+    left_out = prologues(table, functions, image.memory.read)
+    table = joined([table, *left_out])
     try:
+        if link_addresses:
+            return orc_leaves_out(left_out)
         entry = entry_text(kernel.symbols.symbol)
         data = orc_to_frames(table, functions=functions, entry_text=entry, switch_is_signal=True)
     except ValueError as error:

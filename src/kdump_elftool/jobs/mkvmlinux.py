@@ -25,6 +25,7 @@ from kdump_elftool.jobs.given_types import GivenTypes
 from kdump_elftool.jobs.image_symbols import Part, code_of, elf_symbols, image_range, kernel_part, moved
 from kdump_elftool.jobs.kernel import Kernel
 from kdump_elftool.jobs.knowledge import exported, in_dump, knowledge
+from kdump_elftool.jobs.link_frames import link_frames
 from kdump_elftool.jobs.made_lacks import lacking
 from kdump_elftool.jobs.module_parts import ModuleParts, module_parts, module_types
 from kdump_elftool.jobs.source_lines import SourceLines, source_lines
@@ -77,10 +78,14 @@ def make_vmlinux(
         raise _no_symbols()
     modules = module_parts(dump, kernel, known)
     own = kernel_part(symbols, _all_variables(symbols, known, kernel))
-    parts = [_placed(own, kernel, lines_of) if link_addresses else own, *modules.parts]
+    offset = _link_offset(kernel, lines_of) if link_addresses else 0
+    parts = [moved(own, offset, *kernel.identity.image_window) if offset else own, *modules.parts]
     if given.kernel is None and types is None:
         types = _partial_types(words, kernel, symbols)
-    frames = None if link_addresses else _frames(dump, kernel, known, parts)
+    if link_addresses:
+        frames = link_frames(dump, kernel, known, symbols, offset)
+    else:
+        frames = frame_rows(dump, kernel, known, described=NO_RANGES, code=code_of(parts))
     missing = [f"kallsyms is damaged: {text}" for text in symbols.damage]
     missing += _lacking(modules, types, frames, given, unread=not in_file, wants_frames=not link_addresses)
     lines = None if lines_of is None else _lines(lines_of, kernel, link_addresses)
@@ -93,10 +98,6 @@ def make_vmlinux(
     names = name_sections(words.order, build_id, _banner(words.memory, known))
     data = _file(dump, kernel, parts, contents_of(parts, debug, frames, names, lines))
     return made(data, kernel.identity.release, parts, debug, missing, len(sources.units))
-
-
-def _frames(dump: Dump, kernel: Kernel, known: Knowledge, parts: Sequence[Part]) -> FrameFile | None:
-    return frame_rows(dump, kernel, known, described=NO_RANGES, code=code_of(parts))
 
 
 def _in_file(given: GivenTypes, words: Words) -> Btf | None:
@@ -190,13 +191,10 @@ def _all_variables(symbols: Kallsyms, known: Knowledge, kernel: Kernel) -> dict[
     return more
 
 
-def _placed(part: Part, kernel: Kernel, vmlinux: Vmlinux | None) -> Part:
-    """Where it was linked, by ``vmlinux`` if there is one."""
+def _link_offset(kernel: Kernel, vmlinux: Vmlinux | None) -> int:
+    """How far the kernel ran from where it was linked, by ``vmlinux`` if there is one; 0 if not known."""
     offset = kaslr_offset_by(kernel.identity, vmlinux)
-    if offset is None or not offset.value:
-        return part
-    low, high = kernel.identity.image_window
-    return moved(part, int(offset.value), low, high)
+    return 0 if offset is None else int(offset.value)
 
 
 def _debug(
