@@ -6,9 +6,10 @@ Only in the set matrix, whose packages these tools are (``python3 -m lab package
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ NOBITS = re.compile(
     r"|loadable segment \[\d+\] is (writ|execut)able but contains no (writ|execut)able sections"
 )
 """What eu-elflint says of every file whose memory is elsewhere, unless it is told so (-d)."""
+SEED = 20261129
 OLDER, NEWER = ("x64-510", "x64-612"), "x64-7x"
 
 
@@ -237,3 +239,60 @@ def test_crash_opens_no_kernel_of_7x(made: Made, tmp_path: Path) -> None:
     assert theirs.returncode and "crash: invalid structure member offset" in theirs.stdout + theirs.stderr
     ours = run_crash(tool_root("sid"), made.dump.path, tmp_path, made.vmlinux)
     assert ours.returncode and "WARNING: kernel version inconsistency" in ours.stdout + ours.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "made", [dump for dump in DUMPS if dump.arch == "aarch64"], ids=lambda dump: dump.id, indirect=True
+)
+def test_crash_is_built_for_one_machine(made: Made, tmp_path: Path) -> None:
+    """That of Debian's amd64 opens no dump of arm64, with the distribution's vmlinux neither."""
+    for vmlinux in (made.dump.vmlinux, made.vmlinux):
+        done = run_crash(tool_root("sid"), made.dump.path, tmp_path, vmlinux)
+        shown = done.stdout + done.stderr
+        assert done.returncode and shown.count("WARNING: machine type mismatch") == 2, shown
+        assert "not a supported file format" in shown
+
+
+def test_addr2line_names_the_functions_of_the_real_one(made: Made) -> None:
+    """By both readers, but for functions that kallsyms leaves out: the EFI stub, and on kernels that have
+    functions alone in it built-in code for leaving (.exit.text), which is behind all that it counts as code.
+    """
+    by_address: dict[int, set[str]] = defaultdict(set)
+    rows = [line.split() for line in run("readelf", "-sW", made.dump.vmlinux).stdout.splitlines()]
+    sizes = {int(row[1], 16): int(row[2], 0) for row in rows if len(row) == 8 and row[3] == "FUNC"}
+    for row in rows:
+        if len(row) == 8 and row[3] == "FUNC" and int(row[1], 16) in sizes:
+            by_address[int(row[1], 16)].add(row[7])
+    (low, size), *_ = sections_of(made.dump.vmlinux, ".exit.text") or [(0, 0)]
+    rng = random.Random(SEED)
+    asked = {
+        address + rng.randrange(sizes[address]): address
+        for address in rng.sample(sorted(address for address in sizes if sizes[address]), 1_000)
+    }
+    offset = int(
+        json.loads(kdump_elftool("info", made.dump.path, "--json").stdout)["kaslr_offset"] or "0", 16
+    )
+    for tool in ("addr2line", "eu-addr2line"):
+        wanted = "\n".join(f"{address + offset:#x}" for address in asked)
+        done = subprocess.run([tool, "-f", "-e", made.vmlinux], input=wanted, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        named = done.stdout.splitlines()[::2]
+        wrong = [
+            (hex(address), name, by_address[start])
+            for (address, start), name in zip(asked.items(), named, strict=True)
+            if name not in by_address[start]
+            and not low <= start < low + size
+            and not any(other.startswith("__efistub_") for other in by_address[start])
+        ]
+        assert not wrong, (tool, len(wrong), wrong[:5])
+        right = sum(name in by_address[start] for name, start in zip(named, asked.values(), strict=True))
+        assert right >= (1_000 if made.dump.arch == "x86_64" else 970)
+
+
+def sections_of(path: Path, name: str) -> list[tuple[int, int]]:
+    """Address and size of the sections of this name."""
+    found = re.findall(
+        rf"\] {re.escape(name)} +\S+ +([0-9a-f]+) [0-9a-f]+ ([0-9a-f]+)", run("readelf", "-SW", path).stdout
+    )
+    return [(int(address, 16), int(size, 16)) for address, size in found]
