@@ -69,6 +69,7 @@ def test_what_a_command_cost(tmp_path, monkeypatch):
     monkeypatch.setattr(kcore_guest, "TOOL", str(script))
     account = kcore_guest.run("info", COMMANDS["info"])
     assert account["status"] == 3
-    assert 500 < account["max_rss_kb"] < 1_000_000
+    # no less than that of the process that began it, which here is the tests' own
+    assert account["max_rss_kb"] > 500
     assert (tmp_path / "info.out").read_text() == "info --json /proc/kcore\n"
     assert (tmp_path / "info.err").read_text() == "sorry\n"
