@@ -8,6 +8,7 @@ KD_ANSWER gets ``structs`` by name, ``functions`` by address.
 
 import json
 import os
+import re
 
 import gdb
 
@@ -26,7 +27,8 @@ def shown(tag):
     try:
         return gdb.execute(f"ptype /o {tag}", to_string=True)
     except gdb.error as error:
-        assert "No struct type" in str(error) or "No union type" in str(error), error
+        # an enum of that name elsewhere is another definition
+        assert re.search("No (struct|union) type|has class, union or enum", str(error)), error
         return None
 
 

@@ -39,6 +39,8 @@ _TYPES = {
     "SLAB": "slab",
     "UNACCEPTED": "unaccepted",
 }
+_OF_HEADS = ("HUGETLB", "SLAB")
+"""What the first page of a compound one says for all of it."""
 _MEMBERS = (
     *("flags", "_refcount", "_count", "_mapcount", "mapping", "private", "index", "__folio_index"),
     *("compound_head", "compound_info", "first_page", "slab_cache"),
@@ -131,25 +133,28 @@ def _kind(target: Target, head: int, flags: int, mapcount: int) -> str:
         value = target.number(f"PAGE_{name}_MAPCOUNT_VALUE")
         if value is not None and value & 0xFFFFFFFF == mapcount:
             return said
+    for name in _OF_HEADS:
+        if _has_type(target, head, name):
+            return _TYPES[name]
     buddy = _flag(target, "buddy")  # until v2.6.37
     if buddy is not None and flags >> buddy & 1:
         return "free"
     slab = _flag(target, "slab")
     if slab is None or target.number("PAGE_SLAB_MAPCOUNT_VALUE") is not None:
-        return "slab" if _type_of(target, head) == "slab" else ""
+        return ""
     of_head = _there(target, head, "page.flags")
     return "slab" if (flags | of_head) >> slab & 1 else ""
 
 
-def _type_of(target: Target, head: int) -> str:
-    value = target.number("PAGE_SLAB_MAPCOUNT_VALUE")
+def _has_type(target: Target, vaddr: int, name: str) -> bool:
+    value = target.number(f"PAGE_{name}_MAPCOUNT_VALUE")
     at = known_offset(target, "page._mapcount")
     if value is None or at is None:
-        return ""
+        return False
     try:
-        return "slab" if unsigned(target, head + at, 4) == value & 0xFFFFFFFF else ""
+        return unsigned(target, vaddr + at, 4) == value & 0xFFFFFFFF
     except FaultError:
-        return ""
+        return False
 
 
 def _head(target: Target, array: Memmap, vaddr: int, flags: int) -> int:

@@ -155,6 +155,16 @@ def test_a_page_of_a_cache(by):
         assert page.head == frame.pages[20]
 
 
+def test_a_huge_page():
+    """The type is the first page's (since v6.11), and holds for those behind it."""
+    frame = Frame()
+    frame.memory.keys["NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)"] = 0xF4FFFFFF
+    frame.put("compound_head", frame.pages[20] + 1, pfn=21)
+    frame.put("_mapcount", 0xF4FFFFFF, 4)
+    frame.put("mapping", 0x5001)
+    assert [frame.read(pfn).kind for pfn in (20, 21)] == ["hugetlb", "hugetlb"]
+
+
 def test_what_is_mapped():
     frame = Frame()
     memory = frame.memory
