@@ -24,10 +24,12 @@ LONGEST = 96
 MOST_FUNCTIONS = 4096
 """A kernel has 25 (6.1) to 110 (7.2) of them."""
 _RSP, _RBP = 4, 5
+_REX_R, _REX_B = 4, 1
+"""Bits of the prefix by which registers from r8 on are meant."""
 
-_MOVE = re.compile(rb"[\x40-\x4f]?([\x89\x31\x8b\x33])([\xc0-\xff])")
+_MOVE = re.compile(rb"([\x40-\x4f]?)([\x89\x31\x8b\x33])([\xc0-\xff])")
 """mov, xor between registers."""
-_CONSTANT = re.compile(rb"(?s)[\x40-\x4f]?(?:\xc7([\xc0-\xc7])|([\xb8-\xbf]))....")
+_CONSTANT = re.compile(rb"(?s)([\x40-\x4f]?)(?:\xc7([\xc0-\xc7])|([\xb8-\xbf]))....")
 """mov of a constant to a register."""
 _CANARY = re.compile(rb"(?s)\x65\x48\x8b(?:[\x04\x0c\x14\x1c\x34\x3c]\x25|[\x05\x0d\x15\x1d\x35\x3d])....")
 """mov %gs:constant, or beside rip, to a register other than rsp and rbp."""
@@ -76,24 +78,27 @@ def steps_of(text: bytes) -> list[Step]:
         elif (found := _FRAME_POINTER.match(text, at)) and last.saved_rbp:
             steps.append(Step(found.end(), Base.BP, last.distance, last.saved_rbp))
         else:
-            found = _passed(text, at)
+            found = _passed(text, at, last)
             if found is None:
                 break
         at = found.end()
     return steps if len(steps) > 1 and steps[-1].distance <= np.iinfo(np.int16).max else []
 
 
-def _passed(text: bytes, at: int) -> re.Match[bytes] | None:
-    """An instruction that leaves rsp, rbp and what was pushed alone."""
+def _passed(text: bytes, at: int, last: Step) -> re.Match[bytes] | None:
+    """An instruction that leaves rsp, what was pushed, and rbp alone, unless that is saved and not needed."""
     if found := _MOVE.match(text, at):
-        operands = found[2][0]
-        target = operands & 7 if found[1] in (b"\x89", b"\x31") else operands >> 3 & 7
+        operands, of_operand = found[3][0], found[2] in (b"\x89", b"\x31")
+        target = operands & 7 if of_operand else operands >> 3 & 7
+        higher = _REX_B if of_operand else _REX_R
     elif found := _CONSTANT.match(text, at):
-        target = (found[1] or found[2])[0] & 7
+        target, higher = (found[2] or found[3])[0] & 7, _REX_B
     else:
         return _CANARY.match(text, at) or _STORE.match(text, at)
-    # r12 and r13 have these numbers too: no loss
-    return None if target in (_RSP, _RBP) else found
+    if found[1] and found[1][0] & higher:
+        return found  # r8 to r15
+    free = last.saved_rbp and last.register == Base.SP
+    return None if target == _RSP or (target == _RBP and not free) else found
 
 
 def prologues(table: OrcTable, functions: U64, read: Callable[[int, int], bytes]) -> list[OrcTable]:

@@ -46,6 +46,18 @@ BODIES = {
         push %rbx; .cfi_def_cfa_offset 56
         sub $16, %rsp; .cfi_def_cfa_offset 72
         mov %rbx, 8(%rsp); {ENDS}""",
+    "moves between the pushes": f"""
+        push %r14; .cfi_def_cfa_offset 16
+        mov %ecx, %r14d
+        push %r13; .cfi_def_cfa_offset 24
+        mov %rdi, %r13
+        push %r12; .cfi_def_cfa_offset 32
+        mov $7, %r12d; xor %r13, %r12
+        push %rbp; .cfi_def_cfa_offset 40; .cfi_offset %rbp, -40
+        mov %rsi, %rbp; mov $1, %ebp
+        {PUSH_RBX.replace("16", "48")}; {ENDS}""",
+    "a frame pointer that is lost": f"""
+        {PUSH_RBP}; mov %rsp, %rbp; .cfi_def_cfa %rbp, 16; mov %rsi, %rbp; push %rbx; {ENDS}""",
     "rbp in between": f"""
         {PUSH_RBX}; push %rbp; .cfi_def_cfa_offset 24; .cfi_offset %rbp, -24; mov %rsi, %rax; {ENDS}""",
 }
