@@ -62,6 +62,11 @@ class LabDump:
         return {row.name: row for row in load_config().rows}[self.row]
 
     @property
+    def is_small(self) -> bool:
+        """Of a kernel that the lab builds: it has fewer tasks, messages and objects than a distribution's."""
+        return bool(self.made_by.guest.fragments)
+
+    @property
     def arch(self) -> str:
         return self.made_by.guest.arch.name
 

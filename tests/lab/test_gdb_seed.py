@@ -106,7 +106,7 @@ def test_dmesg_is_what_the_guest_read_from_its_kernel(seen: Seen) -> None:
     guest = [log_text(line.encode()) for line in seen.dump.truth["dmesg"]]
     raw = seen.shown["dmesg -r"]
     first = guest.index(raw[0])
-    assert len(guest) > 60
+    assert len(guest) > (60 if seen.dump.is_small else 100)
     assert raw[: len(guest) - first] == guest[first:]
     added = [re.sub(r"^<\d+>", "", line) for line in raw[len(guest) - first :]]
     console = (seen.dump.directory / "console.log").read_text("utf-8", "replace")
@@ -122,7 +122,7 @@ def test_ps_lists_the_guests_tasks(seen: Seen) -> None:
     told = {(task["tid"], printable(task["comm"].encode())) for task in seen.dump.truth["tasks"]}
     rows = [columns_of(line)[1] for line in seen.shown["ps -a"][1:]]
     listed = {(int(row[1]), row[6]) for row in rows if row[1] != "0"}
-    assert len(told) > 25
+    assert len(told) > (25 if seen.dump.is_small else 30)
     assert {name for _, name in told ^ listed if not name.startswith("kworker")} == set()
     states = {task["tid"]: task["state"] for task in seen.dump.truth["tasks"]}
     same = [row for row in rows if states.get(int(row[1])) == row[3]]

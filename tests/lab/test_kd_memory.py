@@ -175,7 +175,7 @@ def test_lists_and_trees(asked: Asked) -> None:
             assert lines[-1] == f"{len(nodes)} nodes"
     assert sum(map(len, asked.judged["lists"].values())) > 60
     assert sum(map(len, asked.judged["hlists"].values())) >= 3
-    assert sum(map(len, asked.judged["rbtrees"].values())) > 20
+    assert sum(map(len, asked.judged["rbtrees"].values())) > (20 if asked.dump.is_small else 40)
 
 
 def test_xarrays(asked: Asked) -> None:
@@ -284,10 +284,8 @@ def test_pages(asked: Asked) -> None:
         assert use.endswith(page["about"]), (lines, page)
         assert rest == []
     assert asked.shown[by_address(asked.pages)] == asked.shown[by_pfn(asked.pages)]
-    # a small kernel has few pages of slabs
     kinds = {page["kind"] for page in asked.pages}
-    assert "free" in kinds
-    assert len(kinds & {"slab", "anon", "file"}) > 1
+    assert {"free", "slab"} <= kinds or (asked.dump.is_small and {"free", "anon", "file"} <= kinds)
 
 
 def check_flags(page: dict[str, Any], line: str) -> set[str]:

@@ -74,7 +74,7 @@ def test_tasks_are_the_guests(shown: Shown) -> None:
     for tid in set(found) ^ set(expected):
         assert (found.get(tid) or expected[tid])[1].startswith(PASSING), tid
     both = set(found) & set(expected)
-    assert len(both) > 25
+    assert len(both) > (25 if shown.dump.is_small else 40)
     different = [tid for tid in both if found[tid] != expected[tid]]
     assert all(expected[tid][1].startswith("kworker") for tid in different)  # named after what they do
 

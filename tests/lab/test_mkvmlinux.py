@@ -248,7 +248,8 @@ def test_gdb_shows_the_types_of_the_real_vmlinux(made: Made, tmp_path_factory) -
     print(f"{made.dump.id}: {len(structs)} types: {dict(seen)}")
     different = {name: found for name, found in why.items() if found - {SAME, EMPTY, DIMENSIONS}}
     assert not different, f"{len(different)} of {len(structs)}: {next(iter(different.items()))}"
-    assert seen[SAME] > 0.9 * len(structs)  # 5.10 has [0] often
+    # 5.10 has [0] where later kernels have []
+    assert seen[SAME] > (0.9 if made.dump.row == "x64-510-l4.live" else 0.95) * len(structs)
     both = [(text, ours["functions"].get(address)) for address, text in real["functions"].items()]
     # BTF leaves out functions whose parameters the compiler has changed
     common = [(theirs, mine) for theirs, mine in both if mine is not None]
