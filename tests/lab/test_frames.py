@@ -124,8 +124,8 @@ def test_gdb_alone_does_not_get_there(converted, tmp_path: Path) -> None:
 
 SAME = {("r10+0", "rsp+8"), ("r13+0", "rsp+16")}
 """Behind the instruction that puts the one into the other."""
-EPILOGUE = 24
-"""Addresses behind a pop in __crash_kexec and others, of which only the prologue is known."""
+EPILOGUE, EPILOGUES_OF_5_10 = 4, 24
+"""Addresses behind a pop in __crash_kexec, of which only the prologue is known; 5.10 has more like it."""
 DEAD = 0.003
 """The share of code that is never reached (overridden weak functions), for which the kernel has no tables."""
 
@@ -147,7 +147,8 @@ def test_frames_are_where_the_compiler_says(converted, tmp_path: Path) -> None:
     assert total > 200_000
     assert unknown < DEAD * total, wrong
     assert all(behind_pop(*pair) for pair in wrong if pair[1] is not None), wrong
-    assert sum(wrong.values()) - unknown <= EPILOGUE, wrong
+    most = EPILOGUES_OF_5_10 if dump.row.startswith("x64-510") else EPILOGUE
+    assert sum(wrong.values()) - unknown <= most, wrong
 
 
 def behind_pop(cfa: str, ours: str) -> bool:
