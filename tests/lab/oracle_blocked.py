@@ -11,6 +11,7 @@ as [name, address, inlined, file, line], down to the address outside the kernel'
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -40,10 +41,17 @@ def holder(prog: drgn.Program, pid: int, descriptor: int, kind: str) -> list[obj
 
 
 def frames(prog: drgn.Program, pid: int) -> list[tuple[object, ...]]:
+    """Those of the kernel; what drgn makes of a process's own stack may look like one.
+
+    Of the newest the line of its very address: that it is behind a call a debugger of processes can't know.
+    """
+    inside = [*itertools.takewhile(lambda frame: frame.pc >> 63, prog.stack_trace(pid))]
+    sources = [frame.source()[:2] for frame in inside]
+    newest = prog.source_location(inside[0].pc)[0]
+    sources[0] = newest.filename, newest.line
     return [
-        (frame.name, frame.pc, frame.is_inline, *frame.source()[:2])
-        for frame in prog.stack_trace(pid)
-        if frame.pc >> 63
+        (frame.name, frame.pc, frame.is_inline, *source)
+        for frame, source in zip(inside, sources, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import gdb
 from gdb.FrameDecorator import FrameDecorator, FrameVars
 
+from kdump_elftool.gdbside.frames import source_of
 from kdump_elftool.gdbside.target import target
 
 NAME = "kdump-elftool-entries"
@@ -35,7 +36,10 @@ class _Named(FrameDecorator):  # type: ignore[misc]
 
     def line(self) -> Any:
         """Of the instruction before, where the one that is next has none."""
-        found, pc = super().line(), self.inferior_frame().pc()
+        frame = self.inferior_frame()
+        if frame.type() == gdb.SIGTRAMP_FRAME:
+            return source_of(frame).line or None
+        found, pc = super().line(), frame.pc()
         return found or (gdb.find_pc_line(pc - 1).line or None if pc > 0 else None)
 
 

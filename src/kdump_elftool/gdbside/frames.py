@@ -24,7 +24,7 @@ class Unwinder:
     """Walks frames and remembers names; lives as long as one command."""
 
     def __init__(self, kernel: GdbTarget) -> None:
-        self._steps: dict[tuple[int, int, bool, bool], Step] = {}
+        self._steps: dict[tuple[int, int, bool, bool, bool], Step] = {}
         has_modules_below = kernel.core is not None and kernel.core.machine == _EM_ARM
         self._lowest = lowest_kernel_address(kernel, has_modules_below=has_modules_below)
         self._mask = (1 << 8 * kernel.word) - 1
@@ -68,12 +68,25 @@ class Unwinder:
     def _step(self, frame: Any, pc: int, nth: int, newest: bool) -> Step:
         """Several frames share a pc where functions are inlined; only of a caller it is behind a call."""
         made_up = frame.type() in _MADE_UP
-        key = (pc, nth, made_up, newest)
+        key = (pc, nth, made_up, newest, is_entry_that_called(frame))
         if key not in self._steps:
-            sal = frame.find_sal()
+            sal = source_of(frame)
             place = f"{sal.symtab.filename}:{sal.line}" if sal.symtab is not None and sal.line else None
             self._steps[key] = Step(pc, made_up, frame.name(), place)
         return self._steps[key]
+
+
+def is_entry_that_called(frame: Any) -> bool:
+    """Whether a frame of saved registers stands behind a call, and was not interrupted itself."""
+    if frame.type() != gdb.SIGTRAMP_FRAME:
+        return False
+    newer = frame.newer()
+    return newer is not None and newer.type() != gdb.SIGTRAMP_FRAME
+
+
+def source_of(frame: Any) -> Any:
+    """Of what called, the line of the call; gdb has the next instruction where registers are saved."""
+    return gdb.find_pc_line(frame.pc() - 1) if is_entry_that_called(frame) else frame.find_sal()
 
 
 def guesses(kernel: GdbTarget) -> bool:
