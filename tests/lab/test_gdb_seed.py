@@ -178,6 +178,13 @@ def test_vminfo_is_complete_and_usable(seen: Seen, tmp_path: Path) -> None:
     assert seen.command_line("ps", "-e", extra).stdout.splitlines() == seen.shown["ps -a"]
 
 
+def test_vminfo_of_a_vmlinux_serves_a_kernel_that_was_moved(seen: Seen, tmp_path: Path) -> None:
+    """The original's own way: its lines have the addresses of linking."""
+    extra = tmp_path / "vminfo"
+    extra.write_text(kdump_elftool("vminfo", seen.dump.vmlinux).stdout)
+    assert seen.command_line("ps", "-e", extra).stdout.splitlines() == seen.shown["ps -a"]
+
+
 @pytest.mark.parametrize("dump", SLOW, ids=lambda dump: dump.id)
 def test_vminfo_of_a_vmlinux_alone(dump: LabDump) -> None:
     """Before there is a core, by gdb's symbols and types: what the command line reads out of the file."""

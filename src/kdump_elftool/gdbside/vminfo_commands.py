@@ -94,7 +94,7 @@ VMINFO_COMMANDS: tuple[type[Command], ...] = (VmInfoBase, VmInfoAll, *map(_threa
 def _kernel() -> GdbTarget:
     if core_path() is not None:
         return target()
-    warn("no core is open: addresses are the vmlinux's, right for a kernel that KASLR did not move")
+    warn("no core is open: addresses are the vmlinux's; -e moves them where KASLR moved the kernel")
     return symbols_alone()
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from kdump_elftool.arch.base import Architecture
 from kdump_elftool.elf.notes import Note
-from kdump_elftool.errors import UsageError
+from kdump_elftool.errors import IdentityError, UsageError
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.extra import laid_over
 from kdump_elftool.kernel.facts import Fact
-from kdump_elftool.kernel.identity import check_same_kernel, dump_vmcoreinfo
+from kdump_elftool.kernel.identity import check_same_kernel, dump_vmcoreinfo, identify
 from kdump_elftool.kernel.kernels import FoundKernel, Kernels, KernelSearch
 from kdump_elftool.kernel.vmcoreinfo import NOTE_NAME, VmcoreInfo, as_text, override
 from kdump_elftool.kernel.vmlinux import Vmlinux
@@ -63,7 +64,7 @@ class Description:
 def describe(dump: Dump, arch: Architecture | None, request: KernelRequest) -> Description:
     """Find the description.  Without ``arch`` memory is not searched.  Raises UsageError for ``--kernel``."""
     noted = dump_vmcoreinfo(dump)
-    described = noted is not None or describes(request.extra)
+    described = noted is not None or (arch is not None and _is_of_extra(dump, arch, request))
     if arch is None or (described and request.kernel is None):
         info = _with_phys_base(noted, dump.phys_base) if noted else VmcoreInfo({})
         info = _with_keys(info, request, arch)
@@ -113,6 +114,22 @@ def _with_phys_base(info: VmcoreInfo, phys_base: int | None) -> VmcoreInfo:
     key = "NUMBER(phys_base)"
     signed = phys_base - (1 << 64) if phys_base >> 63 else phys_base
     return override(info, VmcoreInfo({key: str(signed)}, {key: "the dump's header"}))
+
+
+def _is_of_extra(dump: Dump, arch: Architecture, request: KernelRequest) -> bool:
+    """Whether the ``-e`` file describes the kernel, at the addresses where it ran.
+
+    Lines of a vmlinux need not: a MIPS kernel that has moved leaves its image there.
+    """
+    linked = request.vmlinux.symbols.get("_stext") if request.vmlinux else None
+    if request.extra is None or not describes(request.extra):
+        return False
+    if linked is not None and linked == request.extra.symbol("_stext"):
+        return False
+    try:
+        return request.pgt_root is not None or identify(dump, arch, request.extra, None).verified
+    except IdentityError:
+        return False
 
 
 def describes(extra: VmcoreInfo | None) -> bool:
@@ -175,4 +192,4 @@ def _laid_over(description: Description, request: KernelRequest) -> Description:
     if request.extra is None:
         return description
     source = f"{description.source} and -e" if description.is_known else "-e"
-    return replace(description, info=override(description.info, request.extra), source=source)
+    return replace(description, info=laid_over(description.info, request.extra), source=source)

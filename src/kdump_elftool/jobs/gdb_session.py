@@ -25,8 +25,9 @@ from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.jobs.debug_files import remembered_name
 from kdump_elftool.jobs.kernel import KernelRequest, architecture, check_vmlinux, named_vmlinux
+from kdump_elftool.kernel.extra import laid_over
 from kdump_elftool.kernel.identity import dump_vmcoreinfo
-from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, override
+from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
 from kdump_elftool.kernel.vmlinux import Vmlinux
 
 log = logging.getLogger(__name__)
@@ -182,8 +183,7 @@ def opened_session(
 
 
 def _info(dump: Dump, request: KernelRequest) -> VmcoreInfo:
-    info = dump_vmcoreinfo(dump) or VmcoreInfo({})
-    return info if request.extra is None else override(info, request.extra)
+    return laid_over(dump_vmcoreinfo(dump) or VmcoreInfo({}), request.extra)
 
 
 def real_path(file: ByteSource) -> str:

@@ -24,6 +24,7 @@ from kdump_elftool.arch.base import Architecture, PagingForm
 from kdump_elftool.arch.walker import Window, translate, walk
 from kdump_elftool.errors import FaultError, IdentityError, PageAbsentError
 from kdump_elftool.formats.base import Dump
+from kdump_elftool.kernel.extra import laid_over
 from kdump_elftool.kernel.facts import Fact, Knowledge
 from kdump_elftool.kernel.find import LONGEST, Wanted
 from kdump_elftool.kernel.identity import KernelIdentity, identify
@@ -169,7 +170,7 @@ class ImageSearch:
             for vaddr in itertools.islice(self._mapped_at(form, root, banner), _MOST_PLACES):
                 info = self._said(form, symbol, vaddr, banner)
                 try:
-                    identity = identify(self.dump, self.arch, override(info, self.extra), None)
+                    identity = identify(self.dump, self.arch, laid_over(info, self.extra), None)
                 except IdentityError:
                     continue
                 started = self._has_started(identity, vaddr, banner)

@@ -24,6 +24,7 @@ from kdump_elftool.elf.notes import Note
 from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.kernel.cpu_place import CpuPlaces
+from kdump_elftool.kernel.extra import laid_over
 from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.find import Text, Texts, Wanted, find_texts, text_at
 from kdump_elftool.kernel.identity import KernelIdentity, identify
@@ -178,7 +179,7 @@ class KernelSearch:
         """The kernel that a text describes; ``paddr`` is where it was found, None for the dump's note."""
         source = "VMCOREINFO" if paddr is None else f"VMCOREINFO found in memory at paddr {paddr:#x}"
         info = parse(data, source)
-        asked = override(info, self.extra) if self.extra else info
+        asked = laid_over(info, self.extra)
         identity = None
         if paddr is None or _is_plausible(info):
             identity = self._identify(asked)

@@ -24,6 +24,7 @@ BASE = (
     "SYMBOL(init_top_pgt)",
 )
 PAGES = (
+    "SYMBOL(_stext)",
     "SYMBOL(mem_section)",
     "SIZE(mem_section)",
     "LENGTH(mem_section)",
@@ -74,6 +75,7 @@ PAGES = (
     "LENGTH(free_area.free_list)",
 )
 THREADS = (
+    "SYMBOL(_stext)",
     "SYMBOL(init_task)",
     "OFFSET(task_struct.stack)",
     "OFFSET(task_struct.tasks)",
