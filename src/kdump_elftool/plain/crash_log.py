@@ -14,9 +14,16 @@ from kdump_elftool.plain.printk import Log, Record
 
 _PANIC = re.compile(rb"Kernel panic - not syncing: (.*)")
 _OOPS = re.compile(
-    rb"(?:watchdog: )?(?:BUG: |Oops: |Oops - |kernel BUG at |Unable to handle kernel |Internal error: "
-    rb"|general protection fault|Kernel BUG at )"
+    rb"(?:watchdog: )?(?:BUG: |Oops: |Oops - |kernel BUG at |(?:CPU \d{1,5} )?Unable to handle kernel "
+    rb"|Internal error: |general protection fault|Kernel BUG at )"
 )
+# die() counts what it prints.  x86, before "Oops: " went in front (v6.10): "divide error: 0000 [#1] SMP";
+# s390: "operation exception: 0001 ilc:2 [#1]"; MIPS, LoongArch: "Oops[#1]:"; RISC-V: "Kernel BUG [#1]"
+_DIE = re.compile(rb"[A-Za-z][ -Z^-~]{1,100}?(?:: [0-9a-f]{4}(?: ilc:\d)? \[#?\d{1,9}\]| ?\[#\d{1,9}\]:?$)")
+# headings that tell nothing, and what those who print them said just before
+_MERE = re.compile(rb"(?:Oops: )?(?:Oops|Kernel BUG|invalid opcode: 0000|monitor event: 0040 ilc:\d) ?\[#?\d")
+_CAUSE = re.compile(rb"[Kk]ernel BUG at |(?:CPU \d{1,5} )?Unable to handle kernel ")
+_NEAR = 16
 _TASK = re.compile(
     rb"CPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{,20}?) "
     rb"(?:Kdump: loaded )?(?:Not tainted|Tainted: )"
@@ -39,8 +46,8 @@ class CrashLog:
 def read_crash(log: Log, *, crashed: bool) -> CrashLog:
     """Find the panic.  With ``crashed`` (the dump proves it) an oops without panic is the crash."""
     records = [record for record in log.records if record.facility in (0, None)]
-    panic = _last(records, _PANIC)
-    oops = _last(records, _OOPS)
+    panic = next((at for at in _backwards(records) if _PANIC.match(records[at].text)), None)
+    oops = _last_oops(records)
     at = panic if panic is not None else oops if crashed else None
     oops_text = None if oops is None else _first_line(records[oops])
     if at is None:
@@ -78,9 +85,29 @@ def _task(records: list[Record], at: int) -> tuple[int | None, int | None, bytes
     return (None, caller, None) if by_task else (caller & ~_CALLER_IS_CPU, None, None)
 
 
-def _last(records: list[Record], pattern: re.Pattern[bytes]) -> int | None:
-    found = (index for index in range(len(records) - 1, -1, -1) if pattern.match(records[index].text))
-    return next(found, None)
+def _last_oops(records: list[Record]) -> int | None:
+    """Of its lines the one that says most."""
+    last = next((at for at in _backwards(records) if _is_oops(_first_line(records[at]))), None)
+    if last is None or not _MERE.match(_first_line(records[last])):
+        return last
+    caller = records[last].caller_id
+    for at in range(last - 1, max(last - _NEAR, 0) - 1, -1):
+        line = _first_line(records[at])
+        if records[at].caller_id != caller:
+            continue
+        if _CAUSE.match(line):
+            return at
+        if _is_oops(line):  # an older one
+            break
+    return last
+
+
+def _is_oops(line: bytes) -> bool:
+    return bool(_OOPS.match(line) or (b"[" in line and _DIE.match(line)))
+
+
+def _backwards(records: list[Record]) -> range:
+    return range(len(records) - 1, -1, -1)
 
 
 def _first_line(record: Record) -> bytes:
