@@ -28,7 +28,13 @@ _TASK = re.compile(
     rb"CPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{,20}?) "
     rb"(?:Kdump: loaded )?(?:Not tainted|Tainted: )"
 )
+# x86 before v3.10: show_regs_common(), dump_stack().  The CPU is two lines before (x86_64) or one behind
+_OLD_TASK = re.compile(rb"Pid: (\d{1,10}), comm: (.{,20}?) (?:Not tainted|Tainted: )")
+_OLD_CPU = re.compile(rb"CPU (\d{1,5}) *(?:$|Modules linked in:)|EIP: .{,80}? CPU: (\d{1,5})$")
+_CPU_WITHIN = 6
 _CALLER_IS_CPU = 1 << 31
+
+_Whose = tuple["int | None", "int | None", "bytes | None"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def last_stamp(log: Log) -> int | None:
     return next((record.ts_nsec for record in reversed(log.records) if record.ts_nsec is not None), None)
 
 
-def _task(records: list[Record], at: int) -> tuple[int | None, int | None, bytes | None]:
+def _task(records: list[Record], at: int) -> _Whose:
     """CPU, pid and name: from the first such line after the message, else from the last one before.
 
     The caller of the message, where the log has it, decides: a line about another task is not used.
@@ -77,12 +83,35 @@ def _task(records: list[Record], at: int) -> tuple[int | None, int | None, bytes
     caller = records[at].caller_id
     by_task = caller is not None and not caller & _CALLER_IS_CPU
     for index in (*range(at, len(records)), *range(at - 1, -1, -1)):
-        match = _TASK.match(_first_line(records[index]))
-        if match and not (by_task and int(match[2]) != caller):
-            return int(match[1]), int(match[2]), match[3]
+        found = _whose(records, index)
+        if found is not None and not (by_task and found[1] != caller):
+            return found
     if caller is None:
         return None, None, None
     return (None, caller, None) if by_task else (caller & ~_CALLER_IS_CPU, None, None)
+
+
+def _whose(records: list[Record], index: int) -> _Whose | None:
+    line = _first_line(records[index])
+    match = _TASK.match(line)
+    if match:
+        return int(match[1]), int(match[2]), match[3]
+    match = _OLD_TASK.match(line)
+    return (_old_cpu(records, index), int(match[1]), match[2]) if match else None
+
+
+def _old_cpu(records: list[Record], index: int) -> int | None:
+    """The CPU of what a line about a task belongs to, which a heading or another task ends."""
+    behind = range(index + 1, min(index + 1 + _CPU_WITHIN, len(records)))
+    for places in (range(index - 1, max(index - _CPU_WITHIN, 0) - 1, -1), behind):
+        for near in places:
+            line = _first_line(records[near])
+            match = _OLD_CPU.match(line)
+            if match:
+                return int(match[1] or match[2])
+            if _OLD_TASK.match(line) or _is_oops(line) or _PANIC.match(line):
+                break
+    return None
 
 
 def _last_oops(records: list[Record]) -> int | None:

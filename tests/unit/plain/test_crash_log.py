@@ -110,3 +110,39 @@ def test_an_oops_and_the_panic_after_it():
     log = said(b"divide error: 0000 [#1] SMP", OF, b"Kernel panic - not syncing: Fatal exception")
     crash = read_crash(log, crashed=False)
     assert (crash.message, crash.oops, crash.cpu) == (b"Fatal exception", b"divide error: 0000 [#1] SMP", 3)
+
+
+OLD_64 = (
+    b"BUG: unable to handle kernel NULL pointer dereference at (null)",
+    b"IP: [<ffffffff8134b516>] sysrq_handle_crash+0x16/0x20",
+    b"PGD 7a602067 PUD 376ff067 PMD 0 ",
+    b"Oops: 0002 [#1] SMP ",
+    b"last sysfs file: /sys/module/virtio_net/initstate",
+    b"CPU 1 ",
+    b"Modules linked in: nfs lockd [last unloaded: speedstep_lib]",
+    b"",
+    b"Pid: 1913, comm: bash Not tainted 2.6.32-431.el6.x86_64 #1 Red Hat KVM",
+    b"RIP: 0010:[<ffffffff8134b516>]  [<ffffffff8134b516>] sysrq_handle_crash+0x16/0x20",
+)
+OLD_32 = (
+    b"Oops: 0002 [#1] SMP ",
+    b"Modules linked in: nfs",
+    b"",
+    b"Pid: 1913, comm: my prog Tainted: G        W  (2.6.32-5-686 #1) Bochs",
+    b"EIP: 0060:[<c11f2c0b>] EFLAGS: 00010286 CPU: 2",
+    b"EIP is at sysrq_handle_crash+0xc/0x10",
+)
+
+
+def test_kernels_before_3_10():
+    """__show_regs() and show_registers() of arch/x86/kernel/{process,dumpstack}_{32,64}.c."""
+    assert told(said(*OLD_64)) == (OLD_64[3], 1, 1913, b"bash")
+    assert told(said(*OLD_32)) == (OLD_32[0], 2, 1913, b"my prog")
+    # dump_stack() names no CPU; that of an oops long before is of something else
+    panic = (
+        b"Kernel panic - not syncing: hung_task: blocked tasks",
+        b"Pid: 37, comm: khungtaskd Not tainted 2.6.32-431.el6.x86_64 #1",
+        b"Call Trace:",
+    )
+    for older in ((), OLD_64, (b"CPU 5 ",)):
+        assert told(said(*older, *panic)) == (b"hung_task: blocked tasks", None, 37, b"khungtaskd")
