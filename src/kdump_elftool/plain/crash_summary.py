@@ -15,11 +15,11 @@ from kdump_elftool.plain.taints import kernel_taints, taint_letters
 from kdump_elftool.plain.target import Target, unsigned
 from kdump_elftool.safe_text import log_text, printable
 
-_CRASHED = ("panic_cpu", "crashing_cpu")
+_CRASHED = (("panic_cpu", 0), ("crashing_cpu", 1))  # each with the lowest value that tells a CPU
 NEEDS = (
     *("SYMBOL(init_uts_ns)", "OFFSET(uts_namespace.name)"),
     *("OFFSET(new_utsname.release)", "OFFSET(new_utsname.machine)"),
-    *(f"SYMBOL({name})" for name in _CRASHED),
+    *(f"SYMBOL({name})" for name, _ in _CRASHED),
     *TAINT_NEEDS,
 )
 """What this asks of a kernel, beside what reads its log."""
@@ -48,16 +48,18 @@ def summary(
 def crash_cpu(target: Target) -> int | None:
     """The CPU that panicked or went for the crash kernel; None while none has.
 
-    ``panic_cpu`` (v4.5 on) and x86's ``crashing_cpu`` are -1 until then.
+    Both take ``panic_cpu`` (v4.5 on), which is -1 until then; where it is there it is believed alone.
+    x86's ``crashing_cpu`` is -1 since 5bc329503e81 ("x86/mce: Handle broadcasted MCE gracefully with
+    kexec", in v4.12).  In older kernels it begins as 0, which says nothing then.
     """
-    for name in _CRASHED:
+    for name, lowest in _CRASHED:
         vaddr = target.symbol(name)
         try:
-            cpu = -1 if vaddr is None else unsigned(target, vaddr, 4)
+            cpu = None if vaddr is None else unsigned(target, vaddr, 4)
         except FaultError:
             continue
-        if 0 <= cpu < 1 << 16:
-            return cpu
+        if cpu is not None:
+            return cpu if lowest <= cpu < 1 << 16 else None
     return None
 
 
