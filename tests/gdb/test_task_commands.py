@@ -6,12 +6,13 @@ import json
 import re
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.builders.check import read_core
-from tests.builders.task_kernel import AREAS, RUNQUEUES, TaskKernel, make_task_kernel
+from tests.builders.task_kernel import AREAS, IDLE_1, PERCPU, RQ, RUNQUEUES, TaskKernel, make_task_kernel
 from tests.builders.tasks import OFFSETS
 from tests.builders.tools import GDB, gdb_batch, run_command
 from tests.gdb.test_commands import HOSTILE
@@ -147,6 +148,30 @@ def test_blocked(tmp_path):
         assert "deadlock: 2 waits for 3 waits for 2" in lines
         assert sum(line.startswith("    mutex") for line in lines) == 3
         assert ("tovelf -p" in shown) == (not options)
+
+
+@pytest.mark.parametrize(
+    ("panicked", "runs", "options", "shown"),
+    [
+        (1, 5, ("-p",), "task 5, pid 5, on CPU 1 (thread 2)"),
+        (1, 0, ("-p",), "swapper/1, pid 0, on CPU 1 (thread 2)"),
+        (1, 5, (), "thread 2"),
+        (0xFFFFFFFF, 5, ("-p",), "task 1, pid 1, on CPU 0 (thread 1)"),
+    ],
+)
+def test_a_crash_that_no_log_tells_of(tmp_path, panicked, runs, options, shown):
+    """Of this one there is no log: the kernel's panic_cpu has where it was, or that there was none."""
+    made = make_task_kernel([1, 3, 1, 2])
+    made.put(1, "cpu", bytes(4))
+    if runs:
+        made.kernel.ram.write(AREAS[1] + RUNQUEUES + RQ["curr"], struct.pack("<Q", made.task_of(runs)))
+        made.put(runs, "on_cpu", struct.pack("<i", 1))
+        made.kernel.ram.write(IDLE_1 + OFFSETS["task_struct.on_cpu"], bytes(4))
+    panic_cpu = made.kernel.bases["page_offset"] + PERCPU + 0x100
+    made.write(panic_cpu, struct.pack("<I", panicked))
+    extra = made.extra + f"SYMBOL(panic_cpu)={panic_cpu:x}\n"
+    (start,) = in_gdb(make_core(tmp_path, replace(made, extra=extra), *options), "kd-start")
+    assert re.findall(r"^task: +(.*)$", start, re.M) == [shown]
 
 
 def test_nobody_is_blocked(core):

@@ -1,8 +1,8 @@
 """``kd-start``: what ``kdump-elftool gdb`` does first in gdb, once core and symbols are open.
 
 The threads get the names of their tasks, the one that crashed is selected, and five lines say what this
-is.  What is known comes from the notes of the core (docs/notes.md), or else from the kernel's log: no symbol
-is looked up.
+is.  What is known comes from the notes of the core (docs/notes.md), or else from the kernel's log, and from
+the kernel's own variable where neither tells the CPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Start(Command):
                 thread.name = _text(row.get("comm"))
         crash = kernel.summary.get("crash")
         crash = crash if isinstance(crash, dict) else _logged(kernel)
-        crashed = _crashed(crash, rows, threads)
+        cpu = _number(crash.get("cpu"))
+        cpu = cpu if cpu is not None and cpu >= 0 else crash_cpu(kernel)
+        crashed = _crashed(cpu, _number(crash.get("pid")), rows, threads)
         if crashed is not None:
             crashed.switch()
         if guesses(kernel):
@@ -66,18 +68,23 @@ def _logged(kernel: GdbTarget) -> dict[str, Any]:
     return {"cpu": crash.cpu, "pid": crash.pid, "message": message}
 
 
-def _crashed(crash: dict[str, Any], rows: dict[int, Any], threads: Any) -> Any:
-    """The thread of the task that the log tells of; None when it tells none, or there is no such thread."""
-    cpu, pid = _number(crash.get("cpu")), _number(crash.get("pid"))
+def _crashed(cpu: int | None, pid: int | None, rows: dict[int, Any], threads: Any) -> Any:
+    """The thread that this is told of; None when nothing is, or there is no such thread."""
     by_lwp = {thread.ptid[1]: thread for thread in threads}
     if rows:
-        wanted = pid if pid else None if cpu is None else -(cpu + 1)
-        return by_lwp.get(wanted)
+        idle = None if cpu is None else -(cpu + 1)
+        wanted = [pid] if pid else [idle] if pid == 0 else [*_running(cpu, rows), idle]
+        return next((by_lwp[lwp] for lwp in wanted if lwp in by_lwp), None)
     # a core without tasks has a thread for each CPU, numbered by pid or by CPU, in the order of the CPUs
     if pid is not None and pid > len(by_lwp) and pid in by_lwp:
         return by_lwp[pid]
     in_order = sorted(threads, key=lambda thread: thread.num)
-    return in_order[cpu] if cpu is not None and 0 <= cpu < len(in_order) else None
+    return in_order[cpu] if cpu is not None and cpu < len(in_order) else None
+
+
+def _running(cpu: int | None, rows: dict[int, Any]) -> list[int]:
+    """What the CPU ran."""
+    return [lwp for lwp, row in rows.items() if row.get("on_cpu") is True and _number(row.get("cpu")) == cpu]
 
 
 def _summary(kernel: GdbTarget, crash: dict[str, Any], rows: dict[int, Any], threads: int) -> Any:
