@@ -174,6 +174,15 @@ def test_a_crash_that_no_log_tells_of(tmp_path, panicked, runs, options, shown):
     assert re.findall(r"^task: +(.*)$", start, re.M) == [shown]
 
 
+def test_idle_tasks_have_names(core):
+    """Their number is 0 on every CPU, so that commands have -(CPU + 1) for them, as kd-task has."""
+    for command in ("kd-files", "kd-vmas"):
+        first, second, third = in_gdb(core, f"{command} -1", f"{command} -2", f"{command} 3")
+        assert first.startswith("task -1 swapper/0\n")
+        assert second.startswith("task -2 swapper/1\n")
+        assert third.startswith("task 3 task 3\n")
+
+
 def test_nobody_is_blocked(core):
     assert in_gdb(core, "kd-blocked") == ["no task waits uninterruptibly\n"]
 

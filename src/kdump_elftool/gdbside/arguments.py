@@ -56,14 +56,17 @@ def number(word: str) -> int:
 
 
 class Chosen:
-    """A task that the user named, by its number or by the address of its task_struct."""
+    """A task that the user named, by its number or by the address of its task_struct.
+
+    ``tid`` is the number under which a core has it: that of the idle task of CPU n is -(n + 1).
+    """
 
     def __init__(self, target: GdbTarget, word: str) -> None:
         found = -number(word[1:]) if word.startswith("-") else number(word)
         self.vaddr = found if found >= 1 << 24 else task_address(target, found)
-        task = read_task(target, self.vaddr)
+        task = read_task(target, self.vaddr, -found - 1 if found < 0 else -1)
         self.comm = b"?" if task is None else task.comm
-        self.tid = found if task is None else task.tid
+        self.tid = found if task is None else task.lwp
 
 
 class Container:

@@ -107,9 +107,9 @@ def all_tasks(target: Target, most: int = MOST_NODES) -> TaskWalk:
     return TaskWalk(tasks, broken, queues)
 
 
-def read_task(target: Target, vaddr: int) -> Task | None:
+def read_task(target: Target, vaddr: int, idle_cpu: int = -1) -> Task | None:
     """One task; None where it cannot be read or cannot be one.  For many there is :class:`TaskReader`."""
-    return TaskReader(target).task(vaddr)
+    return TaskReader(target).task(vaddr, idle_cpu)
 
 
 class TaskReader:
