@@ -92,6 +92,21 @@ def test_a_process_is_all_its_threads(core):
     assert none == "there is no such task\n"
 
 
+def test_cpus_of_a_core_without_tasks(tmp_path):
+    """Its threads are the CPUs in their order, whatever gdb's numbers are."""
+    core = make_core(tmp_path, make_task_kernel([1, 3, 1, 2]))
+    threads, both, first, second, none = in_gdb(
+        core, "info threads", "kd-bt all", "kd-bt cpu=0", "kd-bt cpu=1", "kd-bt cpu=2"
+    )
+    lwps = re.findall(r"LWP (-?\d+)", threads)
+    assert len(lwps) == 2
+    for cpu, shown in enumerate((first, second)):
+        owner = f"{lwps[cpu]} CPU (?, on CPU {cpu})"
+        assert shown.startswith(f"1 task: {owner}\n#0 ") and owner in both
+        assert "tovelf -p" in shown
+    assert none.startswith("there is no such task; the core has what the CPUs ran and no other task")
+
+
 def test_task(core):
     (shown,) = in_gdb(core, "kd-task 3")
     made = make_task_kernel([1, 3, 1, 2])

@@ -26,22 +26,30 @@ class TaskThread(NamedTuple):
 
 
 def task_threads(kernel: GdbTarget) -> list[TaskThread]:
-    """All threads in the order of the core: what the CPUs ran, then the others by number."""
+    """All threads in the order of the core: what the CPUs ran, then the others by number.
+
+    Where it has no table of tasks there is one for each CPU, in the order of the CPUs.
+    """
     table = kernel.tasks_by_lwp()
-    found = gdb.selected_inferior().threads()
-    return [_task_thread(thread, table.get(thread.ptid[1])) for thread in sorted(found, key=_number)]
+    found = sorted(gdb.selected_inferior().threads(), key=_number)
+    if not table:
+        return [_cpu_thread(thread, cpu) for cpu, thread in enumerate(found)]
+    return [_task_thread(thread, table.get(thread.ptid[1])) for thread in found]
 
 
 def _number(thread: Any) -> int:
     return int(thread.num)
 
 
+def _cpu_thread(thread: Any, cpu: int | None) -> TaskThread:
+    return TaskThread(thread, Owner(thread.ptid[1], "CPU", _UNKNOWN, cpu), -1, None)
+
+
 def _task_thread(thread: Any, row: dict[str, Any] | None) -> TaskThread:
-    lwp = thread.ptid[1]
     if row is None:
-        return TaskThread(thread, Owner(lwp, "CPU", _UNKNOWN, None), -1, None)
+        return _cpu_thread(thread, None)
     cpu = _whole(row, "cpu") if row.get("on_cpu") is True else None
-    owner = Owner(lwp, _text(row, "comm")[:64], _text(row, "state")[:1] or _UNKNOWN, cpu)
+    owner = Owner(thread.ptid[1], _text(row, "comm")[:64], _text(row, "state")[:1] or _UNKNOWN, cpu)
     try:
         task: int | None = int(_text(row, "task"), 16)
     except ValueError:
