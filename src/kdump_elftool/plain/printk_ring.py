@@ -49,6 +49,8 @@ NEEDS = (
 _RESERVED, _COMMITTED, _FINALIZED, _REUSABLE = range(4)
 _EMPTY_LINE_LPOS = 3  # NO_LPOS in older kernels: a record that has no text by intention
 _BATCH = 512
+_LARGEST = 256
+"""Bytes of a prb_desc, which has 24, or a printk_info, which has 88; _BATCH times that is read at once."""
 
 UNREADABLE = "not in the dump"
 DAMAGED = "damaged"
@@ -166,11 +168,11 @@ def _layout(target: Target, counter: int) -> _Layout:
     begin, after = (field(target, f"prb_data_blk_lpos.{name}", word).offset for name in ("begin", "next"))
     state_var = field(target, "prb_desc.state_var", word).offset
     return _Layout(
-        desc_size=struct_size(target, "prb_desc"),
+        desc_size=struct_size(target, "prb_desc", _LARGEST),
         state_var=Field(state_var + counter, word),
         begin=Field(block + begin, word),
         next=Field(block + after, word),
-        info_size=struct_size(target, "printk_info"),
+        info_size=struct_size(target, "printk_info", _LARGEST),
         seq=field(target, "printk_info.seq", 8),
         ts_nsec=field(target, "printk_info.ts_nsec", 8),
         text_len=field(target, "printk_info.text_len", 4),  # with facility, flags and level behind it

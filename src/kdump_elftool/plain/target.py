@@ -85,10 +85,10 @@ def variable(target: Target, name: str, width: int) -> int:
     return unsigned(target, vaddr, width)
 
 
-def struct_size(target: Target, name: str) -> int:
+def struct_size(target: Target, name: str, largest: int = _LARGEST_STRUCT) -> int:
     """The size of a structure.  Raises IdentityError when it is unknown or cannot be."""
     value = target.size(name)
-    if value is None or not 0 < value <= _LARGEST_STRUCT:
+    if value is None or not 0 < value <= largest:
         raise IdentityError(f"SIZE({name})", f"the size of struct {name} is {_said(value)}")
     return value
 

@@ -164,6 +164,32 @@ class TestRing:
         assert sum(log.skipped.values()) + len(log.records) == (1 << 30) + 1
         assert image.reads < 60_000
 
+    @pytest.mark.parametrize("name", ["prb_desc", "printk_info"])
+    def test_huge_records_are_refused(self, name):
+        """As a file for -e may say: each batch of them would be half a gigabyte, for every 512 records."""
+        ring = RingWriter()
+        for number in range(10):
+            ring.push(Said(b"%d" % number))
+        for size in (257, 1 << 20):
+            image = ring.image()
+            image.keys[f"SIZE({name})"] = str(size)
+            with pytest.raises(IdentityError, match=f"size of struct {name} is said to be {size}") as caught:
+                read_log(image)
+            assert caught.value.key == f"SIZE({name})"
+            assert image.reads < 20
+
+    def test_larger_records_of_kernels_to_come(self):
+        ring = RingWriter(count_bits=4)
+        ring.push(Said(b"hello"))
+        image = ring.image()
+        infos, at = image.part(image.memory[2][0])
+        wide = bytearray().join(bytes(infos[n : n + 88]).ljust(256, b"\0") for n in range(at, len(infos), 88))
+        base = 0x7F000000
+        image.memory.append((base, wide))
+        struct.pack_into("<Q", image.memory[0][1], 0x40 + 16, base)
+        image.keys["SIZE(printk_info)"] = "256"
+        assert texts(image) == [b"hello"]
+
     def test_head_and_tail_too_far_apart(self):
         ring = RingWriter()
         for number in range(10):
