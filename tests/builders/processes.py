@@ -27,7 +27,9 @@ class Names:
         put("dentry", "d_hash", "pprev", "d_parent", "d_name", "len", "name", "_", "d_inode", "d_op")
         put("hlist_bl_node", "next", "pprev")
         put("dentry_operations", "d_hash", "d_dname")
-        put("inode", "i_mode", "i_sb", "i_ino")
+        put("inode", "i_mode", "i_sb", "i_ino", "i_private")
+        put("ns_common", "stashed", "ops", "inum")
+        put("proc_ns_operations", "name", "real_ns_name")
         put("super_block", "s_dev", "s_type")
         put("file_system_type", "name")
         self.memory.keys |= {"OFFSET(qstr.len)": 4, "OFFSET(qstr.name)": 8}
@@ -54,6 +56,15 @@ class Names:
         at = memory.make("inode", i_ino=number, i_sb=memory.make("super_block", s_type=of_kind))
         memory.put(at, mode, 2)
         return at
+
+    def namespace(self, name: bytes, number: int) -> int:
+        """Its file: a root without a name, as d_make_root() and d_alloc_anon() make it."""
+        memory = self.memory
+        inode = self.inode(REG, number, b"nsfs")
+        operations = memory.make("proc_ns_operations", name=memory.text(name))
+        common = memory.make("ns_common", ops=operations)
+        memory.put(inode + memory.keys["OFFSET(inode.i_private)"], common)
+        return self.special(self.dentry(b"/", inode=inode))
 
     def mount(self, root: int, at: tuple[int, int] | None = None) -> int:
         """The vfsmount; ``at`` is where it hangs: a vfsmount and a dentry."""

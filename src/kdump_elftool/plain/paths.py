@@ -1,15 +1,16 @@
 """Names of files as a task sees them: from a dentry up to the task's root, across mounts.
 
-References: fs/d_path.c (prepend_path), fs/mount.h.  ``struct mount`` is apart from ``vfsmount``
+References: fs/d_path.c (d_path, prepend_path), fs/mount.h.  ``struct mount`` is apart from ``vfsmount``
 since v3.3.  Files that only the kernel names (pipes, sockets) have a ``d_dname`` and are named after their
-file system.
+file system: fs/nsfs.c (ns_dname), fs/pidfs.c (since v6.9).  Until v3.18 namespaces were files of proc
+(fs/proc/namespaces.c).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from kdump_elftool.errors import FaultError
+from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.plain.target import Target, unsigned
 from kdump_elftool.plain.walking import WalkError, known_offset, number, offset, pointer, string
 
@@ -26,10 +27,14 @@ NEEDS = (
     *("OFFSET(file_system_type.name)", "OFFSET(inode.i_ino)", "SIZE(inode.i_ino)"),
     *("OFFSET(mount.mnt)", "OFFSET(mount.mnt_parent)", "OFFSET(mount.mnt_mountpoint)"),
     *("OFFSET(vfsmount.mnt_root)", "OFFSET(vfsmount.mnt_parent)", "OFFSET(vfsmount.mnt_mountpoint)"),
+    *("OFFSET(inode.i_private)", "OFFSET(ns_common.ops)", "OFFSET(proc_ns_operations.name)"),
+    *("OFFSET(proc_inode.vfs_inode)", "OFFSET(proc_inode.ns_ops)", "OFFSET(proc_inode.ns)"),
+    "OFFSET(proc_ns.ns_ops)",
 )
 _LONGEST_NAME = 255
 _MOST_STEPS = 4096
-_NUMBERED = {b"pipefs": b"pipe", b"sockfs": b"socket", b"nsfs": b"ns", b"proc": b"ns"}
+_NUMBERED = {b"pipefs": b"pipe", b"sockfs": b"socket"}
+_NAMESPACES = (b"nsfs", b"proc")
 
 
 class Place(NamedTuple):
@@ -56,7 +61,7 @@ def root_of(target: Target, task: int) -> Place | None:
 def path_name(target: Target, place: Place, root: Place | None) -> bytes:
     """The name as in /proc/PID/maps.  What cannot be read on the way is ``?``.  Raises IdentityError."""
     try:
-        special = _special(target, place.dentry)
+        special = _special(target, place)
         return special if special is not None else _climb(target, place, root)
     except FaultError:
         return b"?"
@@ -114,19 +119,51 @@ def _is_unlinked(target: Target, dentry: int) -> bool:
     return pointer(target, dentry, "dentry.d_parent") != dentry
 
 
-def _special(target: Target, dentry: int) -> bytes | None:
-    """The name of what is in no directory; None for everything else."""
+def _special(target: Target, place: Place) -> bytes | None:
+    """The name of what is in no directory; None for everything else.
+
+    What is mounted has the name of that place: ``ip netns`` mounts namespaces.
+    """
+    dentry = place.dentry
     operations = pointer(target, dentry, "dentry.d_op")
     if not operations or not pointer(target, operations, "dentry_operations.d_dname"):
         return None
+    if _is_root_of_mount(target, place):
+        return None
     inode = pointer(target, dentry, "dentry.d_inode")
     kind = file_system(target, inode)
-    if kind in _NUMBERED:
-        name = _NUMBERED[kind] if kind in (b"pipefs", b"sockfs") else _name(target, dentry) or b"ns"
+    if kind in _NUMBERED or kind in _NAMESPACES:
+        name = _NUMBERED.get(kind) or _namespace(target, inode, kind)
         return b"%s:[%d]" % (name, inode_number(target, inode))
+    if kind == b"pidfs":
+        return b"anon_inode:[pidfd]"
     if kind == b"anon_inodefs":
         return b"anon_inode:" + _name(target, dentry)
     return b"/" + _name(target, dentry) + b" (deleted)"
+
+
+def _is_root_of_mount(target: Target, place: Place) -> bool:
+    try:
+        if pointer(target, place.dentry, "dentry.d_parent") != place.dentry:
+            return False
+        return pointer(target, place.mnt, "vfsmount.mnt_root") == place.dentry
+    except FaultError:
+        return False
+
+
+def _namespace(target: Target, inode: int, kind: bytes) -> bytes:
+    """Of which kind it is (``net``, ``mnt``); ``ns`` where nothing tells."""
+    try:
+        if kind == b"proc":
+            ops = known_offset(target, "proc_inode.ns_ops")  # until v3.9
+            if ops is None:
+                ops = offset(target, "proc_inode.ns") + offset(target, "proc_ns.ns_ops")
+            operations = unsigned(target, inode - offset(target, "proc_inode.vfs_inode") + ops, target.word)
+        else:
+            operations = pointer(target, pointer(target, inode, "inode.i_private"), "ns_common.ops")
+        return string(target, pointer(target, operations, "proc_ns_operations.name"), 64) or b"ns"
+    except (FaultError, IdentityError):
+        return b"ns"
 
 
 def file_system(target: Target, inode: int) -> bytes:

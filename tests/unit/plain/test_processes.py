@@ -66,7 +66,8 @@ class TestNames:
             (b"pipefs", b"", b"pipe:[77]"),
             (b"sockfs", b"TCP", b"socket:[77]"),
             (b"anon_inodefs", b"[eventpoll]", b"anon_inode:[eventpoll]"),
-            (b"nsfs", b"net", b"net:[77]"),
+            (b"nsfs", b"/", b"ns:[77]"),  # nothing tells of which kind
+            (b"pidfs", b"/", b"anon_inode:[pidfd]"),
             (b"tmpfs", b"memfd:x", b"/memfd:x (deleted)"),
         ],
     )
@@ -74,6 +75,39 @@ class TestNames:
         world = World(form, word)
         dentry = world.names.dentry(called, inode=world.names.inode(FIFO, 77, kind))
         assert name(world, world.root, world.names.special(dentry)) == shown
+
+    def test_namespaces(self, form, word):
+        """ns_dname() of fs/nsfs.c."""
+        world = World(form, word)
+        assert name(world, world.root, world.names.namespace(b"net", 4026531840)) == b"net:[4026531840]"
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_namespaces_before_nsfs(self, form, word, nested):
+        """Files of proc, by their proc_inode: with ns_ops until v3.9, with a proc_ns until v3.18."""
+        world = World(form, word)
+        memory = world.memory
+        memory.struct("proc_inode", "pid", "ns" if nested else "ns_ops", "_", "vfs_inode")
+        if nested:
+            memory.keys["OFFSET(proc_inode.ns)"] -= word
+            memory.struct("proc_ns", "ns", "ns_ops")
+        made = memory.take(16 * word)
+        inode = world.names.inode(REG, 77, b"proc")
+        moved = made + 3 * word
+        for at in range(0, 4 * word, word):
+            memory.put(moved + at, int.from_bytes(memory.read(inode + at, word), "little"))
+        memory.put(made + word, memory.make("proc_ns_operations", name=memory.text(b"uts")))
+        dentry = world.names.dentry(b"", inode=moved)
+        assert name(world, world.root, world.names.special(dentry)) == b"uts:[77]"
+
+    def test_what_is_mounted_has_the_name_of_that_place(self, form, word):
+        """As d_path() has it, for what ``ip netns`` mounts."""
+        world = World(form, word)
+        names = world.names
+        space = names.namespace(b"net", 4026532000)
+        mounted = names.mount(space, (world.root, names.dentry(b"blue", world.bin)))
+        assert name(world, mounted, space) == b"/usr/bin/blue"
+        # the same seen through the file system's own mount
+        assert name(world, world.root, space) == b"net:[4026532000]"
 
 
 @words
