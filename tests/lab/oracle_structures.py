@@ -197,11 +197,13 @@ def use(judge: Judge, found: drgn.Object, head: drgn.Object, free: int | None) -
         slab = drgn.cast("struct slab *", head) if has_type(head.prog_, "struct slab") else head
         return "slab", slab.slab_cache.name.string_().decode()
     mapping = head.mapping.value_()
+    if mapping & 3 == 3:
+        return "ksm", f"stable node {mapping & ~3:#x}" if mapping & ~3 else ""
     if mapping & 1:
         return "anon", f"anon_vma {mapping & ~3:#x}"
-    if mapping and not mapping & 2:
-        return "file", f"number {head.mapping.host.i_ino.value_()}"
-    return "", ""
+    if mapping & 2:
+        return ("movable" if has(head.prog_, "PG_isolated") else ""), ""
+    return ("file", f"number {head.mapping.host.i_ino.value_()}") if mapping else ("", "")
 
 
 def has_type(prog: drgn.Program, name: str) -> bool:

@@ -2,7 +2,8 @@
 
 References: include/linux/page-flags.h, mm_types.h.  What a field means depends on others: of a slab page the
 mapping is none, of a free page ``private`` is the order of its block.  Counters are as they are stored:
-``_mapcount`` is one less than what it counts.
+``_mapcount`` is one less than what it counts.  The two lowest bits of a mapping say what it points to: 1 an
+anon_vma, 3 a node of KSM, and from v4.8 to v6.16 2 what can move a page that is in no list.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ NEEDS = (
     *(f"NUMBER(PG_{name})" for name in FLAGS),
     *(f"NUMBER(PAGE_{name}_MAPCOUNT_VALUE)" for name in _TYPES),
     "NUMBER(__NR_PAGEFLAGS)",
+    "NUMBER(PG_isolated)",
+    "OFFSET(movable_operations.migrate_page)",
     *(f"OFFSET(page.{name})" for name in _MEMBERS),
     *("OFFSET(slab.slab_cache)", "OFFSET(kmem_cache.name)", "OFFSET(address_space.host)"),
     *("OFFSET(inode.i_ino)", "SIZE(inode.i_ino)"),
 )
-_ANON, _MOVABLE = 1, 2
+_ANON, _KSM = 1, 3
+_LOW_BITS = 3
 _HEX = "{:#x}".format
 
 
@@ -62,7 +66,7 @@ class Page(NamedTuple):
     """``flags`` with the names of those that are set; ``refcount`` and ``mapcount`` signed.
 
     ``head`` is the first page of the block that this one is a tail of, else this one.  ``kind`` is free,
-    slab, hugetlb, offline, unaccepted, anon, file or empty; ``about`` says more of it.
+    slab, hugetlb, offline, unaccepted, anon, ksm, movable, file or empty; ``about`` says more of it.
     """
 
     pfn: int
@@ -92,7 +96,7 @@ def read_page(target: Target, array: Memmap, pfn: int) -> Page | None:
     kind = _kind(target, head, flags, mapcount)
     mapping_of_head = mapping if head == vaddr else _there(target, head, "page.mapping")
     if not kind and mapping_of_head:
-        kind = "anon" if mapping_of_head & _ANON else "file"
+        kind = _kind_of_mapping(target, mapping_of_head)
     return Page(
         pfn=pfn,
         vaddr=vaddr,
@@ -146,6 +150,15 @@ def _kind(target: Target, head: int, flags: int, mapcount: int) -> str:
     return "slab" if (flags | of_head) >> slab & 1 else ""
 
 
+def _kind_of_mapping(target: Target, mapping: int) -> str:
+    """Nothing for a mapping that this kernel cannot have.
+
+    PG_isolated came and went together with pages that drivers move by their mapping (v4.8 to v6.16).
+    """
+    kind = {0: "file", _ANON: "anon", _KSM: "ksm"}.get(mapping & _LOW_BITS)
+    return kind or ("movable" if target.number("PG_isolated") is not None else "")
+
+
 def _has_type(target: Target, vaddr: int, name: str) -> bool:
     value = target.number(f"PAGE_{name}_MAPCOUNT_VALUE")
     at = known_offset(target, "page._mapcount")
@@ -196,15 +209,24 @@ def _about(target: Target, kind: str, head: int, mapping: int, private: int) -> 
             return f"block of {1 << private} pages" if private < 64 else ""
         if kind == "slab":
             return _cache(target, head)
-        if kind == "anon":
-            return f"anon_vma {_HEX(mapping & ~3)}"
-        if kind == "file" and not mapping & _MOVABLE:
+        if kind in ("anon", "ksm", "movable"):
+            points_to = mapping & ~_LOW_BITS
+            return f"{_pointed_to(target, kind)} {_HEX(points_to)}" if points_to else ""
+        if kind == "file":
             inode = pointer(target, mapping, "address_space.host")
             ino = inode_number(target, inode)
             return f"address_space {_HEX(mapping)} inode {_HEX(inode)} number {ino}"
     except FaultError:
         pass
     return ""
+
+
+def _pointed_to(target: Target, kind: str) -> str:
+    """By the name of its type: drivers gave an address_space until v5.19."""
+    if kind == "movable":
+        has_operations = known_offset(target, "movable_operations.migrate_page") is not None
+        return "movable_operations" if has_operations else "address_space"
+    return "anon_vma" if kind == "anon" else "stable node"
 
 
 def _cache(target: Target, head: int) -> str:

@@ -180,6 +180,37 @@ def test_what_is_mapped():
     assert (frame.read().kind, frame.read().about) == ("file", "")
 
 
+def test_what_ksm_has_merged():
+    """PAGE_MAPPING_KSM of page-flags.h: not the anon_vma of a process, but a node that many share."""
+    frame = Frame()
+    frame.put("mapping", 0x5003)
+    assert (frame.read().kind, frame.read().about) == ("ksm", "stable node 0x5000")
+    frame.put("mapping", 3)  # not yet in the tree, or taken out of it
+    assert (frame.read().kind, frame.read().about) == ("ksm", "")
+
+
+@pytest.mark.parametrize("before_v6", [False, True])
+def test_what_a_driver_can_move(before_v6):
+    """PAGE_MAPPING_MOVABLE: pages of zsmalloc and of balloons, from v4.8 to v6.16."""
+    frame = Frame()
+    frame.memory.keys["NUMBER(PG_isolated)"] = 8
+    if not before_v6:
+        frame.memory.struct("movable_operations", "isolate_page", "migrate_page", "putback_page")
+    frame.put("mapping", 0x7002)
+    shown = "address_space 0x7000" if before_v6 else "movable_operations 0x7000"
+    assert (frame.read().kind, frame.read().about) == ("movable", shown)
+    frame.put("mapping", 2)  # its driver has let it go
+    assert (frame.read().kind, frame.read().about) == ("movable", "")
+
+
+def test_a_mapping_that_the_kernel_cannot_have():
+    """Without PG_isolated a mapping moves no page, and is no file's either."""
+    frame = Frame()
+    frame.memory.struct("movable_operations", "isolate_page", "migrate_page", "putback_page")
+    frame.put("mapping", 0x7002)
+    assert (frame.read().kind, frame.read().about, frame.read().mapping) == ("", "", 0x7002)
+
+
 @words
 def test_tails_told_by_a_mask(word):
     """Since v7.1, with descriptions of a power of two bytes."""
