@@ -54,6 +54,11 @@ class TaskKernel:
         """Into a member of a task."""
         self.write(self.task_of(tid) + OFFSETS[f"task_struct.{member}"], data)
 
+    def bury(self, tid: int) -> None:
+        """What finish_task_switch() leaves of a task that has ended and that nobody has waited for."""
+        for member, value in (("__state", 0x80), ("exit_state", 0x20), ("stack", 0), ("on_cpu", 0)):
+            self.put(tid, member, struct.pack("<Q" if member == "stack" else "<I", value))
+
     def set_sp(self, tid: int, sp: int) -> None:
         """The stack pointer that the kernel saved of a task that sleeps."""
         self.write(self.task_of(tid) + THREAD_SP, struct.pack("<Q", sp))

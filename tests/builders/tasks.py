@@ -143,6 +143,14 @@ def put_task(memory: TaskMemory, vaddr: int, tgid: int, tid: int, comm: bytes, s
     memory.data[at : at + 16] = comm.ljust(16, b"\0")
 
 
+def bury(memory: TaskMemory, tid: int, exit_state: int = 0x20) -> None:
+    """What finish_task_switch() leaves of a task that has ended and that nobody has waited for."""
+    vaddr = next(row[0] for row in memory.expected if row[2] == tid)
+    memory.put(vaddr + OFFSETS["task_struct.__state"], 4, 0x80)
+    memory.put(vaddr + OFFSETS["task_struct.exit_state"], 4, exit_state)
+    memory.put(vaddr + OFFSETS["task_struct.stack"], memory.word, 0)
+
+
 @dataclass(frozen=True)
 class PlainTarget:
     """The same memory for the plain readers."""

@@ -87,6 +87,24 @@ def test_an_unreadable_task_costs_one_task(convert):
     assert f"the task at {made.task_of(6):#x} makes no sense" in err
 
 
+def test_what_has_ended_has_no_thread(convert, capfd):
+    """A zombie, and the first thread of a process that lives on: in the core's table all the same."""
+    made = make_task_kernel(PROCESSES)
+    for tid in (2, 5):
+        made.bury(tid)
+    found, err, velf = convert(made)
+    assert set(found) == {-2, *TIDS} - {2, 5}
+    assert err.count("left out") == 1
+    assert "1 tasks without readable registers are left out: -1\n" in err
+    shown = []
+    for words in ((str(velf),), (str(velf.parent / "dump"), "-e", str(velf.parent / "extra"))):
+        assert main(["ps", "--json", *words]) == 0
+        table = json.loads(capfd.readouterr().out)["tasks"]
+        shown.append([(row["tid"], row["state"], row["on_cpu"]) for row in table if row["lwp"] != -1])
+        assert [row["tid"] for row in table if row["state"] == "Z"] == [2, 5]
+    assert shown[0] == shown[1]
+
+
 def test_a_cpu_that_did_not_answer(convert):
     """One note, two CPUs: the crash notes say whose it is, and the other one is said to be silent."""
     made = make_task_kernel(PROCESSES)

@@ -121,6 +121,32 @@ def test_task(core):
     ]
 
 
+def test_what_has_ended(tmp_path):
+    """The only thread of a process, and the first one of another: they are there, and have no backtrace."""
+    made = make_task_kernel([1, 3, 1, 2])
+    for tid in (2, 5):
+        made.bury(tid)
+    for options in (("-p",), ()):
+        core = make_core(tmp_path, made, *options)
+        listed, task, blocked, info, *traces = in_gdb(
+            core, "ps -s Z", "kd-task 5", "kd-blocked 5", "kd-info", "kd-bt 5", "kd-bt 2", "kd-bt state=Z"
+        )
+        assert re.findall(r"^ +\d+ +(\d+) +\d+ +Z +\d (0x\w+) task", listed, re.M) == [
+            (str(tid), f"{made.task_of(tid):#x}") for tid in (2, 5)
+        ]
+        assert "state:     Z, last on CPU 1\n" in task
+        assert "stack:     none: the task has ended\n" in task
+        assert blocked.startswith("5 task 5 (Z) has ended\n")
+        assert re.search(r"^tasks: +\d: .*\b2 Z", info, re.M)
+        if options:
+            one, process, both = traces
+            assert one == "5 task 5 (Z) has ended: it has no stack\n"
+            assert re.findall(r"(\d) task \d", process) == ["3", "4", "2"]
+            assert both.splitlines() == [f"{tid} task {tid} (Z) has ended: it has no stack" for tid in (2, 5)]
+        else:
+            assert all("the core has what the CPUs ran and no other task" in each for each in traces)
+
+
 def test_percpu(core):
     base = make_task_kernel([1, 3, 1, 2]).kernel.bases["page_offset"]
     every, one, other, typed = in_gdb(

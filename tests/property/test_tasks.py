@@ -12,7 +12,7 @@ from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.tasks import TaskReader, Tasks
 from kdump_elftool.plain.task_states import state_letter
 from kdump_elftool.plain.tasks import all_tasks, read_tasks
-from tests.builders.tasks import BASE, LAYOUTS, OFFSETS, PlainTarget, TaskMemory, damage, make_tasks
+from tests.builders.tasks import BASE, LAYOUTS, OFFSETS, PlainTarget, TaskMemory, bury, damage, make_tasks
 
 MACHINES = [("<", 8), (">", 8), ("<", 4), (">", 4)]
 BASES = {8: BASE, 4: 0xC0000000}
@@ -72,6 +72,32 @@ def test_whole_lists(layout, counts, machine, seed):
     assert tasks.lwp.tolist()[0] == -1
     assert tasks.task.tolist()[0] == memory.base
     assert len(set(tasks.lwp.tolist())) == len(tasks) == 1 + sum(counts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(machine=st.sampled_from(MACHINES), seed=st.integers(0, 99))
+def test_what_has_ended_is_there(layout, machine, seed):
+    """A zombie, one whose tracer is told of its exit, a process without its first thread: no stacks."""
+    order, word = machine
+    memory = make_tasks(layout, [1, 2, 1, 3], order=order, word=word, seed=seed, base=BASES[word])
+    for tid, exit_state in ((1, 0x20), (4, 0x30), (5, 0x20)):
+        bury(memory, tid, exit_state)
+    tasks, warnings = columns(memory)
+    assert warnings == []
+    assert listed(tasks) == memory.expected
+    assert rows(tasks) == plain_rows(memory)
+    by_tid = dict(zip(tasks.tid.tolist(), map(chr, tasks.state), strict=True))
+    assert by_tid == {0: "S", 1: "Z", 2: "S", 3: "S", 4: "Z", 5: "Z", 6: "S", 7: "S"}
+
+
+@pytest.mark.parametrize("exit_state", [0, 1, 0x21, 0x80000000])
+def test_a_task_without_a_stack_that_has_not_ended(exit_state):
+    memory = make_tasks("both", [1, 2])
+    bury(memory, 2, exit_state)
+    tasks, warnings = columns(memory)
+    assert [row[2] for row in listed(tasks)] == [1, 3]
+    assert rows(tasks) == plain_rows(memory)
+    assert "makes no sense and is left out" in warnings[0]
 
 
 @given(letters=st.sampled_from(["RSDTTZX", "RSDTtZXxKWP", "RSDTtXZPI"]), seed=st.integers(0, 999))

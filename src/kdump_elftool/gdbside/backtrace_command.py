@@ -10,8 +10,8 @@ import gdb
 from kdump_elftool.gdbside.command import Command, say, usage
 from kdump_elftool.gdbside.frames import Unwinder, selection_kept
 from kdump_elftool.gdbside.target import GdbTarget, target
-from kdump_elftool.gdbside.threads import ONLY_CPUS, TaskThread, task_threads
-from kdump_elftool.plain.backtraces import group_lines, grouped
+from kdump_elftool.gdbside.threads import ONLY_CPUS, TaskThread, ended_tasks, task_threads
+from kdump_elftool.plain.backtraces import ended_line, group_lines, grouped
 
 _FORM = re.compile(r"state=(?P<state>[A-Za-z]+)|cpu=(?P<cpu>\d{1,10})|(?P<pid>-?\d{1,10})", re.ASCII)
 
@@ -36,14 +36,18 @@ class Backtraces(Command):
         kernel = target()
         threads = task_threads(kernel)
         has_all = any(each.task is not None for each in threads)
+        ended: list[TaskThread] = []
         if words == ["all"] or not words:
             chosen = threads if words else _selected(threads)
         else:
             wanted = [_wanted(self, word) for word in words]
             chosen = [each for each in threads if any(test(each) for test in wanted)]
-        if not chosen:
+            ended = [each for each in ended_tasks(kernel) if any(test(each) for test in wanted)]
+        if not chosen and not ended:
             raise gdb.GdbError("there is no such task" + ("" if has_all else f"; {ONLY_CPUS}"))
         show(kernel, chosen)
+        for each in ended:
+            say(ended_line(each.owner))
         if words and not has_all:
             say(f"({ONLY_CPUS})")
 

@@ -8,6 +8,7 @@ import gdb
 
 from kdump_elftool.gdbside.target import GdbTarget
 from kdump_elftool.plain.backtraces import Owner
+from kdump_elftool.plain.task_states import ENDED
 
 ONLY_CPUS = (
     "the core has what the CPUs ran and no other task: "
@@ -34,7 +35,15 @@ def task_threads(kernel: GdbTarget) -> list[TaskThread]:
     found = sorted(gdb.selected_inferior().threads(), key=_number)
     if not table:
         return [_cpu_thread(thread, cpu) for cpu, thread in enumerate(found)]
-    return [_task_thread(thread, table.get(thread.ptid[1])) for thread in found]
+    return [_task_thread(thread, thread.ptid[1], table.get(thread.ptid[1])) for thread in found]
+
+
+def ended_tasks(kernel: GdbTarget) -> list[TaskThread]:
+    """Those in the core's table that have ended and so have no stack: gdb has no thread of them."""
+    found = gdb.selected_inferior().threads()
+    threads = {thread.ptid[1] for thread in found}
+    rows = [(lwp, row) for lwp, row in kernel.tasks_by_lwp().items() if lwp not in threads]
+    return [_task_thread(None, lwp, row) for lwp, row in rows if _text(row, "state") in ENDED]
 
 
 def _number(thread: Any) -> int:
@@ -45,11 +54,11 @@ def _cpu_thread(thread: Any, cpu: int | None) -> TaskThread:
     return TaskThread(thread, Owner(thread.ptid[1], "CPU", _UNKNOWN, cpu), -1, None)
 
 
-def _task_thread(thread: Any, row: dict[str, Any] | None) -> TaskThread:
+def _task_thread(thread: Any, lwp: int, row: dict[str, Any] | None) -> TaskThread:
     if row is None:
         return _cpu_thread(thread, None)
     cpu = _whole(row, "cpu") if row.get("on_cpu") is True else None
-    owner = Owner(thread.ptid[1], _text(row, "comm")[:64], _text(row, "state")[:1] or _UNKNOWN, cpu)
+    owner = Owner(lwp, _text(row, "comm")[:64], _text(row, "state")[:1] or _UNKNOWN, cpu)
     try:
         task: int | None = int(_text(row, "task"), 16)
     except ValueError:

@@ -62,7 +62,8 @@ class TaskList:
 class TaskThreads:
     """Register notes of all tasks: those on a CPU by CPU number, then the others by thread number.
 
-    ``table`` are the rows of ``listed.tasks`` that became threads, in that order.
+    ``table`` are the rows of ``listed.tasks`` that became threads, in that order, then those of tasks that
+    have ended, which have no stack and are no threads.  ``stacks`` are those of the threads.
     """
 
     notes: tuple[Note, ...]
@@ -165,7 +166,8 @@ class _Builder:
         on_cpu, cpu_notes, cpus = self._cpu_notes(running, warnings)
         if self.dump.running:
             warnings.append(_RAN_ON)
-        asleep = np.ones(len(tasks), dtype=np.bool_)
+        asleep = tasks.stack != 0
+        ended = np.flatnonzero(~asleep)
         asleep[on_cpu] = False
         rows = np.flatnonzero(asleep)
         rows = rows[np.argsort(tasks.lwp[rows], kind="stable")]
@@ -176,8 +178,8 @@ class _Builder:
             more = ", ..." if len(lost) > _SHOWN else ""
             warnings.append(f"{len(lost)} tasks without readable registers are left out: {shown}{more}")
         notes = [Note(CORE, NT_PRSTATUS, descs[index].tobytes()) for index in np.flatnonzero(good).tolist()]
-        table = np.concatenate([np.array(on_cpu, dtype=np.intp), rows[good]])
-        stacks = tasks.stack[table]
+        threads = np.concatenate([np.array(on_cpu, dtype=np.intp), rows[good]])
+        stacks, table = tasks.stack[threads], np.concatenate([threads, ended])
         return TaskThreads((*cpu_notes, *notes), tuple(cpus), stacks, self.listed, table, tuple(warnings))
 
     def _cpu_notes(

@@ -31,6 +31,8 @@ _UNINTERRUPTIBLE = 0x2
 _IDLE = 0x402
 _ASLEEP = 0x8000 | 0x1000
 """TASK_FROZEN (v6.1 on) and TASK_RTLOCK_WAIT (v5.15 on) count as uninterruptible."""
+_EXITED = (0x10, 0x20, 0x30)
+"""``exit_state`` of what has ended: EXIT_ZOMBIE and EXIT_DEAD, which changed places, and both as one."""
 _LARGEST = 1 << 20
 _SHOWN = 5
 REQUIRED = (
@@ -49,6 +51,7 @@ class Tasks:
 
     ``idle_cpu`` is the CPU whose idle task this is, else -1; ``cpu`` where the task runs or ran last,
     -1 if not known; ``ppid`` -1 if not known; ``state`` a letter as in ps, ``?`` if not known.
+    ``stack`` is 0 of a task that has ended and given it back.
     """
 
     task: U64
@@ -147,7 +150,9 @@ class TaskReader:
         stack = self._pointers(task + np.uint64(self.known.offset("task_struct.stack") or 0))
         tid = self._field(task, "pid", 4, -1)
         tgid = self._field(task, "tgid", 4, -1)
-        good = readable & (stack != 0) & (tid >= 0) & (tgid >= 0) & (tid < _LARGEST * 4)
+        # with thread_info in the task, release_task_stack() takes the stack of what has ended (v4.9 on)
+        ended = np.isin(self._field(task, "exit_state", 4, 0), _EXITED)
+        good = readable & ((stack != 0) | ended) & (tid >= 0) & (tgid >= 0) & (tid < _LARGEST * 4)
         good &= (tid > 0) | (idle_cpu >= 0)
         # a thread id belongs to one task: a second one comes from a damaged list
         lwp = np.where(idle_cpu >= 0, -idle_cpu - 1, tid)
@@ -193,7 +198,8 @@ class TaskReader:
         inside, cpu = self.known.offset("task_struct.thread_info"), self.known.offset("thread_info.cpu")
         if cpu is None:
             return np.full(len(task), -1, dtype=np.int64)
-        return self._numbers((stack if inside is None else task + np.uint64(inside)) + np.uint64(cpu), 4, -1)
+        found = self._numbers((stack if inside is None else task + np.uint64(inside)) + np.uint64(cpu), 4, -1)
+        return found if inside is not None else np.where(stack != 0, found, -1)
 
     def _state(self, task: U64, letters: str) -> npt.NDArray[np.uint8]:
         """A letter each, as /proc/PID/stat shows."""

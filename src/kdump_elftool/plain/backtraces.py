@@ -77,6 +77,11 @@ def group_lines(group: Group, width: int) -> Iterator[str]:
     yield from backtrace_lines(group.backtrace, width)
 
 
+def ended_line(owner: Owner) -> str:
+    """In the place of the backtrace of a task that has ended."""
+    return f"{_owner(owner)} has ended: it has no stack"
+
+
 def backtrace_lines(backtrace: Backtrace, width: int) -> Iterator[str]:
     """One frame a line, as gdb's ``bt`` shows it without arguments."""
     for number, step in enumerate(backtrace.steps):

@@ -9,6 +9,7 @@ from kdump_elftool.plain.backtraces import Backtrace, Step
 from kdump_elftool.plain.locks import NEEDS as LOCK_NEEDS
 from kdump_elftool.plain.locks import Wait
 from kdump_elftool.plain.target import Target
+from kdump_elftool.plain.task_states import ENDED
 from kdump_elftool.plain.tasks import Task
 from kdump_elftool.safe_text import printable
 
@@ -51,7 +52,8 @@ def waits_at(backtrace: Backtrace, scheduler: tuple[int, int]) -> Step | None:
 def blocked_lines(blocked: Sequence[Blocked], tasks: Mapping[int, Task]) -> Iterator[str]:
     """A task and what it waits for; at the end who waits for each other in a circle."""
     for each in blocked:
-        yield f"{_name(each.task)} in {_place(each.at)}"
+        ended = each.at is None and each.task.state in ENDED
+        yield f"{_name(each.task)} " + ("has ended" if ended else f"in {_place(each.at)}")
         if each.wait is not None:
             yield f"    {_lock(each.wait, tasks)}"
     for circle in circles(blocked):

@@ -93,6 +93,8 @@ def detail_lines(target: Target, details: Details) -> Iterator[tuple[str, str]]:
     if details.stack:
         size = f", {details.stack_size} bytes" if details.stack_size else ""
         yield "stack", f"{details.stack:#x}{size}"
+    elif details.stack is not None:
+        yield "stack", "none: the task has ended"
     if details.started is not None:
         yield "started", f"{details.started // NSEC}.{details.started % NSEC:09} s after boot"
     if details.ids is not None:

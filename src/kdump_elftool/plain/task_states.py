@@ -18,6 +18,10 @@ from kdump_elftool.plain.target import Target, unsigned
 NEEDS = ("SYMBOL(task_state_array)",)
 """What this reader asks of a kernel."""
 LETTERS = "RSDTtXZPI"
+ENDED = "XZ"
+"""Of a task that runs no more; somebody has yet to wait for it."""
+EXITED = (0x10, 0x20, 0x30)
+"""``exit_state`` of such a task: EXIT_ZOMBIE and EXIT_DEAD, which changed places, and both (EXIT_TRACE)."""
 _MOST_LETTERS = 16
 _LONGEST_TEXT = 24
 _EXIT_LETTERS = 7

@@ -3,7 +3,9 @@
 Processes are on the list of ``init_task.tasks``; their threads on ``signal->thread_head`` through
 ``task->thread_node`` (v3.14 on) or on the ring of ``task->thread_group`` (until v6.6).  A list node
 counts only if it points back to the one before it; where the way forward ends, the list is walked
-backward up to there.  Idle tasks are on no list: each CPU's run queue names its own.
+backward up to there.  Idle tasks are on no list: each CPU's run queue names its own.  What has ended and
+is waited for (a zombie, or the first thread of a process of which others live) has no stack any more where
+thread_info is in the task: finish_task_switch() gives it back (put_task_stack(), v4.9 on).
 
 References: include/linux/sched.h, include/linux/sched/signal.h; ``plain.task_states``.
 """
@@ -16,7 +18,7 @@ from kdump_elftool.errors import FaultError, IdentityError
 from kdump_elftool.plain import runqueues, task_states
 from kdump_elftool.plain.runqueues import RunQueue, run_queues
 from kdump_elftool.plain.target import Field, Pieces, Target, read_pieces, unsigned
-from kdump_elftool.plain.task_states import state_letter, state_letters
+from kdump_elftool.plain.task_states import EXITED, state_letter, state_letters
 
 _NUMBERS = {"pid": 4, "tgid": 4, "on_cpu": 4, "cpu": 4, "exit_state": 4, "__state": 4, "state": 0}
 """Members of task_struct and how large they are where no type tells; 0: a long."""
@@ -147,7 +149,7 @@ class TaskReader:
         stack = self._pointer(pieces, "stack")
         if comm is None or tgid < 0 or not 0 <= tid < MOST_NODES or not (tid or idle_cpu >= 0):
             return None
-        if "stack" in self._pointers and not stack:
+        if "stack" in self._pointers and not stack and self._number(pieces, "exit_state", 0) not in EXITED:
             return None
         return Task(
             vaddr=vaddr,
