@@ -53,6 +53,11 @@ def state(regions: list[tuple[int, int, int]] = SPLIT, **more: bytes) -> State:
     )
 
 
+def endless(size: int) -> bytes:
+    """A block of memory without regions that says to be one byte smaller than ``size``."""
+    return memory_group([], block("Memory", b"x").replace(struct.pack("<Q", 1), struct.pack("<Q", size - 1)))
+
+
 @pytest.mark.parametrize("magic", [0xBED2BED2, 0xBED3BED3, 0xBAD1BAD1, 0xBAD2BAD2])
 @pytest.mark.parametrize("fmt", ["auto", "vmware"])
 def test_memory_beside_the_state(dump_of, magic, fmt):
@@ -166,6 +171,12 @@ def test_files_that_go_together(tmp_path):
         (state(memory=tag("regionsCount", bytes(9)) + b"\0\0").build(), CorruptDumpError, "no number"),
         (state([(0, 0, 256), (256, 255, 256)]).build(), CorruptDumpError, "impossible region"),
         (state(memory=memory_group(SPLIT)[:-7]).build(), CorruptDumpError, "ends within"),
+        (
+            state(memory=endless(1 << 64)).build(),
+            CorruptDumpError,
+            "impossible size of memory, 0xf{16} bytes",
+        ),
+        (state(memory=endless((1 << 56) + 2)).build(), CorruptDumpError, "impossible size"),
     ],
 )
 def test_refused(dump_of, image, kind, word):

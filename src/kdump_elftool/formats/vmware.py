@@ -154,6 +154,8 @@ def _memory_tag(file: ByteSource, state: _State, tag: Tag) -> None:
 def _places(file: ByteSource, state: _State, size: int) -> tuple[list[int], list[int], list[int]]:
     """First page in the file, first frame and pages of each region.  Raises CorruptDumpError."""
     if not state.count:
+        if size > PADDR_LIMIT:
+            raise CorruptDumpError(file.path, f"an impossible size of memory, {size:#x} bytes")
         return [0], [0], [size // PAGE]
     if state.count > _MOST_REGIONS:
         raise CorruptDumpError(file.path, f"{state.count} regions of memory in a VMware state")
