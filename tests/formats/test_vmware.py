@@ -15,7 +15,7 @@ from kdump_elftool.files import InputFile
 from kdump_elftool.formats import open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from tests.builders.elfcore import own_address_words
-from tests.builders.vmware import PAGE, State, block, cpu_group, memory_group, tag, u32
+from tests.builders.vmware import PAGE, State, block, cpu_group, memory_group, tag, u32, u64
 
 MB = 1 << 20
 SEED = 20261124
@@ -94,6 +94,15 @@ def test_registers(dump_of, blocks):
     for cpu, given in zip(dump.cpu_registers, CPUS, strict=True):
         assert {name: cpu.values[name] for name in given} == given
         assert (cpu.values["cs"], cpu.values["rflags"]) == (0x10, 2)
+
+
+@pytest.mark.parametrize("order", [("EFLAGS", "eflags"), ("eflags", "EFLAGS")])
+def test_flags_in_two_parts(dump_of, order):
+    """As crash reads them: both count."""
+    parts = {"EFLAGS": 0x202, "eflags": 0x44}
+    cpu = u64("rip", 1, 0) + u64("rsp", 2, 0) + b"".join(u32(name, parts[name], 0) for name in order)
+    dump = dump_of(state(cpu=cpu + b"\0\0").build(), MEMORY)
+    assert dump.cpu_registers[0].values["rflags"] == 0x246
 
 
 def test_registers_that_make_no_sense_are_left_out(dump_of):

@@ -187,7 +187,8 @@ def _cpu_tag(file: ByteSource, state: _State, tag: Tag) -> None:
         return
     name = _register_name(tag)
     if name is not None and 0 < tag.size <= 8:
-        cpu[name] = number(file, tag)
+        # the flags may be told in two parts, EFLAGS and eflags
+        cpu[name] = number(file, tag) | (cpu.get(name, 0) if name == "rflags" else 0)
 
 
 def _register_name(tag: Tag) -> str | None:
