@@ -7,7 +7,8 @@
  *
  * NAME is the comm, OWNER the pid of the one that is waited for or 0, FD the descriptor in PID of the file
  * whose lock it is or -1.
- * One more sleeps in functions of a module: of nbd, whose device nobody serves.
+ * One more sleeps in functions of a module: of nbd, whose device nobody serves. And there are two that have
+ * ended: a child that nobody waits for, and the first thread of a process in which another one lives.
  *
  *	blocked FOLDER	(on a file system that reads and writes past the page cache: ext4)
  */
@@ -17,6 +18,7 @@
 #include <linux/futex.h>
 #include <linux/nbd.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -141,7 +143,7 @@ static void wait_in_module(void)
 		die("NBD_DO_IT");
 }
 
-/* The state and the wait channel of a process. */
+/* The state and the wait channel of a task. */
 static char look(pid_t pid, char *wchan, size_t room)
 {
 	char path[64], text[512], *end;
@@ -167,10 +169,26 @@ static char look(pid_t pid, char *wchan, size_t room)
 	return state;
 }
 
-/* Starts one, and returns when it sleeps in the state that it has to; `at` is part of its channel. */
-static pid_t start(const char *name, void (*run)(void), char wanted, const char *at, pid_t owner, int told)
+/* Returns when a task is in the state that it has to be in; `at` is part of its channel. */
+static void await(const char *name, pid_t pid, char wanted, const char *at, pid_t owner, int told)
 {
 	char wchan[128] = "", state = 0;
+
+	for (int turn = 0; turn < TURNS; turn++) {
+		state = look(pid, wchan, sizeof(wchan));
+		if (state == wanted && strstr(wchan, at)) {
+			say("lab blocked: %s %d %c %s %d %d\n", name, pid, state, wchan, owner, told);
+			return;
+		}
+		usleep(TURN_US);
+	}
+	errno = 0;
+	printf("%s is in state %c in %s\n", name, state, wchan);
+	die(name);
+}
+
+static pid_t start(const char *name, void (*run)(void), char wanted, const char *at, pid_t owner, int told)
+{
 	pid_t pid = fork();
 
 	if (pid < 0)
@@ -181,18 +199,41 @@ static pid_t start(const char *name, void (*run)(void), char wanted, const char 
 		errno = 0;
 		die(name);
 	}
-	for (int turn = 0; turn < TURNS; turn++) {
-		state = look(pid, wchan, sizeof(wchan));
-		if (state == wanted && strstr(wchan, at)) {
-			say("lab blocked: %s %d %c %s %d %d\n", name, pid, state, wchan, owner, told);
-			return pid;
-		}
-		usleep(TURN_US);
-	}
-	errno = 0;
-	printf("%s is in state %c in %s\n", name, state, wchan);
-	die(name);
-	return 0;
+	await(name, pid, wanted, at, owner, told);
+	return pid;
+}
+
+static void end(void)
+{
+	_exit(0);
+}
+
+static void keep_child(void)
+{
+	start("is-ended", end, 'Z', "", 0, -1);
+	for (;;)
+		pause();
+}
+
+static void *live_on(void *unused)
+{
+	prctl(PR_SET_NAME, "lives-on");
+	word[1] = (uint32_t)syscall(SYS_gettid);
+	for (;;)
+		pause();
+	return unused;
+}
+
+static void end_leader(void)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, live_on, NULL))
+		die("pthread_create");
+	while (!*(volatile uint32_t *)&word[1])
+		usleep(1000);
+	/* exit() and a return from main() would end the other thread too */
+	syscall(SYS_exit, 0);
 }
 
 static int opened(const char *name, int flags)
@@ -251,5 +292,9 @@ int main(int argc, char **argv)
 	start("waits-futex", lock_word, 'S', "", owner, -1);
 	start("waits-child", wait_for_child, 'D', "", 0, -1);
 	start("in-module", wait_in_module, 'S', "nbd", 0, -1);
+
+	start("keeps-ended", keep_child, 'S', "pause", 0, -1);
+	start("ended-leader", end_leader, 'Z', "", 0, -1);
+	await("lives-on", (pid_t)word[1], 'S', "pause", 0, -1);
 	return 0;
 }

@@ -6,7 +6,8 @@ REQUEST: {"waits": [[pid, fd, kind]...], "module": its file, "inside": pid}, wit
 the file ``fd`` of that process leads to: ``pipe`` its mutex, ``position`` that of the file itself, ``inode``
 the rw_semaphore; ``futex``: by the task.  The answer has [address, pid of the owner] for each, all pids in
 state D, and whether tasks of this kernel know what they wait for; and of the process ``inside`` the frames,
-as [name, address, inlined, file, line], down to the address outside the kernel's half.
+as [name, address, inlined, file, line], down to the address outside the kernel's half; and all tasks with
+a number, as [pid, tid, state].
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ def main() -> None:
     prog.set_core_dump(core)
     prog.load_debug_info([vmlinux, request["module"]])
     found = [holder(prog, *wait) for wait in request["waits"]]
-    blocked = [int(task.pid) for task in for_each_task(prog) if task_state_to_char(task) == "D"]
+    tasks = [(int(task.tgid), int(task.pid), task_state_to_char(task)) for task in for_each_task(prog)]
+    blocked = [tid for _, tid, state in tasks if state == "D"]
     knows = prog.type("struct task_struct").has_member("blocker")
     inside = frames(prog, request["inside"])
-    said = {"holders": found, "blocked": blocked, "knows": knows, "inside": inside}
+    said = {"holders": found, "blocked": blocked, "knows": knows, "inside": inside, "tasks": tasks}
     Path(answer).write_text(json.dumps(said))
 
 

@@ -1,4 +1,4 @@
-"""``kd-blocked`` on machines in which tasks do wait for locks that others hold.
+"""``kd-blocked`` on machines in which tasks do wait for locks that others hold; and tasks that have ended.
 
 The guest's program knows who holds what, since it arranged that; /proc said in which state and where each
 task was; drgn reads the locks; newer kernels name the holders in their log.
@@ -30,6 +30,8 @@ KINDS = {
     "waits-futex": ("futex", "rt_mutex at {}, held by"),
 }
 """By the name of who waits: what drgn finds the lock by, and what is said of it."""
+ENDED = {"is-ended", "ended-leader"}
+"""Whose stacks are gone: a zombie, and the first thread of a process in which another one lives."""
 D = 8
 """Tasks that the program leaves in that state: these without the last, a reader, and a vfork's parent."""
 
@@ -46,7 +48,10 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """What the guest said, what drgn says, and what gdb showed: with symbols, and without them."""
+    """What the guest said, what drgn says, and what gdb showed: with symbols, and without them.
+
+    ``table`` is what ``ps`` shows of the dump, and of the core; ``warned`` what was said in the making of it.
+    """
 
     said: dict[str, Said]
     log: str
@@ -54,6 +59,10 @@ class Machine:
     shown: tuple[str, str]
     traces: tuple[str, str]
     """Of the task that sleeps in a module: by its file and the vmlinux, and by the dump alone."""
+    of_tasks: tuple[list[str], ...]
+    """What each of ``questions()`` is answered, in both kinds of sessions."""
+    table: tuple[list[dict[str, Any]], ...]
+    warned: str
 
     def name(self, pid: int) -> str:
         (name,) = [name for name, said in self.said.items() if said.pid == pid]
@@ -66,6 +75,17 @@ def told(dump: LabDump) -> dict[str, Said]:
         name: Said(int(pid), state, wchan, int(owner), int(descriptor))
         for name, pid, state, wchan, owner, descriptor in lines
     }
+
+
+def questions(said: dict[str, Said]) -> list[str]:
+    """About tasks that have ended."""
+    pids = {name: said[name].pid for name in ENDED}
+    return [
+        "ps -a",
+        "ps -t",
+        "kd-info",
+        *(f"{command} {pids[name]}" for name in sorted(ENDED) for command in ("kd-task", "kd-bt")),
+    ]
 
 
 @pytest.fixture(scope="module", params=DUMPS, ids=lambda dump: dump.id)
@@ -81,16 +101,21 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     velf = folder / "velf"
     done = kdump_elftool("tovelf", "-p", "--json", "-o", velf, dump.path)
     assert done.returncode == 0, done.stderr
+    warned = done.stderr
+    tables = [json.loads(kdump_elftool("ps", "--json", each).stdout)["tasks"] for each in (dump.path, velf)]
     symbols = f"symbol-file -o {json.loads(done.stdout)['kaslr_offset']} {dump.vmlinux}"
     init = kdump_elftool("gdbinit").stdout.strip()
+    mark = "echo \\n@\\n"
     commands = ["kd-blocked", f"kd-blocked {said['waits-futex'].pid}"]
+    commands += [each for question in questions(said) for each in (mark, question)]
     start = [f"source {init}", "set width 0", f"core-file {velf}"]
-    shown = [gdb(*start, *more, "echo \\n@\\n", *commands) for more in ([symbols], [])]
+    shown = [gdb(*start, *more, mark, *commands) for more in ([symbols], [])]
     assert not any("Traceback" in each.stderr or "Error" in each.stderr for each in shown), shown
     log = kdump_elftool("dmesg", dump.path).stdout
-    with_symbols, without = (each.stdout.partition("\n@\n")[2] for each in shown)
+    (with_symbols, *more), (without, *others) = (each.stdout.split("\n@\n")[1:] for each in shown)
     with_files, alone = traces(dump, said["in-module"].pid, velf, folder)
-    yield Machine(said, log, judged, (with_symbols, without), (with_files, alone))
+    texts, of_tasks = (with_symbols, without), (more, others)
+    yield Machine(said, log, judged, texts, (with_files, alone), of_tasks, tuple(tables), warned)
     velf.unlink()
 
 
@@ -183,3 +208,38 @@ def test_functions_of_a_module_in_a_backtrace(machine: Machine) -> None:
         name for name, _, inlined, *_ in judged[:-1] if not inlined
     ]
     assert without[-1][0].startswith(judged[-1][0])
+
+
+def test_all_tasks_are_listed(machine: Machine) -> None:
+    """Those that have ended too, in the states that drgn finds them in."""
+    wanted = sorted(map(tuple, machine.judged["tasks"]))
+    ended = {tid for _, tid, state in wanted if state in "ZX"}
+    assert ended == {machine.said[name].pid for name in ENDED}
+    for table in machine.table:
+        rows = [(row["pid"], row["tid"], row["state"]) for row in table]
+        assert sorted(row for row in rows if row[1]) == wanted
+    for every, tree, info, *_ in machine.of_tasks:
+        rows = re.findall(r"^[> ] *(\d+) +(\d+) +[-\d]+ +(\S) ", every, re.M)
+        assert sorted((int(pid), int(tid), state) for pid, tid, state in rows if tid != "0") == wanted
+        assert [tid for tid, state in re.findall(r"^[> ] *(\d+) .* ([ZX]) ", tree, re.M)] == [
+            str(tid) for tid in sorted(ended)
+        ]
+        assert re.search(rf"^tasks: .*\b{len(ended)} Z\b", info, re.M)
+
+
+def test_tasks_that_have_ended(machine: Machine) -> None:
+    """They are shown as what they are, and nobody is warned of them; another thread has frames."""
+    assert "makes no sense" not in machine.warned
+    assert "readable registers" not in machine.warned
+    for *_, leader, of_leader, zombie, of_zombie in machine.of_tasks:
+        for text, name in ((leader, "ended-leader"), (zombie, "is-ended")):
+            assert re.search(rf"^comm: +{name}$", text, re.M)
+            assert re.search(rf"^pid: +{machine.said[name].pid}, process", text, re.M)
+            assert re.search(r"^state: +Z, last on CPU \d$", text, re.M)
+            assert "the task has ended" in text
+        lines = [f"{machine.name(machine.said[name].pid)} has ended: it has no stack" for name in ENDED]
+        assert of_zombie.strip() in lines
+        heading, *trace, last = of_leader.strip().splitlines()
+        assert heading == f"1 task: {machine.name(machine.said['lives-on'].pid)}"
+        assert trace[0].startswith("#0")
+        assert last in lines
