@@ -1,6 +1,6 @@
 """A vmlinux file: build id, entry point, a few symbols by name.
 
-The symbol table is read as one array and a name is found by searching the string table, so a
+The symbol table is read as one array and a name is looked for where its entries point to, so a
 588 MB debug vmlinux costs a few megabytes of reading.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kdump_elftool.addr import Index
 from kdump_elftool.elf import constants as c
 from kdump_elftool.elf.notes import read_notes
 from kdump_elftool.elf.reader import ElfFile
@@ -35,10 +36,9 @@ class SymbolTable:
     def find(self, name: str) -> int | None:
         """The value of the first symbol of that name."""
         for table, strings in self.parts:
-            for offset in _occurrences(strings, name.encode()):
-                hits = np.flatnonzero(table["st_name"] == offset)
-                if len(hits):
-                    return int(table["st_value"][hits[0]])
+            rows = _named(table, strings, name.encode() + b"\0")
+            if len(rows):
+                return int(table["st_value"][rows[0]])
         return None
 
 
@@ -123,14 +123,16 @@ def read_symbols(elf: ElfFile) -> SymbolTable:
     return SymbolTable(tuple(parts))
 
 
-def _occurrences(strings: bytes, name: bytes) -> list[int]:
-    """Offsets at which ``name`` ends a string: linkers share the tails of names."""
-    offsets = []
-    at = strings.find(name + b"\0")
-    while at >= 0:
-        offsets.append(at)
-        at = strings.find(name + b"\0", at + 1)
-    return offsets
+def _named(table: npt.NDArray[np.void], strings: bytes, name: bytes) -> Index:
+    """The entries whose string is ``name``, its NUL included; it may be the tail of another's."""
+    letters, offsets = np.frombuffer(strings, dtype=np.uint8), table["st_name"]
+    rows = np.flatnonzero(offsets < max(len(strings) - len(name) + 1, 0))
+    at = offsets[rows].astype(np.intp)
+    # from its end: few other names have theirs there
+    for place in range(len(name) - 1, -1, -1):
+        same = letters[at + place] == name[place]
+        rows, at = rows[same], at[same]
+    return rows
 
 
 def section_headers(elf: ElfFile) -> dict[bytes, np.void]:

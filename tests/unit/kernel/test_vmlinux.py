@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import struct
 
+import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from kdump_elftool.errors import FormatError
 from kdump_elftool.files import InputFile
-from kdump_elftool.kernel.vmlinux import Vmlinux, read_vmlinux
+from kdump_elftool.kernel.vmlinux import SymbolTable, Vmlinux, read_vmlinux
 from tests.builders.elfcore import CoreSpec, SegmentSpec, build_core
 from tests.builders.kernel import BUILD_ID, build_vmlinux, make_kernel
 
@@ -46,6 +47,28 @@ def test_names_that_share_a_tail(tmp_path):
     strtab = ELFFile(io.BytesIO(bytes(image))).get_section_by_name(".strtab")["sh_offset"]
     struct.pack_into("<I", image, symtab + 2 * 24, tail + 6 - strtab)
     assert read(tmp_path, bytes(image)).symbols["_stext"] == 0xFFFFFFFF81000000
+
+
+class Counted(np.ndarray):
+    """A table that counts how often all names in it are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key):
+        Counted.looks += isinstance(key, str) and key == "st_name"
+        return np.asarray(super().__getitem__(key))
+
+
+def test_a_name_that_is_the_tail_of_many(tmp_path):
+    """A forgery: who compares all entries with each place where the name is never ends."""
+    rows = np.zeros(4, dtype=[("st_name", "<u4"), ("st_value", "<u8")])
+    rows["st_name"], rows["st_value"] = (2, 6 * 5000, 6 * 4000 + 1, 0xFFFFFFFF), (1, 2, 3, 4)
+    Counted.looks = 0
+    table = SymbolTable(((rows.view(Counted), b"\0_end_" * 5000 + b"\0"), (rows[:0], b"")))
+    assert table.find("_end_") == 3
+    assert table.find("end_") == 1
+    assert [table.find(name) for name in ("_end", "__end_", "_end_\0", "x" * 40000)] == [None] * 4
+    assert Counted.looks <= 2 * 6
 
 
 def test_without_build_id(tmp_path):
