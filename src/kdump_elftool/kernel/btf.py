@@ -29,6 +29,7 @@ U32 = npt.NDArray[np.uint32]
 MAGIC = 0xEB9F
 HEADER_SIZE = 24
 MAX_SIZE = 64 << 20
+_WORDS_AT_ONCE = 1 << 16
 _MOST_CANDIDATES = 64
 """Places that begin like a BTF object and are none."""
 _MOST_BEGINNINGS = 1 << 20
@@ -95,13 +96,17 @@ class Btf:
             return None
         types, strings = sections
         words = np.frombuffer(types, dtype=f"{order}u4").astype(np.uint32)
-        start, complete = _records(words)
-        damage = None if complete else f"type {len(start) + 1} makes no sense: all from it on are left out"
+        start, good = _records(words)
+        damage = (
+            None
+            if good == len(words)
+            else f"type {len(start) + 1} makes no sense: all from it on are left out"
+        )
         if damage is not None:
             log.info("BTF: %s", damage)
             if not partial:
                 return None
-        own = cls._of_records(words, start, strings, word, label, damage)
+        own = cls._of_records(words[:good], start, strings, word, label, damage)
         return own if base is None else _behind(base, own)
 
     @classmethod
@@ -327,31 +332,34 @@ def sections_of(data: bytes, order: str, *, split: bool = False) -> tuple[bytes,
     return data[types : types + type_len], text
 
 
-def _records(words: U32) -> tuple[Index, bool]:
-    """Where each record begins, and whether they are all: none is unknown or runs over the end.
+def _records(words: U32) -> tuple[Index, int]:
+    """Where each record begins, and where the last one ends: before one that is unknown or runs over the end.
 
-    The length of the record that would begin at each word is computed for all words at once; what is
+    The length of the record that would begin at each word is computed for many words at once; what is
     left is to go from one to the next.
     """
-    if not len(words):
-        return np.zeros(0, dtype=np.intp), True
     fixed, each = np.full(32, HEAD, dtype=np.intp), np.zeros(32, dtype=np.intp)
     for kind, count in WORDS.items():
         fixed[kind] += count
     for kind, count in WORDS_EACH.items():
         each[kind] = count
-    known = np.zeros(32, dtype=np.bool_)
-    known[list(Kind)] = True
-    info = np.append(words[1:], np.uint32(0))
-    kind_of = (info >> np.uint32(24) & np.uint32(31)).astype(np.intp)
-    length = fixed[kind_of] + each[kind_of] * (info & np.uint32(0xFFFF)).astype(np.intp)
-    following = np.where(known[kind_of], np.arange(len(words)) + length, len(words) + 1).tolist()
-    starts, at, end = [], 0, len(words)
+    fixed[[kind for kind in range(32) if kind not in list(Kind)]] = len(words) + 1
+    found, at, end = [np.zeros(0, dtype=np.intp)], 0, len(words)
     while at < end:
-        starts.append(at)
-        at = following[at]
-    complete = at == end
-    return np.array(starts if complete else starts[:-1], dtype=np.intp), complete
+        count = min(_WORDS_AT_ONCE, end - at)
+        info = np.zeros(count, dtype=np.uint32)
+        behind = words[at + 1 : at + 1 + count]
+        info[: len(behind)] = behind
+        kind_of = info >> np.uint32(24) & np.uint32(31)
+        length = fixed[kind_of] + each[kind_of] * (info & np.uint32(0xFFFF)).astype(np.intp)
+        following, starts, here = (np.arange(count) + length).tolist(), [], 0
+        while here < count:
+            starts.append(here)
+            here = following[here]
+        found.append(np.array(starts, dtype=np.intp) + at)
+        at += here
+    start = np.concatenate(found)
+    return (start, end) if at == end else (start[:-1], int(start[-1]))
 
 
 def no_types(word: int) -> Btf:

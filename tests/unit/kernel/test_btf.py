@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
 from random import Random
 
 import pytest
 
 from kdump_elftool.addr import u64
+from kdump_elftool.kernel import btf
 from kdump_elftool.kernel.btf import Btf, Kind, open_btf
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo, parse
 from kdump_elftool.memory.extents import normalise
@@ -242,3 +245,56 @@ def test_a_memory_full_of_first_bytes_ends_soon():
         window = (BASE, BASE + 3 * count + len(data) + 0x2000)
         found = open_btf(memory, VmcoreInfo({}), window, "<", 8)
         assert (found is not None) is is_found
+
+
+@pytest.mark.parametrize(
+    "behind", [[("PG_lru", 777)], [("x", 1), ("PG_lru", 777)]], ids=["last word", "inside"]
+)
+def test_no_number_out_of_what_is_damaged(behind):
+    """Words behind the last good record look like enumerators of it."""
+    w = b.BtfWriter()
+    w.enum("pageflags", [("PG_locked", 3)])
+    words = [word for label, value in behind for word in (w.string(label), value)]
+    w.records.append(struct.pack(f"<{len(words)}I", *words))
+    for end in (None, -1):
+        data = w.finish() if end is None else without_last_word(w)
+        found = Btf.parse(data, "<", 8, "BTF", partial=True)
+        assert found is not None
+        assert found.damage == "type 2 makes no sense: all from it on are left out"
+        assert found.find("NUMBER", "PG_locked").value == 3
+        assert found.find("NUMBER", "PG_lru") is None
+
+
+def without_last_word(writer: b.BtfWriter) -> bytes:
+    """The types end in the middle of what they were to have."""
+    *records, last = writer.records
+    cut = b.BtfWriter()
+    cut.strings, cut.records = writer.strings, [*records, last[:-4]]
+    return cut.finish()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_records_on_both_sides_of_a_border(order, monkeypatch):
+    """However few words are looked at at once, they are the same records."""
+    whole = Btf.parse(written(order), order, 8, "BTF")
+    for count in (1, 2, 3, 7, 64):
+        monkeypatch.setattr(btf, "_WORDS_AT_ONCE", count)
+        found = Btf.parse(written(order), order, 8, "BTF")
+        assert found is not None
+        assert found.start.tolist() == whole.start.tolist()
+        assert len(found) == 29
+
+
+def test_memory_for_many_types():
+    """Of a forged object as large as is read at all; here a few MB of it."""
+    w = b.BtfWriter()
+    w.pointer(0)
+    w.records *= 400_000
+    data = w.finish()
+    tracemalloc.start()
+    found = Btf.parse(data, "<", 8, "BTF")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert len(found) == 400_000
+    assert peak < 10 * len(data)
