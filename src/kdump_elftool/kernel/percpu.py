@@ -62,7 +62,7 @@ def find_percpu(memory: VirtualMemory, known: Knowledge, order: str, word: int) 
 def _present(memory: VirtualMemory, known: Knowledge, order: str, word: int) -> list[int]:
     """The CPUs that are plugged in, by the kernel's bit mask."""
     try:
-        count = _number(memory, known.symbol("nr_cpu_ids"), order, 4) or MOST_CPUS
+        count = _number(memory, known.symbol("nr_cpu_ids"), order, 4) or _bits(known, word)
         for name in _MASKS:
             mask = known.symbol(name)
             if mask is None:
@@ -78,6 +78,15 @@ def _present(memory: VirtualMemory, known: Knowledge, order: str, word: int) -> 
     except FaultError as error:
         log.info("CPUs: %s", error)
     return []
+
+
+def _bits(known: Knowledge, word: int) -> int:
+    """Of a mask where the kernel has no nr_cpu_ids: with CONFIG_FORCE_NR_CPUS it is a macro (v6.1 on).
+
+    Where no type tells, the first word: behind a short mask lies another one.
+    """
+    told = known.size("cpumask") or 0
+    return 8 * (told if 0 < told <= MOST_CPUS // 8 else word)
 
 
 def _number(memory: VirtualMemory, vaddr: int | None, order: str, size: int) -> int | None:

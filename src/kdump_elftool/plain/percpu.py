@@ -18,6 +18,7 @@ NEEDS = (
     "SYMBOL(__cpu_present_mask)",
     "SYMBOL(cpu_present_mask)",
     "SYMBOL(__cpu_online_mask)",
+    "SIZE(cpumask)",
 )
 """What this reader asks of a kernel."""
 MOST_CPUS = 8192
@@ -52,8 +53,11 @@ def find_percpu(target: Target) -> PerCpu | None:
 def _present(target: Target) -> tuple[int, ...]:
     """The CPUs that are plugged in, by the kernel's bit mask.  Raises FaultError."""
     ids = target.symbol("nr_cpu_ids")
-    count = min((unsigned(target, ids, 4) if ids is not None else 0) or MOST_CPUS, MOST_CPUS)
     bits = 8 * target.word
+    # with CONFIG_FORCE_NR_CPUS it is a macro (v6.1 on); behind a short mask lies another one
+    told = 8 * (target.size("cpumask") or 0)
+    told = told if 0 < told <= MOST_CPUS else bits
+    count = min((unsigned(target, ids, 4) if ids is not None else 0) or told, MOST_CPUS)
     for name in ("__cpu_present_mask", "cpu_present_mask", "__cpu_online_mask"):
         mask = target.symbol(name)
         if mask is None:

@@ -10,6 +10,8 @@ from kdump_elftool.arch.x86_64 import ARCH
 from kdump_elftool.kernel.cpus import cpu_of_notes, cpus_by_base
 from kdump_elftool.kernel.facts import Knowledge
 from kdump_elftool.kernel.percpu import find_percpu
+from kdump_elftool.plain.percpu import find_percpu as plain_percpu
+from tests.builders.tasks import PlainTarget
 from tests.unit.kernel.kernelspace import BASE, KernelSpace, info_of
 
 LAYOUT = ARCH.prstatus
@@ -57,6 +59,23 @@ def test_mask_of_an_old_kernel():
     percpu = found(space, **{f"SYMBOL_{name}": BASE + at for name, at in symbols.items()})
     assert percpu is not None
     assert percpu.cpu == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "cpus"), [(None, (0, 1)), (8, (0, 1)), (16, (0, 1, 66)), (-8, (0, 1)), (1 << 62, (0, 1))]
+)
+def test_a_kernel_whose_number_of_cpus_is_fixed(size, cpus):
+    """CONFIG_FORCE_NR_CPUS: no variable nr_cpu_ids; behind the mask lies that of other CPUs."""
+    space = KernelSpace()
+    space.put(0x2000, "3Q", 0b11, 0b100, 0b1000)
+    space.put(0x3000, "192Q", *(number * 0x10000 for number in range(192)))
+    keys = {"SYMBOL___cpu_present_mask": BASE + 0x2000, "SYMBOL___per_cpu_offset": BASE + 0x3000}
+    if size is not None:
+        keys["SIZE_cpumask"] = size
+    percpu, plain = found(space, **keys), plain_percpu(PlainTarget(space.virtual(), info_of(**keys), "<", 8))
+    assert percpu is not None
+    assert plain is not None
+    assert percpu.cpu == cpus == tuple(cpu for cpu, _ in plain.areas)
 
 
 def test_one_cpu_without_areas():
