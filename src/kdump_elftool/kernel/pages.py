@@ -63,7 +63,8 @@ Codes = npt.NDArray[np.uint8]
 class PageFields:
     """Where ``struct page`` keeps what is asked, and the values that mean something.
 
-    Offsets in bytes; bit numbers of ``flags``; None where this kernel has no such thing.
+    Offsets in bytes; bit numbers of ``flags``; None where this kernel has no such thing.  If
+    ``dtor_is_pointer`` a compound page is known by that alone: newer kernels have a way to the head there.
     """
 
     word: int
@@ -89,6 +90,7 @@ class PageFields:
     unaccepted_type: int | None
     max_order: int
     byte_order: str = "<"
+    dtor_is_pointer: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class PageAccount:
 def page_fields(info: VmcoreInfo, word: int, byte_order: str = "<") -> PageFields:
     """Read the layout from VMCOREINFO.  Raises IdentityError naming a missing key."""
     order, dtor = _compound_fields(info)
+    old = None if order or dtor else _words_of_the_list(info, word)
+    order, dtor = old or (order, dtor)
     mapcount = info.offset("page._mapcount")
     private = info.offset("page.private")
     fields = PageFields(
@@ -135,6 +139,7 @@ def page_fields(info: VmcoreInfo, word: int, byte_order: str = "<") -> PageField
         unaccepted_type=info.number("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
         max_order=min(max(info.length("zone.free_area") or _MAX_ORDER, 1), _MAX_ORDER),
         byte_order=byte_order,
+        dtor_is_pointer=old is not None,
     )
     _check(fields, _need(info.size("page"), "SIZE(page)"))
     return fields
@@ -300,7 +305,7 @@ def _compound(
     """Order of each compound head (0 elsewhere), and which heads are hugetlb.
 
     The order lies in the second struct page: in the low byte of its flags since v6.6, in
-    ``compound_order`` before.
+    ``compound_order`` before, in its ``lru`` until v4.3.
     """
     order = np.zeros(count, dtype=np.intp)
     hugetlb = np.zeros(count, dtype=np.bool_)
@@ -314,14 +319,17 @@ def _compound(
         order[head] = (flags[head + 1] & np.uint64(0xFF)).astype(np.intp)
         hugetlb[head] = _bit(flags[head + 1], fields.hugetlb_bit)
     else:
+        if fields.dtor is not None:
+            at, width = fields.dtor
+            dtor = _column(view, count, size, fields, at, width)[head + 1]
+            if fields.dtor_is_pointer:
+                real = (dtor != 0) & ~_masked(dtor, _TAIL)
+                head, dtor = head[real], dtor[real]
+            if fields.hugetlb_dtor is not None:
+                hugetlb[head] = dtor == np.uint64(fields.hugetlb_dtor)
         if fields.order is not None:
             at, width = fields.order
             order[head] = _column(view, count, size, fields, at, width)[head + 1].clip(max=64).astype(np.intp)
-        if fields.dtor is not None and fields.hugetlb_dtor is not None:
-            at, width = fields.dtor
-            hugetlb[head] = _column(view, count, size, fields, at, width)[head + 1] == np.uint64(
-                fields.hugetlb_dtor
-            )
     misplaced = (order >= _MAX_ORDER) | (((pfn + np.arange(count)) & (np.left_shift(1, order % 63) - 1)) != 0)
     order[misplaced] = 0
     return order, hugetlb
@@ -406,8 +414,20 @@ def _compound_fields(info: VmcoreInfo) -> tuple[tuple[int, int] | None, tuple[in
         dtor -= page
     if order is None or dtor is None:
         return (None if order is None else (order, 1)), (None if dtor is None else (dtor, 1))
-    width = min(max(abs(order - dtor), 1), 8)
-    return (order, min(width, 2)), (dtor, width)
+    # bytes; until v4.15 shorts or, on 64-bit machines, ints; until v4.3 a pointer and a long
+    width = 1 << min(max(abs(order - dtor), 1).bit_length() - 1, 3)
+    return (order, width), (dtor, width)
+
+
+def _words_of_the_list(info: VmcoreInfo, word: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """(offset, width) of compound order and destructor until v4.3, when no line names them.
+
+    Both were words of ``lru`` (set_compound_order(), set_compound_page_dtor() in include/linux/mm.h).
+    """
+    lru, after, before = (info.offset(name) for name in ("page.lru", "list_head.next", "list_head.prev"))
+    if lru is None or after is None or before is None:
+        return None
+    return (lru + before, word), (lru + after, word)
 
 
 def _first(*values: int | None) -> int | None:
