@@ -22,11 +22,11 @@ _WORDS = {
 }
 
 
-def debug_file(sections: DebugSections, kind: ElfKind) -> bytes:
-    """An ELF file of these sections."""
+def debug_file(sections: DebugSections, kind: ElfKind, machine: int = 0) -> bytes:
+    """An ELF file of these sections; without ``machine`` of one that has both byte orders."""
     names = ("info", "abbrev", "str", "rnglists", "aranges")
     debug = [Section(f".debug_{name}", data=getattr(sections, name)) for name in names]
-    return symbol_file(kind, {32: c.EM_MIPS, 64: c.EM_PPC64}[kind.bits], debug)
+    return symbol_file(kind, machine or {32: c.EM_MIPS, 64: c.EM_PPC64}[kind.bits], debug)
 
 
 def units(sections: DebugSections, kind: ElfKind) -> list[Any]:

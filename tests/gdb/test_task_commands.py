@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kdump_elftool.elf import constants as c
+from kdump_elftool.elf.structs import ElfKind
+from kdump_elftool.elf.symfile import Section, SymbolColumns, symbol_file
+from tests.builders import btf as b
 from tests.builders.check import read_core
+from tests.builders.dwarf_text import debug_file
+from tests.builders.random_btf import converted
 from tests.builders.task_kernel import AREAS, IDLE_1, PERCPU, RQ, RUNQUEUES, TaskKernel, make_task_kernel
 from tests.builders.tasks import OFFSETS
 from tests.builders.tools import GDB, gdb_batch, run_command
@@ -174,6 +180,59 @@ def test_functions(core):
     assert int(percpu, 16) == made.kernel.bases["page_offset"] + AREAS[1] + RUNQUEUES
     assert "gdb knows no struct task_struct with a member tasks" in container
     assert "there is no task 99" in nobody
+
+
+@pytest.fixture(scope="module")
+def types(tmp_path_factory) -> Path:
+    """A file of debugging information; ``record`` is a task by other names."""
+    w = b.BtfWriter()
+    char, byte = w.integer("char", 1, 1), w.integer("unsigned char", 1)
+    node = w.struct("list_head", 16, [("next", w.pointer(0), 0), ("prev", w.pointer(0), 8)])
+    tasks, comm = ("tasks", node, OFFSETS["task_struct.tasks"]), OFFSETS["task_struct.comm"]
+    w.struct("task_struct", 0x240, [tasks, ("comm", w.array(char, 16), comm)])
+    u8 = w.add(b.TYPEDEF, "u8", byte)
+    w.struct("record", 0x240, [tasks, ("address", w.array(u8, 8), comm)])
+    path = tmp_path_factory.mktemp("types") / "types.elf"
+    path.write_bytes(debug_file(converted(w.finish()), ElfKind(64, "<"), c.EM_X86_64))
+    return path
+
+
+def test_in_code_of_another_language(core, types):
+    """gdb's language is that of the selected frame's code: what is shown is the same in Rust."""
+    head = make_task_kernel([1, 3, 1, 2]).task_of(1) + OFFSETS["task_struct.tasks"]
+    commands = (
+        *COMMANDS,
+        f"kd-list {head:#x} task_struct tasks comm",
+        "python print(hex(int(gdb.parse_and_eval('$kd_current(0)'))))",
+    )
+    loaded = (f"symbol-file {types}",)
+    in_c, in_rust = (
+        in_gdb(core, *loaded, f"set language {language}", *commands, "show language")[len(loaded) + 1 :]
+        for language in ("auto", "rust")
+    )
+    assert in_rust[:-1] == in_c[:-1]
+    assert 'comm = "task 2"' in in_rust[len(COMMANDS)]
+    assert '"auto; currently c"' in in_c[-1] and '"rust"' in in_rust[-1]
+
+
+def test_frames_in_code_of_another_language(tmp_path):
+    """Where the kernel is is asked of gdb, which in Rust knows no symbol without debugging information."""
+    text = Section(".text", c.SHF_ALLOC | c.SHF_EXECINSTR, 0x81000000, 0x2000, align=16)
+    symbols = SymbolColumns.of([("_stext", 0x81000000, 0x20, c.STT_FUNC, c.STB_GLOBAL, 0)])
+    path, script = tmp_path / "symbols.elf", tmp_path / "script.py"
+    path.write_bytes(symbol_file(ElfKind(64, "<"), c.EM_X86_64, [text], symbols))
+    script.write_text(
+        "import types\n"
+        "import kdump_elftool.gdbside.frame_files as f\n"
+        "f._file_of = lambda pc: 'vmlinux'\n"
+        "f._load = lambda name: (types.SimpleNamespace(row=hex), 0x1000)\n"
+        "files = f.FrameFiles()\n"
+    )
+    gdbinit = run_command("gdbinit").stdout.decode().strip()
+    ask = "python print('row', files.row(0x91000010))"
+    words = [f"source {gdbinit}", f"source {script}", ask, f"symbol-file -o 0x10000000 {path}", ask]
+    shown = gdb_batch([*words, "set language rust", ask])
+    assert re.findall("^row .*", shown, re.M) == ["row None", "row 0x1010", "row 0x1010"]
 
 
 def test_blocked(tmp_path):

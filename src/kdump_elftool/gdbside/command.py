@@ -14,6 +14,7 @@ import gdb
 
 from kdump_elftool.errors import IdentityError, KdumpError
 from kdump_elftool.gdbside.at_work import patience
+from kdump_elftool.gdbside.language import in_c
 
 _UNKNOWN = "make the core with 'tovelf -m vmlinux', or load the vmlinux: symbol-file -o OFFSET vmlinux"
 _CONTROL = re.compile(r"[^\x20-\x7e\t]")
@@ -32,7 +33,7 @@ class Command(gdb.Command):  # type: ignore[misc]
         """Called by gdb."""
         self.dont_repeat()
         try:
-            with patience.at_work(self.NAME):
+            with patience.at_work(self.NAME), in_c():
                 self.run(gdb.string_to_argv(text))
         except KdumpError as error:
             hint = error.hint or (_UNKNOWN if isinstance(error, IdentityError) else "")

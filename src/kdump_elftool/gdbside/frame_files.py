@@ -21,6 +21,7 @@ class FrameFiles:
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[CallFrames, int] | None] = {}
+        self._marks: dict[str, int] = {}
 
     def row(self, pc: int) -> Row | None:
         """What holds at pc; None where no vmlinux says."""
@@ -30,11 +31,18 @@ class FrameFiles:
         if name not in self._files:
             self._files[name] = _load(name)
         found = self._files[name]
-        here = None if found is None else _run_time(MARK)
+        here = None if found is None else self._mark(name)
         if found is None or here is None:
             return None
         frames, linked = found
         return frames.row(pc - here + linked)
+
+    def _mark(self, name: str) -> int | None:
+        """Where it was when it was last found: gdb finds none while its language is Rust."""
+        here = _run_time(MARK)
+        if here is not None:
+            self._marks[name] = here
+        return self._marks.get(name)
 
 
 def _load(name: str) -> tuple[CallFrames, int] | None:

@@ -10,6 +10,7 @@ import gdb
 from kdump_elftool.errors import KdumpError
 from kdump_elftool.gdbside.at_work import patience
 from kdump_elftool.gdbside.find_task import task_address
+from kdump_elftool.gdbside.language import in_c
 from kdump_elftool.gdbside.percpu import percpu_variable
 from kdump_elftool.gdbside.target import member_place, target
 from kdump_elftool.gdbside.values import address_of, pointer, word
@@ -31,7 +32,7 @@ class Function(gdb.Function):  # type: ignore[misc]
         if len(values) != self.ARGUMENTS:
             raise gdb.GdbError(f"what is asked for is {self.__doc__}")
         try:
-            with patience.at_work(f"${self.NAME}"):
+            with patience.at_work(f"${self.NAME}"), in_c():
                 return self.call(*values)
         except KdumpError as error:
             raise gdb.GdbError(error.message) from None
