@@ -197,6 +197,17 @@ def types(tmp_path_factory) -> Path:
     return path
 
 
+def test_fields_of_bytes(core, types):
+    """Only char is text: in an address of a device a zero ends nothing."""
+    head = make_task_kernel([1, 3, 1, 2]).task_of(1) + OFFSETS["task_struct.tasks"]
+    loaded = f"symbol-file {types}"
+    _, text, numbers = in_gdb(
+        core, loaded, f"kd-list {head:#x} task_struct tasks comm", f"kd-list {head:#x} record tasks address"
+    )
+    assert text.splitlines()[0].endswith('  comm = "task 2"')
+    assert numbers.splitlines()[0].endswith("  address = {0x74, 0x61, 0x73, 0x6b, 0x20, 0x32, 0x0, 0x0}")
+
+
 def test_in_code_of_another_language(core, types):
     """gdb's language is that of the selected frame's code: what is shown is the same in Rust."""
     head = make_task_kernel([1, 3, 1, 2]).task_of(1) + OFFSETS["task_struct.tasks"]

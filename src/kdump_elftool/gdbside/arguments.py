@@ -100,7 +100,8 @@ class Container:
             value = gdb.parse_and_eval(f"(({spelled(self.type)} *) {vaddr:#x})->{name}")
             if _is_text(value):
                 return f'"{printable(value.string("latin-1"))}"'
-            return str(value.format_string(max_elements=64, pretty_structs=False))
+            form = {"format": "x"} if _is_bytes(value) else {}
+            return str(value.format_string(max_elements=64, pretty_structs=False, **form))
         except gdb.error as error:
             return f"<{error}>"
 
@@ -117,5 +118,17 @@ def spelled(name: str) -> str:
 
 
 def _is_text(value: Any) -> bool:
+    """An array of char; others of a byte each, such as the addresses of a net_device, are numbers."""
+    element = _element(value)
+    return element is not None and element.name == "char"
+
+
+def _is_bytes(value: Any) -> bool:
+    element = _element(value)
+    return element is not None and element.code == gdb.TYPE_CODE_INT and element.sizeof == 1
+
+
+def _element(value: Any) -> Any:
+    """The type of what an array consists of; None of anything else."""
     kind = value.type.strip_typedefs()
-    return bool(kind.code == gdb.TYPE_CODE_ARRAY and kind.target().strip_typedefs().sizeof == 1)
+    return kind.target().strip_typedefs().unqualified() if kind.code == gdb.TYPE_CODE_ARRAY else None
