@@ -424,6 +424,67 @@ def test_a_script_does_not_replace_the_core(place, capfd, monkeypatch, words):
     assert not (place / "target").exists()
 
 
+@pytest.mark.parametrize("how", ["--in-place", "copy"])
+@pytest.mark.parametrize("path", ["vmlinux", "extra", "found/vmlinux"])
+def test_a_script_replaces_nothing_that_is_read(place, capfd, monkeypatch, how, path):
+    """Neither what is named, nor what is found in a directory."""
+    monkeypatch.chdir(place)
+    (place / "extra").write_text("X=1\n")
+    (place / "found").mkdir()
+    (place / "found" / "vmlinux").write_bytes((place / "vmlinux").read_bytes())
+    before = {name: (place / name).read_bytes() for name in ("vmcore", path)}
+    argv = ["tovelf", "--gdb-script", path, "-i", "vmcore", "-e", "extra"]
+    argv += ["-m", "found" if "/" in path else "vmlinux"]
+    assert main([*argv, *(["-o", "out"] if how == "copy" else [how])]) == 2
+    assert f"the output {path} is the input itself" in capfd.readouterr().err
+    assert {name: (place / name).read_bytes() for name in before} == before
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["--in-place", "copy"])
+@pytest.mark.parametrize(
+    ("script", "code", "why"),
+    [
+        ("no/such/script", 1, "cannot write no/such/script: No such file or directory"),
+        (".", 2, "the output . is a directory"),
+        ("vmcore", 2, "the script would replace the core|the output vmcore is the input itself"),
+    ],
+)
+def test_a_script_that_cannot_be_is_noticed_first(place, capfd, monkeypatch, how, script, code, why):
+    """Neither is there a core, nor is the dump changed: "failed" says that nothing was done."""
+    monkeypatch.chdir(place)
+    before, names = (place / "vmcore").read_bytes(), sorted(os.listdir(place))
+    argv = ["tovelf", "-m", "vmlinux", "-i", "vmcore", "--gdb-script", script]
+    assert main([*argv, *(["-o", "out"] if how == "copy" else [how])]) == code
+    assert re.search(why, capfd.readouterr().err)
+    assert (place / "vmcore").read_bytes() == before
+    assert sorted(set(os.listdir(place)) - {"cache"}) == names
+
+
+def test_no_script_without_a_core(place, capfd, monkeypatch):
+    """What was opened for the script goes again when the core cannot be made."""
+    monkeypatch.chdir(place)
+    names = set(os.listdir(place))
+    argv = ["tovelf", "-q", "-m", "vmlinux", "-i", "vmcore", "--gdb-script", "open.gdb", "-o", "no/such/core"]
+    assert main(argv) == 1
+    assert set(os.listdir(place)) - {"cache"} == names
+
+
+@pytest.mark.parametrize("how", ["--in-place", "copy"])
+def test_a_name_gdb_misreads_is_noticed_first(place, capfd, monkeypatch, how):
+    odd = place / "a b"
+    odd.mkdir()
+    (place / "vmlinux").rename(odd / "vmlinux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(odd))
+    monkeypatch.chdir(place)
+    before = (place / "vmcore").read_bytes()
+    argv = ["tovelf", "-m", "a b/vmlinux", "-i", "vmcore", "--gdb-script", "open.gdb"]
+    assert main([*argv, *(["-o", "out"] if how == "copy" else [how])]) == 1
+    assert "there is no place for a link to it" in capfd.readouterr().err
+    assert (place / "vmcore").read_bytes() == before
+    assert not (place / "out").exists()
+
+
 def recorded(place) -> tuple[Path, dict]:
     """The list of commands beside the core, to be changed."""
     path = place / "vmcore.velf.symbols" / "commands.json"

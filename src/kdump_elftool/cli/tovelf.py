@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from kdump_elftool.cli.common import (
     add_common,
@@ -18,18 +18,21 @@ from kdump_elftool.cli.common import (
     print_statistics,
     warn,
 )
-from kdump_elftool.cli.dump_input import kernel_request, open_input, user_cache, write_result
+from kdump_elftool.cli.dump_input import kernel_request, open_input, write_result
 from kdump_elftool.cli.dump_options import add_dump
 from kdump_elftool.elf.layout import MANY_SEGMENTS
 from kdump_elftool.elf.rewrite import ChangedFile
 from kdump_elftool.errors import UsageError
-from kdump_elftool.files import STDIO, InputFile, open_output
+from kdump_elftool.files import InputFile
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.formats.oldmem import NAME as OLDMEM
 from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo
-from kdump_elftool.jobs.kernel import Kernel, KernelRequest, open_kernel
+from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.safe_text import printable
+
+if TYPE_CHECKING:
+    from kdump_elftool.cli.core_script import CoreScript
 
 NAME = "tovelf"
 SCHEMA = "kdump-elftool/tovelf/1"
@@ -72,63 +75,35 @@ def run(args: argparse.Namespace) -> int:
         if args.in_place:
             return _in_place(args, stack)
         opened = open_input(args, stack, writes_core=True)
-        kernel, about = _for_gdb(args, opened.dump, opened.request)
+        script = _script(args, stack, opened.dump, opened.request, opened.files)
         velf = plan_velf(
             opened.dump,
             opened.request,
             level=args.level,
             procthreads=args.procthreads,
-            kernel=kernel,
-            about=about,
+            kernel=script.kernel if script else None,
+            about=script.about if script else None,
         )
         velf, to_stdout = write_result(args, velf, opened)
-        if kernel is not None:
-            _write_script(args, velf, opened.dump, kernel, stack, opened.files)
+        if script is not None:
+            script.write(args, velf)
     return _report(args, velf, to_stdout)
 
 
-def _for_gdb(
-    args: argparse.Namespace, dump: Dump, request: KernelRequest
-) -> tuple[Kernel | None, dict[str, object] | None]:
-    """The kernel with its vmlinux, and what a session wants in the core; None where no script is wanted."""
-    if args.gdb_script is None:
-        return None, None
-    if _output(args) in (None, STDIO) or args.gdb_script == STDIO:
-        raise UsageError("--gdb-script needs a core that has a name", hint="name both files, with -o too")
-    if os.path.realpath(args.gdb_script) == os.path.realpath(str(_output(args))):
-        raise UsageError("the script would replace the core", hint="name another file for --gdb-script")
-    # others need not load it
-    from kdump_elftool.jobs.gdb_core import about, with_vmlinux
-
-    kernel = with_vmlinux(open_kernel(dump, request))
-    return kernel, about(dump, kernel, None)
-
-
-def _write_script(
+def _script(
     args: argparse.Namespace,
-    velf: Velf,
-    dump: Dump,
-    kernel: Kernel,
     stack: ExitStack,
+    dump: Dump,
+    request: KernelRequest,
     inputs: list[InputFile],
-) -> None:
-    from kdump_elftool.cli.gdb_core import tell_names
-    from kdump_elftool.jobs.gdb_core import planned_session
-    from kdump_elftool.jobs.gdb_script import Names, script
-    from kdump_elftool.jobs.gdb_symbols import with_symbols
+) -> CoreScript | None:
+    """The script that is wanted, ready to be written; None where none is."""
+    if args.gdb_script is None:
+        return None
+    # others need not load it
+    from kdump_elftool.cli.core_script import open_core_script
 
-    names = Names(user_cache(stack))
-    planned = planned_session(str(_output(args)), velf, kernel.vmlinux)
-    directories = [args.vmlinux] if args.vmlinux is not None and os.path.isdir(args.vmlinux) else []
-    session, warnings = with_symbols(planned, kernel.vmlinux, directories, names, lambda: (dump, kernel))
-    for message in warnings:
-        warn(message, args)
-    tell_names(session, kernel.identity.build_id, args)
-    text = "".join(f"{line}\n" for line in script(session, names)).encode()
-    with open_output(args.gdb_script, inputs) as out:
-        out.write_at(0, text)
-        out.finish(len(text))
-        out.commit()
+    return open_core_script(args.gdb_script, _output(args), stack, dump, request, inputs)
 
 
 def file_to_change(args: argparse.Namespace) -> ChangedFile:
@@ -156,7 +131,8 @@ def _named_input(args: argparse.Namespace) -> str:
 
 def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
     target = stack.enter_context(file_to_change(args))
-    request, _ = kernel_request(args, stack)
+    request, files = kernel_request(args, stack)
+    files.append(target.file)
     dump = open_for_change(target, args.intype)
     if dump is None:
         if args.json:
@@ -164,12 +140,19 @@ def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
         elif not args.quiet:
             print(f"{target.file.path} is converted in place already", file=sys.stderr)
         return 0
-    kernel, about = _for_gdb(args, dump, request)
-    velf = convert_in_place(target, dump, request, procthreads=args.procthreads, kernel=kernel, about=about)
+    script = _script(args, stack, dump, request, files)
+    velf = convert_in_place(
+        target,
+        dump,
+        request,
+        procthreads=args.procthreads,
+        kernel=script.kernel if script else None,
+        about=script.about if script else None,
+    )
     for message in velf.warnings:
         warn(message, args)
-    if kernel is not None:
-        _write_script(args, velf, dump, kernel, stack, [target.file])
+    if script is not None:
+        script.write(args, velf)
     return _report(args, velf, to_stdout=False)
 
 
