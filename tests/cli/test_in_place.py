@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 
 from kdump_elftool.cli.main import main
+from kdump_elftool.elf.reader import ElfFile
+from kdump_elftool.elf.rewrite import ChangedFile, append_and_switch
+from kdump_elftool.elf.tail import notes_tail, read_original
+from kdump_elftool.jobs import in_place
 from tests.builders.check import check_aliases_share, check_pages, read_core
 from tests.builders.descriptors import leaked, open_descriptors
 from tests.builders.elfcore import CoreSpec, NoteSpec, SegmentSpec, build_core
@@ -377,6 +381,39 @@ def test_a_full_disk_leaves_the_old_file(tool, dump, monkeypatch):
         done = tool("--in-place", "-i", path)
     assert done.code == 1
     assert "No space left" in done.err
+    assert path.read_bytes() == image
+
+
+def test_changes_behind_it_are_taken_back_too(tool, dump, tmp_path):
+    """addrandoff adds to what --in-place made, as often as the offset is another one."""
+    kernel = make_kernel(SMALL)
+    image = kernel.dump()
+    path, vmlinux, extra = dump(image), tmp_path / "vmlinux", tmp_path / "extra"
+    vmlinux.write_bytes(build_vmlinux())
+    extra.write_text(f"SYMBOL(_stext)={kernel.symbol('_stext') + 0x1000000:x}\n")
+    assert tool("--in-place", "-i", path).code == 0
+    for more in ((), ("-e", str(extra))):
+        before = path.stat().st_size
+        assert main(["addrandoff", "-v", str(path), "-m", str(vmlinux), *more]) == 0
+        assert path.stat().st_size > before
+    length = path.stat().st_size
+    done = json.loads(tool("--undo", "-i", path, "--json").out)
+    assert path.read_bytes() == image
+    assert (done["bytes"], done["removed_bytes"]) == (len(image), length - len(image))
+
+
+def test_a_file_that_pretends_many_changes(tool, dump, monkeypatch):
+    """Each run takes back so many, and says when that was not enough."""
+    monkeypatch.setattr(in_place, "_MOST_CHANGES", 2)
+    image = make_kernel(SMALL).dump()
+    path = dump(image)
+    for _ in range(4):
+        with ChangedFile.open(str(path)) as target:
+            original = read_original(target.file)
+            append_and_switch(target, original, notes_tail(original, ElfFile.read(target.file), ()))
+    done = tool("--undo", "-i", path)
+    assert (done.code, "run the command again" in done.err) == (1, True)
+    assert tool("--undo", "-i", path).code == 0
     assert path.read_bytes() == image
 
 

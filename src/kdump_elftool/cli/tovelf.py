@@ -26,7 +26,7 @@ from kdump_elftool.errors import UsageError
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats.base import Dump
 from kdump_elftool.formats.oldmem import NAME as OLDMEM
-from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo
+from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo_all
 from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.jobs.velf import Velf, plan_velf
 from kdump_elftool.safe_text import printable
@@ -158,7 +158,7 @@ def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
 
 def _undo(args: argparse.Namespace) -> int:
     with ChangedFile.open(_named_input(args)) as target:
-        done = undo(target, force=args.force)
+        done = undo_all(target, force=args.force)
         if args.json:
             document = {"schema": SCHEMA, "output": target.file.path, "undone": True}
             print(json.dumps({**document, "bytes": done.length, "removed_bytes": done.removed}))

@@ -34,6 +34,9 @@ from kdump_elftool.memory.extents import Extents, intersect
 
 log = logging.getLogger(__name__)
 
+_MOST_CHANGES = 100
+"""Taken back in one run: a file may pretend to have any number."""
+
 
 @dataclass(frozen=True)
 class Undone:
@@ -121,7 +124,7 @@ def place(memory: Memory, extents: Extents) -> Placed:
 
 
 def undo(target: ChangedFile, *, force: bool = False) -> Undone:
-    """Restore the file as it was, byte for byte.  Raises KdumpError when there is nothing to undo."""
+    """Take the last change back.  Raises KdumpError when there is nothing to undo."""
     file = target.file
     is_elf = file.read_at(0, len(ELFMAG)) == ELFMAG
     found = find_undo(file) if is_elf else None
@@ -140,3 +143,20 @@ def undo(target: ChangedFile, *, force: bool = False) -> Undone:
     before = file.size
     take_back(target, found)
     return Undone(found.old_length, before - found.old_length)
+
+
+def undo_all(target: ChangedFile, *, force: bool = False) -> Undone:
+    """Restore the file as it was before all changes, byte for byte.  Raises as :func:`undo`.
+
+    An interruption leaves one of the files that there were in between.
+    """
+    before = target.file.size
+    done = undo(target, force=force)
+    for _ in range(_MOST_CHANGES):
+        if find_undo(target.file) is None:
+            return Undone(done.length, before - done.length)
+        done = undo(target, force=force)
+    raise OutputError(
+        f"{target.file.path} was changed more than {_MOST_CHANGES} times, and is not yet what it was",
+        hint="run the command again",
+    )
