@@ -11,6 +11,7 @@ import pytest
 
 from kdump_elftool.cli.main import build_parser, main
 from tests.builders.kernel import SMALL, build_vmlinux, make_kernel
+from tests.builders.tools import command
 
 
 def test_version(capfd):
@@ -162,3 +163,29 @@ def test_rich_is_not_needed():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def without(closed: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run with some of the standard streams closed, as ``>&-`` of a shell does."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*argv)]
+    return subprocess.run(shell, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_neither_fail_nor_get_into_the_core(dump, tmp_path, closed):
+    whole, path = tmp_path / "whole", tmp_path / "out"
+    assert main(["tovelf", "-l", "all", "-i", str(dump), "-o", str(whole)]) == 0
+    done = without(closed, "tovelf", "-l", "all", "-i", str(dump), "-o", str(path), "--verbose")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert path.read_bytes() == whole.read_bytes()
+    assert without(closed, "info", str(dump)).returncode == 0
+
+
+def test_what_needs_a_closed_stream_says_so(dump):
+    done = without("<&-", "info", "-")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: -: the file is empty\nhint: was the dump written at all?\n",
+    )
+    done = without(">&-", "tovelf", "-q", "-i", str(dump))
+    assert (done.returncode, done.stderr) == (1, "error: cannot write stdout: Bad file descriptor\n")

@@ -176,6 +176,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def console() -> NoReturn:
     """The installed command."""
+    _open_standard_streams()
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _terminate)
@@ -194,6 +195,24 @@ def console() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Where the caller closed stdin, stdout or stderr: what people were to read goes nowhere.
+
+    The numbers are taken, or a dump would get one, and the messages get into it; in the wrong direction, so
+    that a core for stdout is an error all the same.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # gets the lowest number that is free; gdb inherits it
+            fd = os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)
+            os.set_inheritable(fd, True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for good
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
