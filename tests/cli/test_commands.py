@@ -206,3 +206,32 @@ def test_vminfo(run, dump, kernel, tmp_path):
     code, out, err = run("vminfo", "--keys", "base", "--json", vmlinux)
     assert (code, err) == (0, "")
     assert json.loads(out)["values"]["SYMBOL(_stext)"] == "ffffffff81000000"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("vminfo", "DUMP"),
+        ("info", "DUMP"),
+        ("dumpmem", "-i", "DUMP", "ADDRESS", "10"),
+        ("dumpmem", "--raw", "-o", "bytes", "-i", "DUMP", "ADDRESS", "10"),
+        ("virttophys", "-i", "DUMP", "ADDRESS"),
+        ("gdb", "--no-procthreads", "--print-script", "DUMP"),
+        ("tovelf", "-i", "DUMP", "-o", "core"),
+        ("topelf", "-i", "DUMP", "-o", "core"),
+        ("addrandoff", "-i", "DUMP"),
+    ],
+    ids=" ".join,
+)
+def test_strict_makes_a_failure_of_any_warning(run, dump, kernel, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "other").write_bytes(build_vmlinux(build_id=b"x" * 20))
+    given = {"DUMP": dump, "ADDRESS": f"{kernel.text_vaddr:x}"}
+    argv = [*(given.get(word, word) for word in words), "--force", "-m", "other"]
+    code, out, err = run(*argv)
+    assert (code, "warning: other is not the kernel of this dump" in err) == (0, True)
+    again = run(*argv, "--strict")
+    assert (again[0], again[1]) == (1, out), "done nevertheless"
+    code, _, err = run(*argv, "--strict", "-q")
+    assert (code, err) == (1, "")

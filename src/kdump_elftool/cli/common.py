@@ -32,7 +32,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="debug messages, tracebacks (repeatable)",
     )
     group.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    group.add_argument("--strict", action="store_true", help="exit 1 when anything was lost")
+    group.add_argument("--strict", action="store_true", help="exit 1 when anything was lost or warned about")
     group.add_argument("--force", action="store_true", help="go on although files do not match")
     group.add_argument("--no-progress", action="store_true", help="no progress display")
 
@@ -148,6 +148,7 @@ def one_input(args: argparse.Namespace) -> str:
 
 
 def warn(message: str, args: argparse.Namespace) -> None:
-    """One ``warning:`` line on stderr unless --quiet."""
+    """One ``warning:`` line on stderr unless --quiet; with --strict main() makes a failure of it."""
+    args.warned = True
     if not args.quiet:
         print(f"warning: {message}", file=sys.stderr)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(args, summary)
     sys.stdout.flush()
-    return 1 if args.strict and (summary.coverage.is_partial or summary.warnings) else 0
+    return 1 if args.strict and summary.coverage.is_partial else 0
 
 
 def _print(args: argparse.Namespace, summary: Summary) -> None:

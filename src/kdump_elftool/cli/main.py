@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
 
     setup_logging(args)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        return code or int(args.strict and args.warned)
     except KeyboardInterrupt:
         return 130
     except Terminated as stop:
@@ -157,7 +158,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace | int:
             args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
         if args.command is None:
             parser.error("no command given")
-        args.passed_on = passed_on
+        args.passed_on, args.warned = passed_on, False
     except SystemExit as stop:
         return int(stop.code or 0)
     except BrokenPipeError:

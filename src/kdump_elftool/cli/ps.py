@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(rows)
     sys.stdout.flush()
-    return 1 if args.strict and warnings else 0
+    return 0
 
 
 def _tasks(opened: Opened) -> tuple[list[TaskRow], list[str], tuple[Fact, ...]]:

@@ -93,7 +93,7 @@ def _report(args: argparse.Namespace, plan: Pelf | KdumpPlan, to_stdout: bool) -
     elif not args.quiet:
         print_statistics(plan.pages, stream)
     stream.flush()
-    return 1 if args.strict and (partial or plan.warnings) else 0
+    return 0
 
 
 def _shape(plan: Pelf | KdumpPlan) -> dict[str, int | str]:
