@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 import struct
@@ -112,8 +113,21 @@ def test_usage(argv, capfd, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_no_file_is_no_work(capfd):
-    assert main(["makedyn"]) == 0
+@pytest.mark.parametrize("words", [(), ("--undo",), ("--json",)])
+def test_a_file_has_to_be_named(capfd, words):
+    assert main(["makedyn", *words]) == 2
+    assert capfd.readouterr() == (
+        "",
+        "error: no file is named that may be changed\nhint: kdump-elftool makedyn VMLINUX...\n",
+    )
+
+
+def test_json_stays_out_of_a_copy_on_stdout(vmlinux, capfdbinary):
+    before = vmlinux.read_bytes()
+    assert main(["makedyn", "--json", "-o", "-", str(vmlinux)]) == 0
+    out, err = capfdbinary.readouterr()
+    assert out == before[:16] + b"\3" + before[17:]
+    assert json.loads(err) == {"schema": "kdump-elftool/makedyn/1", "changed": ["-"]}
 
 
 def test_missing_file(capfd):

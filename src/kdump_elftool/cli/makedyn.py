@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 
 from kdump_elftool.cli.common import add_common
 from kdump_elftool.elf import constants as c
@@ -30,18 +31,23 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     if args.outfile is not None and len(args.vmlinux) != 1:
         raise UsageError("-o takes exactly one VMLINUX", hint="kdump-elftool makedyn -o COPY VMLINUX")
+    if not args.vmlinux:
+        raise UsageError("no file is named that may be changed", hint="kdump-elftool makedyn VMLINUX...")
     wanted, accepted = (c.ET_EXEC, (c.ET_DYN,)) if args.undo else (c.ET_DYN, (c.ET_EXEC,))
+    stream = sys.stdout
     if args.outfile is not None:
-        _changed_copy(args.vmlinux[0], args.outfile, wanted, accepted)
+        if _changed_copy(args.vmlinux[0], args.outfile, wanted, accepted):
+            stream = sys.stderr
         changed = [args.outfile]
     else:
         changed = [path for path in args.vmlinux if set_type(path, wanted, accepted)]
     if args.json:
-        print(json.dumps({"schema": "kdump-elftool/makedyn/1", "changed": changed}))
+        print(json.dumps({"schema": "kdump-elftool/makedyn/1", "changed": changed}), file=stream)
     return 0
 
 
-def _changed_copy(path: str, copy: str, wanted: int, accepted: tuple[int, ...]) -> None:
+def _changed_copy(path: str, copy: str, wanted: int, accepted: tuple[int, ...]) -> bool:
+    """Write the copy; returns whether it went to stdout."""
     with InputFile.open(path) as file:
         header = read_header(file)
         if header.e_type not in (wanted, *accepted):
@@ -56,6 +62,8 @@ def _changed_copy(path: str, copy: str, wanted: int, accepted: tuple[int, ...]) 
                     view[16:18] = wanted.to_bytes(2, "little" if header.kind.order == "<" else "big")
                 out.write_at(offset, view)
             out.finish(file.size)
+            to_stdout = not out.is_file and out.is_stdout()
             out.commit()
             if out.is_file:
                 os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return to_stdout
