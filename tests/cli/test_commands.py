@@ -100,6 +100,28 @@ class TestDumpmem:
         assert "0x1000" in err
         assert not (tmp_path / "other").exists()
 
+    def test_json_of_raw_bytes(self, dump, kernel, tmp_path, capfdbinary):
+        """Where they went; beside them where that is stdout."""
+        vaddr, paddr = pages(kernel, 5)[2]
+        data = kernel.ram.read(paddr, 0x1000)
+        words = ["dumpmem", "--raw", "--json", "-i", str(dump), f"{vaddr:x}", "1000"]
+        wanted = {
+            "schema": "kdump-elftool/dumpmem/1",
+            "address": f"{vaddr:#x}",
+            "bytes": 0x1000,
+            "absent_bytes": 0,
+        }
+        target = tmp_path / "bytes"
+        assert main([*words, "-o", str(target)]) == 0
+        out, err = capfdbinary.readouterr()
+        assert (json.loads(out), err) == ({**wanted, "output": str(target)}, b"")
+        assert target.read_bytes() == data
+        for more in ([], ["-o", "-"]):
+            assert main([*words, *more]) == 0
+            out, err = capfdbinary.readouterr()
+            assert out == data
+            assert json.loads(err) == {**wanted, "output": more[-1] if more else None}
+
     def test_absent(self, run, dump):
         code, out, err = run("dumpmem", "-i", dump, "1000", "11")
         assert code == 1

@@ -109,9 +109,12 @@ def _print_json(args: argparse.Namespace, memory: VirtualMemory) -> int:
             if there[at]:
                 pieces.append({"address": f"{vaddr + at:#x}", "hex": data[at:end].hex()})
             at = end
-    head = {"schema": "kdump-elftool/dumpmem/1", "address": f"{args.address:#x}", "bytes": args.size}
-    print(json.dumps({**head, "absent_bytes": absent, "pieces": pieces}))
+    print(json.dumps({**_head(args), "absent_bytes": absent, "pieces": pieces}))
     return absent
+
+
+def _head(args: argparse.Namespace) -> dict[str, object]:
+    return {"schema": "kdump-elftool/dumpmem/1", "address": f"{args.address:#x}", "bytes": args.size}
 
 
 def _write_raw(args: argparse.Namespace, opened: Opened, memory: VirtualMemory) -> None:
@@ -125,4 +128,8 @@ def _write_raw(args: argparse.Namespace, opened: Opened, memory: VirtualMemory) 
         for vaddr, data, _ in _pieces(args, memory):
             out.write_at(vaddr - args.address, data)
         out.finish(args.size)
+        to_stdout = not out.is_file and out.is_stdout()
         out.commit()
+    if args.json:
+        stream = sys.stderr if to_stdout else sys.stdout
+        print(json.dumps({**_head(args), "absent_bytes": 0, "output": args.outfile}), file=stream)
