@@ -110,6 +110,32 @@ def test_two_dumps_are_refused(dump, tmp_path, capfd):
     assert os.listdir(tmp_path) == ["dump"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("topelf", "-i", "dump", "-o", "out"),
+        ("topelf", "dump", "-o", "out"),
+        ("tovelf", "-i", "dump", "-o", "out"),
+        ("tovelf", "dump", "--in-place"),
+        ("tovelf", "-i", "dump", "--undo"),
+        ("dumpmem", "-i", "dump", "0", "1"),
+        ("virttophys", "-i", "dump", "0"),
+        ("addrandoff", "-i", "dump", "-m", "vmlinux"),
+    ],
+    ids=" ".join,
+)
+def test_two_options_that_name_the_dump_are_refused(words, dump, monkeypatch, capfd):
+    """-v names it when nothing else does."""
+    monkeypatch.chdir(dump.parent)
+    (dump.parent / "other").write_bytes(dump.read_bytes())
+    before = dump.read_bytes()
+    assert main([*words, "-v", "other"]) == 2
+    how = "-i" if "-i" in words else "DUMP"
+    assert capfd.readouterr().err.startswith(f"error: -v and {how} both name a dump\nhint: leave out one; ")
+    assert sorted(os.listdir(dump.parent)) == ["dump", "other"]
+    assert dump.read_bytes() == (dump.parent / "other").read_bytes() == before
+
+
 @pytest.mark.parametrize("intype", ["auto", "pelf"])
 def test_input_type(intype, dump, tmp_path, capfd):
     assert main(["tovelf", "-I", intype, "-i", str(dump), "-o", str(tmp_path / "out")]) == 0

@@ -130,8 +130,14 @@ def read_extra(file: InputFile) -> VmcoreInfo:
 
 
 def all_inputs(args: argparse.Namespace) -> list[str]:
-    """The files named by ``-i``, ``-v`` or position; /proc/vmcore when none is."""
+    """The files named by ``-i`` or position, else ``-v``; /proc/vmcore when none is.  Raises UsageError."""
     named = [*(args.infile or []), *(args.dump or [])]
+    if named and args.vmcore is not None:
+        other = "-i" if args.infile else "DUMP"
+        raise UsageError(
+            f"-v and {other} both name a dump",
+            hint="leave out one; with -I oldmem -v has the headers and -i the memory",
+        )
     if args.vmcore is not None:
         named.append(args.vmcore)
     if STDIO in named and sys.stdin.isatty():
