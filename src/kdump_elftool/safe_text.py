@@ -6,9 +6,12 @@ log lines may hold terminal escapes, newlines, quotes or bytes that are no text 
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 
 _UNSAFE = re.compile(r"[^\x20-\x7e]|\\")
+_SPECIAL = re.compile(rb"[^A-Za-z0-9/._-]")
 _UNSAFE_IN_LOG = re.compile(r"[^\x20-\x7e\t]")
 
 
@@ -27,6 +30,17 @@ def _escape(match: re.Match[str]) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def shell_word(text: str) -> str:
+    r"""``text``, a file's name, as one word for a shell to copy: what is no printable ASCII as ``$'\NNN'``.
+
+    bash, zsh and ksh know that, and POSIX since 2024.
+    """
+    if not _UNSAFE.search(text.replace("\\", "")):
+        return shlex.quote(text)
+    escaped = _SPECIAL.sub(lambda match: f"\\{match[0][0]:03o}".encode(), os.fsencode(text))
+    return f"$'{escaped.decode()}'"
 
 
 def log_text(value: bytes) -> str:

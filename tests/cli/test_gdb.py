@@ -485,6 +485,39 @@ def test_a_name_gdb_misreads_is_noticed_first(place, capfd, monkeypatch, how):
     assert not (place / "out").exists()
 
 
+def told_command(place, capfd, folder: Path) -> list[bytes]:
+    """What ``tovelf``, with core and vmlinux in ``folder``, says opens the core: the words a shell makes."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vmlinux").write_bytes((place / "vmlinux").read_bytes())
+    argv = ["tovelf", "--verbose", "-i", str(place / "vmcore"), "-m", str(folder / "vmlinux")]
+    assert main([*argv, "-o", str(folder / "core")]) == 0
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told.startswith("open it with: ")
+    assert told.isascii()
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {told[14:]}"], capture_output=True, check=True
+    ).stdout
+    return words.split(b"\0")[:-1]
+
+
+def test_tovelf_names_gdbs_commands_where_the_names_are_plain(place, capfd):
+    words = told_command(place, capfd, place)
+    assert words[:2] == [b"gdb", b"-ex"]
+    assert words[2] == f"core-file {place}/core".encode()
+    assert re.fullmatch(rf"symbol-file -o 0x[0-9a-f]+ {place}/vmlinux", words[4].decode())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "-ex"], ids=ascii)
+def test_tovelf_names_a_command_that_copes_with_the_names(place, capfd, told, name):
+    """gdb's own take a name apart at blanks and more; and what is printed has to be the name."""
+    folder = place / ("d" + name)
+    words = told_command(place, capfd, folder)
+    core, vmlinux = (os.fsencode(folder / each) for each in ("core", "vmlinux"))
+    assert words == [b"kdump-elftool", b"gdb", core, b"-m", vmlinux]
+    code, script, _ = told("--print-script", *map(os.fsdecode, words[2:]))
+    assert (code, files(script)) == (0, {"core": folder / "core", "symbols": folder / "vmlinux"})
+
+
 def recorded(place) -> tuple[Path, dict]:
     """The list of commands beside the core, to be changed."""
     path = place / "vmcore.velf.symbols" / "commands.json"

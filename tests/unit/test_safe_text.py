@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
-from kdump_elftool.safe_text import log_text, printable
+from kdump_elftool.safe_text import log_text, printable, shell_word
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,25 @@ def test_log_text_keeps_what_dmesg_keeps():
     r"""Tabs and backslashes are common in logs (ACPI: \_SB); what else is not ASCII text shows as bytes."""
     assert log_text(b"ACPI: \\_SB.PCI0\ttab") == "ACPI: \\_SB.PCI0\ttab"
     assert log_text(b"\x1b[31m\r\n\x00\x7f\xe2\x80\xae") == r"\x1b[31m\x0d\x0a\x00\x7f\xe2\x80\xae"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/boot/vmlinux-6.1", "/boot/vmlinux-6.1"),
+        ("", "''"),
+        ("a b$(x)\\`", None),
+        ("it's", None),
+        ("\u00fcn\u00ef9 x", r"$'\303\274n\303\2579\040x'"),
+        ("\udcff\udcfe'\\7", r"$'\377\376\047\1347'"),
+        ("\x1b]0;title\x07\n", r"$'\033\1350\073title\007\012'"),
+    ],
+)
+def test_shell_word(name, shown):
+    """One harmless word, of which the shell makes the name again."""
+    word = shell_word(name)
+    assert word.isascii()
+    assert word.isprintable()
+    assert shown in (None, word)
+    done = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import re
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from kdump_elftool.formats.oldmem import NAME as OLDMEM
 from kdump_elftool.jobs.in_place import convert_in_place, open_for_change, undo_all
 from kdump_elftool.jobs.kernel import KernelRequest
 from kdump_elftool.jobs.velf import Velf, plan_velf
-from kdump_elftool.safe_text import printable
+from kdump_elftool.safe_text import shell_word
 
 if TYPE_CHECKING:
     from kdump_elftool.cli.core_script import CoreScript
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 NAME = "tovelf"
 SCHEMA = "kdump-elftool/tovelf/1"
 HELP = "make a core file of kernel virtual memory that gdb can open"
+_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+,:=@%~-]*")
+"""A name that gdb takes as it is, relative ones too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -206,15 +208,20 @@ def _output(args: argparse.Namespace) -> str | None:
 def _gdb_command(args: argparse.Namespace, velf: Velf) -> str:
     """How to start gdb: vmlinux gives symbols only, or gdb would fill absent pages from it.
 
-    Without a vmlinux the command gdb makes one of the core.
+    Without a vmlinux the command gdb makes one of the core; and it copes with names that gdb's commands
+    would take apart, each in its own way.
     """
-    words = ["kdump-elftool", "gdb", str(_output(args))]
+    core = str(_output(args))
     if args.gdb_script is not None:
         words = ["gdb", "-x", args.gdb_script]
-    elif velf.vmlinux is not None:
+    elif velf.vmlinux is not None and all(_PLAIN.fullmatch(name) for name in (core, velf.vmlinux)):
         offset = f" -o {int(velf.kaslr_offset.value):#x}" if velf.kaslr_offset else ""
-        words = ["gdb", "-ex", f"core-file {_output(args)}", "-ex", f"symbol-file{offset} {velf.vmlinux}"]
-    return printable(shlex.join(words))
+        words = ["gdb", "-ex", f"core-file {core}", "-ex", f"symbol-file{offset} {velf.vmlinux}"]
+    else:
+        words = ["kdump-elftool", "gdb", core]
+        # one that was found is found again
+        words += [] if args.vmlinux is None else ["-m", args.vmlinux]
+    return " ".join(map(shell_word, words))
 
 
 def _print_facts(velf: Velf) -> None:
