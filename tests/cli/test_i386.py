@@ -18,6 +18,7 @@ from tests.builders.kernel import Ram
 from tests.builders.pagetables import NX, RW, P
 from tests.builders.pagetables32 import SIZE_4K, Tables32, walk_plain32
 from tests.builders.tasks import OFFSETS, make_tasks
+from tests.builders.tools import readelf_complaints
 
 EM_386, NT_PRSTATUS = 3, 1
 IMAGE = 0x1000000
@@ -138,6 +139,18 @@ def test_an_image_that_does_not_say_its_machine(tovelf, capfd, tmp_path, pae):
     raw.write_bytes(bytes(IMAGE) + made.ram.read(IMAGE, SIZE))
     assert main(["info", "-I", "raw", "--json", str(raw)]) == 0
     assert json.loads(capfd.readouterr().out)["arch"] == "i386"
+
+
+@pytest.mark.parametrize(("given", "made_as"), [(32, 32), (64, 64)], ids=["below 4 GB", "above it too"])
+def test_word_size_of_a_pelf(tmp_path, given, made_as):
+    """32 bits, as its kernel writes, while they can say where the memory is; readelf reads the same."""
+    (tmp_path / "vmcore").write_bytes(built(True).dump(given))
+    out = tmp_path / "pelf"
+    assert main(["topelf", "-q", "-l", "all", "-i", str(tmp_path / "vmcore"), "-o", str(out)]) == 0
+    core = read_core(out)
+    assert (core.elf_class, core.e_machine) == (made_as, EM_386)
+    assert (max(load["p_paddr"] + load["p_filesz"] for load in core.loads) > 1 << 32) == (given == 64)
+    assert not readelf_complaints(out)
 
 
 BIOS = (0x1000, 0x9FC00)
