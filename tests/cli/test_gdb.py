@@ -405,6 +405,22 @@ def test_tovelf_in_place_writes_the_script(place):
     assert files(script) == {"core": place / "vmcore", "symbols": place / "vmlinux"}
 
 
+def test_no_script_of_what_is_converted_already(place, told, capfd):
+    """It says so, and how to have one."""
+    argv = ["tovelf", "--in-place", "-i", str(place / "vmcore"), "-m", str(place / "vmlinux")]
+    assert main(argv) == 0
+    capfd.readouterr()
+    assert main([*argv, "--gdb-script", str(place / "open.gdb")]) == 0
+    *_, warning = capfd.readouterr().err.splitlines()
+    assert not (place / "open.gdb").exists()
+    start = "warning: no script is written: kdump-elftool gdb "
+    assert warning.startswith(start)
+    assert warning.endswith(" prints it")
+    words = warning.removeprefix(start).removesuffix(" prints it").split()
+    assert words == ["--print-script", str(place / "vmcore")]
+    assert files(told(*words)[1])["core"] == place / "vmcore"
+
+
 @pytest.mark.parametrize("words", [("-o", "-"), (), ("-o", "out", "--gdb-script", "-")])
 def test_a_script_needs_names(place, capfd, monkeypatch, words):
     monkeypatch.chdir(place)

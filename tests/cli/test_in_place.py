@@ -402,6 +402,25 @@ def test_changes_behind_it_are_taken_back_too(tool, dump, tmp_path):
     assert (done["bytes"], done["removed_bytes"]) == (len(image), length - len(image))
 
 
+def test_a_dump_that_addrandoff_has_changed(tool, dump, tmp_path):
+    """It is no core of virtual memory yet."""
+    kernel = make_kernel(SMALL)
+    image = kernel.dump()
+    path, vmlinux = dump(image), tmp_path / "vmlinux"
+    vmlinux.write_bytes(build_vmlinux())
+    assert main(["addrandoff", "-v", str(path), "-m", str(vmlinux)]) == 0
+    with_offset = path.read_bytes()
+    done = tool("--in-place", "-i", path)
+    assert (done.code, "already" in done.err) == (0, False)
+    core = read_core(path)
+    check_pages(core, kernel)
+    assert ("CORE", 6) in [note[:2] for note in core.notes()]
+    assert core.image[64 : len(with_offset)] == with_offset[64:]
+    assert "already" in tool("--in-place", "-i", path).err
+    assert tool("--undo", "-i", path).code == 0
+    assert path.read_bytes() == image
+
+
 def test_a_file_that_pretends_many_changes(tool, dump, monkeypatch):
     """Each run takes back so many, and says when that was not enough."""
     monkeypatch.setattr(in_place, "_MOST_CHANGES", 2)

@@ -141,6 +141,9 @@ def _in_place(args: argparse.Namespace, stack: ExitStack) -> int:
             print(json.dumps({"schema": SCHEMA, "output": target.file.path, "changed": False}))
         elif not args.quiet:
             print(f"{target.file.path} is converted in place already", file=sys.stderr)
+        if args.gdb_script is not None:
+            name = shell_word(_named_input(args))
+            warn(f"no script is written: kdump-elftool gdb --print-script {name} prints it", args)
         return 0
     script = _script(args, stack, dump, request, files)
     velf = convert_in_place(

@@ -15,6 +15,7 @@ from kdump_elftool.addr import Ranges
 from kdump_elftool.elf.constants import ELFMAG
 from kdump_elftool.elf.layout import CoreLayout, Memory
 from kdump_elftool.elf.notes import Note
+from kdump_elftool.elf.own_notes import OWNER, TYPE_SUMMARY
 from kdump_elftool.elf.rewrite import ChangedFile, append_and_switch, take_back
 from kdump_elftool.elf.tail import (
     Placed,
@@ -29,7 +30,7 @@ from kdump_elftool.files import ByteSource
 from kdump_elftool.formats import layer_around, open_dump
 from kdump_elftool.formats.base import Dump, OpenOptions
 from kdump_elftool.jobs.kernel import Kernel, KernelRequest
-from kdump_elftool.jobs.velf import Velf, plan_velf
+from kdump_elftool.jobs.velf import SCHEMA, Velf, plan_velf
 from kdump_elftool.memory.extents import Extents, intersect
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,10 @@ class Undone:
 
 
 def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
-    """The dump in a file that is to be changed; None when it was changed before.
+    """The dump in a file that is to be changed; None when it was converted in place before.
 
-    What an interrupted run left behind the old end is removed first.
+    What addrandoff alone has changed is a dump like any other.  What an interrupted run left behind the old
+    end is removed first.
     """
     refuse_layers(target.file, "convert it into another file with -o")
     dump = open_dump(target.file, intype, OpenOptions())
@@ -59,7 +61,7 @@ def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
             "only an ELF dump can be changed in place",
             hint="convert it into another file with -o",
         )
-    if find_undo(target.file) is not None:
+    if find_undo(target.file) is not None and any(map(_is_velf, dump.notes)):
         return None
     remains = find_remains(target.file)
     if remains is not None:
@@ -67,6 +69,14 @@ def open_for_change(target: ChangedFile, intype: str) -> Dump | None:
         take_back(target, remains)
         dump = open_dump(target.file, intype, OpenOptions())
     return dump
+
+
+def _is_velf(note: Note) -> bool:
+    """Whether it is the note of a core of virtual memory, as it begins."""
+    if (note.name, note.type) != (OWNER, TYPE_SUMMARY):
+        return False
+    # one that is not held in memory is too long for any other
+    return not isinstance(note.desc, bytes) or note.desc.startswith(f'{{"schema":"{SCHEMA}"'.encode())
 
 
 def refuse_layers(file: ByteSource, hint: str) -> None:

@@ -51,6 +51,8 @@ from kdump_elftool.plain.needs import needs
 
 log = logging.getLogger(__name__)
 
+SCHEMA = "kdump-elftool/velf/1"
+
 
 @dataclass(frozen=True)
 class Velf:
@@ -235,7 +237,7 @@ def _summary(
 ) -> dict[str, object]:
     facts = [*identity.facts, *([kaslr_offset] if kaslr_offset else []), *used]
     return {
-        "schema": "kdump-elftool/velf/1",
+        "schema": SCHEMA,
         "producer": producer(),
         "facts": [fact.as_json() for fact in facts],
         "level": level,
