@@ -1,6 +1,6 @@
 """Files in and out: positional reads, and outputs that appear whole or not at all.
 
-An output is written as ``.NAME.PID.tmp`` beside its target with mode 0600 (a dump holds
+An output is written as ``.NAME.PID.TIME.tmp`` beside its target with mode 0600 (a dump holds
 secrets), synced, and renamed when complete.  Pipes, devices and stdout are streamed instead:
 gaps between writes become zeros there and holes in a file.
 """
@@ -26,6 +26,7 @@ from kdump_elftool.safe_text import printable
 
 STDIO = "-"
 _NAME_MAX = 255
+_NAME_TRIES = 100
 _ZEROS = bytes(1 << 16)
 _WRITEBACK_STEP = 32 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -267,6 +268,7 @@ class Output:
             return
         try:
             os.fdatasync(self.fd)
+            self._refuse_other_file(self._temporary)
             os.close(self.fd)
             self.fd = -1
             os.replace(self._temporary, self._target)
@@ -288,6 +290,17 @@ class Output:
         if self._temporary is not None:
             _unlink_quietly(self._temporary)
             self._temporary = None
+
+    def _refuse_other_file(self, temporary: str) -> None:
+        """What is about to get the output's name must be what was written."""
+        here, there = os.fstat(self.fd), os.lstat(temporary)
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            _temporaries.discard(temporary)
+            self._temporary = None  # another's now: it stays
+            raise OutputError(
+                f"cannot write {self.label}: another file took the place of its temporary file",
+                hint="see what else writes into that directory",
+            )
 
     def _pwrite(self, offset: int, view: memoryview) -> None:
         while view:
@@ -377,27 +390,34 @@ def _stream_output(path: str, label: str) -> Output:
 
 
 def _temporary_output(target: str, label: str) -> Output:
-    directory, name = os.path.split(target)
-    suffix = f".{os.getpid()}.tmp"
-    stem = os.fsencode(name)[: _NAME_MAX - 1 - len(suffix)]
-    temporary = os.path.join(directory, "." + os.fsdecode(stem) + suffix)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    _temporaries.add(temporary)
-    try:
+    for tries_left in reversed(range(_NAME_TRIES)):
+        temporary = _temporary_name(target)
+        _temporaries.add(temporary)
         try:
             fd = os.open(temporary, flags, 0o600)
-        except FileExistsError:
-            # Our own process id in the name: what lies there was left by a process that is gone.
-            os.unlink(temporary)
-            fd = os.open(temporary, flags, 0o600)
-    except OSError as error:
-        hint = {
-            errno.EACCES: "name an output in a directory that you may write to",
-            errno.ENOENT: "its directory does not exist: make it first",
-        }.get(error.errno or 0, "name another output with -o")
-        _temporaries.discard(temporary)
-        raise OutputError(f"cannot write {label}: {error.strerror}", hint=hint) from None
-    return Output(fd, label, target=target, temporary=temporary)
+        except OSError as error:
+            _temporaries.discard(temporary)
+            if error.errno == errno.EEXIST and tries_left:
+                continue
+            hint = {
+                errno.EACCES: "name an output in a directory that you may write to",
+                errno.ENOENT: "its directory does not exist: make it first",
+            }.get(error.errno or 0, "name another output with -o")
+            raise OutputError(f"cannot write {label}: {error.strerror}", hint=hint) from None
+        return Output(fd, label, target=target, temporary=temporary)
+    raise AssertionError("the last try returns or raises")
+
+
+def _temporary_name(target: str) -> str:
+    """A name that no other process has: in a container or on another machine one may have our process id.
+
+    Of the clock, as random numbers may not be there yet in a crash kernel that has just started.
+    """
+    directory, name = os.path.split(target)
+    suffix = f".{os.getpid()}.{time.monotonic_ns():x}.tmp"
+    stem = os.fsencode(name)[: _NAME_MAX - 1 - len(suffix)]
+    return os.path.join(directory, "." + os.fsdecode(stem) + suffix)
 
 
 def anonymous_file(directory: str) -> int:

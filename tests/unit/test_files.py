@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 
 import pytest
 
+from kdump_elftool import files
 from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
 from kdump_elftool.files import InputFile, open_output
 
@@ -88,7 +90,7 @@ def test_output_appears_when_committed_with_mode_0600(tmp_path):
             output.write_at(10, b"abc")
             assert not target.exists()
             (temporary,) = os.listdir(tmp_path)
-            assert temporary == f".out.{os.getpid()}.tmp"
+            assert re.fullmatch(rf"\.out\.{os.getpid()}\.[0-9a-f]+\.tmp", temporary)
             assert stat.S_IMODE((tmp_path / temporary).stat().st_mode) == 0o600
             output.write_at(0, b"xy")
             output.finish(20)
@@ -175,15 +177,53 @@ def test_a_very_long_name_still_has_a_temporary_name(tmp_path):
     assert os.listdir(tmp_path) == ["n" * 255]
 
 
-def test_left_over_of_a_dead_process_with_our_id_is_no_obstacle_and_links_are_not_followed(tmp_path):
+def test_two_writers_with_one_process_id_do_not_meet(tmp_path, monkeypatch):
+    """Containers that share a volume are all process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    target = tmp_path / "out"
+    with open_output(str(target)) as first, open_output(str(target)) as second:
+        first.write_at(0, b"whole")
+        second.write_at(0, b"unfini")
+        first.commit()
+        assert target.read_bytes() == b"whole"
+        second.write_at(6, b"shed")
+        second.commit()
+    assert target.read_bytes() == b"unfinished"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_name_that_is_taken_is_neither_removed_nor_followed(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (tmp_path / f".out.{os.getpid()}.tmp").symlink_to(victim)
+    taken = tmp_path / f".out.{os.getpid()}.a.tmp"
+    taken.symlink_to(victim)
+    clock = iter([10, 10, 11])
+    monkeypatch.setattr(files.time, "monotonic_ns", lambda: next(clock))
     with open_output(str(tmp_path / "out")) as output:
         output.write_at(0, b"new")
         output.commit()
     assert victim.read_bytes() == b"precious"
-    assert sorted(os.listdir(tmp_path)) == ["out", "victim"]
+    assert sorted(os.listdir(tmp_path)) == [taken.name, "out", "victim"]
+
+
+def test_no_name_at_all_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / f".out.{os.getpid()}.a.tmp").write_bytes(b"precious")
+    monkeypatch.setattr(files.time, "monotonic_ns", lambda: 10)
+    with pytest.raises(OutputError, match="File exists"):
+        open_output(str(tmp_path / "out"))
+    files.remove_temporaries()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_a_file_that_took_the_place_of_ours_does_not_get_the_name(tmp_path):
+    with open_output(str(tmp_path / "out")) as output:
+        output.write_at(0, b"ours")
+        (temporary,) = tmp_path.iterdir()
+        temporary.unlink()
+        temporary.write_bytes(b"theirs")
+        with pytest.raises(OutputError, match="another file"):
+            output.commit()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"theirs"]
 
 
 def test_a_stream_gets_gaps_as_zeros(tmp_path):
