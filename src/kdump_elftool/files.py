@@ -437,14 +437,17 @@ def anonymous_file(directory: str) -> int:
 
 
 def _sync_directory(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """The new name on disk, where that can be had: a directory that is only written to is not opened."""
+    fd = -1
     try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EROFS):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
             raise
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def remove_temporaries() -> None:

@@ -116,6 +116,32 @@ def test_data_is_synced_before_the_file_gets_its_name(tmp_path, monkeypatch):
     assert "fsync" in calls[2:], "the directory is synced as well"
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_directory_that_may_not_be_read_can_have_an_output(tmp_path, monkeypatch, number):
+    """Mode 0300 or 1733: making and renaming files takes no more, opening the directory does."""
+    real = os.open
+
+    def unreadable(path: str, flags: int, *rest: int) -> int:
+        if flags & os.O_DIRECTORY:
+            raise OSError(number, os.strerror(number), path)
+        return real(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", unreadable)
+    with open_output(str(tmp_path / "out")) as output:
+        output.write_at(0, b"abc")
+        output.commit()
+    assert (tmp_path / "out").read_bytes() == b"abc"
+
+
+def test_a_directory_that_cannot_be_synced_is_an_error(tmp_path, monkeypatch):
+    def broken(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with open_output(str(tmp_path / "out")) as output, pytest.raises(OutputError, match="Input/output"):
+        output.commit()
+
+
 def test_output_without_commit_leaves_nothing_and_keeps_the_old_file(tmp_path):
     target = tmp_path / "out"
     target.write_bytes(b"old")
