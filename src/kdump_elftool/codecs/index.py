@@ -177,8 +177,8 @@ class _Indexer:
                 f"the {name} stream ends early, at file offset {readable_end(self._source, run.at):#x}"
             )
         elif run.decoder is None and run.at < self._source.size:
-            rest = self._source.read_at(run.at, _PADDING)
-            if any(rest):
+            last = max(self._source.size - _PADDING, run.at)
+            if any(self._source.read_at(run.at, _PADDING)) or any(self._source.read_at(last, _PADDING)):
                 left = self._source.size - run.at
                 found.append(
                     f"{left} bytes behind the {name} stream, at file offset {run.at:#x}, are no part of it"

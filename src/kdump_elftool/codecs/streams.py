@@ -28,6 +28,9 @@ SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 """Magic numbers of frames that zstd and lz4 readers pass over (pzstd puts one before each frame)."""
 
 _MEMORY_LIMIT = 256 << 20  # for the dictionary of xz; xz -9 takes 65 MB
+_SKIPPED_MOST = 1000  # skippable frames in a row
+_PADDING_MOST = 64 << 20  # zeros between members; a partition may end in terabytes of them
+_PADDING_STEP = 1 << 20
 _GZIP_HEADER_MOST = 1 << 17  # the name and the comment have no limit of their own
 
 
@@ -115,14 +118,17 @@ class Stream:
     def begin(self, source: ByteSource, at: int, *, verify: bool) -> Begun | None:
         """The member at ``at``, or behind padding and skippable frames there; None: no further one."""
         del verify  # libraries verify on their own
-        while at < source.size:
+        frames, zeros_end = 0, at + _PADDING_MOST
+        while at < min(source.size, zeros_end) and frames <= _SKIPPED_MOST:
             head = source.read_at(at, 16)
             if head.startswith(self.magics):
                 return Begun(self.decoder(), at)
             if len(head) >= 8 and int.from_bytes(head[:4], "little") in SKIPPABLE:
-                at += 8 + int.from_bytes(head[4:8], "little")
+                size = 8 + int.from_bytes(head[4:8], "little")
+                at, zeros_end, frames = at + size, zeros_end + size, frames + 1
             elif head[:4] == bytes(4):
-                at += 4  # xz pads streams to four bytes
+                data = source.read_at(at, _PADDING_STEP)
+                at += max(len(data) - len(data.lstrip(b"\0")) & ~3, 4)  # xz pads streams to four bytes
             else:
                 return None
         return None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import struct
 from random import Random
 
 import pytest
 
 from kdump_elftool import spool
+from kdump_elftool.addr import NO_RANGES
 from kdump_elftool.codecs import index, lzop, outer
 from kdump_elftool.codecs.streams import STREAMS, inflate_library
 from kdump_elftool.codecs.whole import Held
@@ -23,7 +25,16 @@ from kdump_elftool.errors import (
 from kdump_elftool.files import InputFile
 from kdump_elftool.formats.base import OpenOptions
 from kdump_elftool.formats.compressed import LAYERS
-from tests.builders.streams import COMPRESS, SHAPES, contents, lz4_frame, lzop_file, xz_in_blocks, zlib_stream
+from tests.builders.streams import (
+    COMPRESS,
+    SHAPES,
+    contents,
+    lz4_frame,
+    lzop_file,
+    xz_in_blocks,
+    zlib_stream,
+    zstd_frame,
+)
 
 SEED = 20261124
 PLAIN = contents(3 << 19, SEED)
@@ -273,7 +284,6 @@ def test_dictionary_that_takes_too_much(opened, monkeypatch):
 
 def test_xz_index_that_lies(opened, monkeypatch):
     """Blocks that are not where the index puts them: an error, or right contents; never others."""
-    import struct
     import zlib
 
     monkeypatch.setattr(index, "_FIRST_SPACING", 1 << 16)
@@ -303,6 +313,55 @@ def test_lz4_blocks_far_too_many(opened, monkeypatch):
     monkeypatch.setattr("kdump_elftool.codecs.marks._LZ4_STEPS", 5)
     monkeypatch.setattr(index, "_FIRST_SPACING", 1 << 16)
     same_everywhere(opened(lz4_frame(PLAIN, block_size=4)), PLAIN)
+
+
+class OnPartition:
+    """An image at the beginning of a partition: a terabyte of zeros behind it, ``tail`` at the very end."""
+
+    path, warnings, missing, size = "dump", (), NO_RANGES, 1 << 40
+
+    def __init__(self, image: bytes, tail: bytes = b"") -> None:
+        self.image, self.tail, self.reads, self.bytes = image, tail, 0, 0
+
+    def read_at(self, offset: int, size: int, /) -> bytes:
+        size = min(size, self.size - offset)
+        self.reads += 1
+        self.bytes += size
+        assert self.reads < 2000, "zeros in small pieces"
+        assert self.bytes < 200 << 20, "far into the partition"
+        data = self.image[offset : offset + size].ljust(size, b"\0")
+        return data[: size - len(self.tail)] + self.tail if offset + size == self.size else data
+
+    def read_into(self, offset: int, view: memoryview, /) -> None:
+        view[:] = self.read_at(offset, len(view))
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+@pytest.mark.parametrize("tail", [b"", b"old"])
+def test_zeros_behind_a_stream_are_not_gone_through(name, tail):
+    """Only what the last bytes of the partition show is told to be there."""
+    (layer,) = (layer for layer in LAYERS if layer.probe(COMPRESS[name](PLAIN)[:512]))
+    source = layer.open(OnPartition(COMPRESS[name](PLAIN), tail), OpenOptions())
+    assert source.read_at(0, len(PLAIN) + 1) == PLAIN
+    assert ["no part of it" in text for text in source.warnings] == [True] * bool(tail)
+
+
+@pytest.mark.parametrize("name", ["xz", "zstd"])
+def test_members_with_much_padding_in_between(opened, name):
+    make = COMPRESS[name]
+    source = opened(make(PLAIN) + bytes((3 << 20) + 16) + make(PLAIN) + bytes(4) + make(PLAIN))
+    assert not source.warnings
+    same_everywhere(source, PLAIN * 3, 5)
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_skippable_frames_without_end(size):
+    """Eight bytes each: a file may have any number of them."""
+    many = OnPartition(zstd_frame(PLAIN) + (struct.pack("<II", 0x184D2A51, size) + bytes(size)) * 3000)
+    (layer,) = (layer for layer in LAYERS if layer.probe(many.image[:512]))
+    source = layer.open(many, OpenOptions())
+    assert source.read_at(0, len(PLAIN) + 1) == PLAIN
+    assert "no part of it" in source.warnings[0]
 
 
 @pytest.mark.parametrize("name", COMPRESS)
