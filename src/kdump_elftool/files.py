@@ -27,6 +27,7 @@ from kdump_elftool.safe_text import printable
 STDIO = "-"
 _NAME_MAX = 255
 _NAME_TRIES = 100
+_COMPLAINTS_TOLD = 3
 _ZEROS = bytes(1 << 16)
 _WRITEBACK_STEP = 32 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -72,6 +73,29 @@ class ByteSource(Protocol):
 
     def read_into(self, offset: int, view: memoryview, /) -> None:
         """Fill ``view``.  Raises CorruptDumpError where the bytes cannot be had."""
+
+
+class Complaints:
+    """The first of many complaints of one kind, and how many there are: a file may give rise to millions."""
+
+    def __init__(self, more: str) -> None:
+        self._more = more
+        self._first: list[str] = []
+        self._count = 0
+
+    def add(self, text: str) -> None:
+        """One more."""
+        self._count += 1
+        if len(self._first) < _COMPLAINTS_TOLD:
+            self._first.append(text)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def told(self) -> list[str]:
+        """The first as they are, and a line that counts the others, which ends with ``more``."""
+        left = self._count - len(self._first)
+        return [*self._first, f"{left} more {self._more}"] if left else self._first
 
 
 def readable_end(file: ByteSource, offset: int) -> int:

@@ -171,7 +171,7 @@ class _Indexer:
 
     def _endings(self, run: Run) -> list[str]:
         name = self._stream.name
-        found = [f"the {name} stream {problem}" for problem in run.problems]
+        found = run.problems.told()
         if run.is_cut:
             found.append(
                 f"the {name} stream ends early, at file offset {readable_end(self._source, run.at):#x}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kdump_elftool.codecs.marks import Mark
 from kdump_elftool.codecs.streams import Decoder, Inflate, Stream
-from kdump_elftool.files import ByteSource
+from kdump_elftool.files import ByteSource, Complaints
 
 STEP = 1 << 16
 """Compressed bytes that a decoder gets at a time."""
@@ -44,7 +44,7 @@ class Run:
             self.decoder, self._prefix = stream.decoder(), point.mark.prefix
         self.is_cut = False
         """Whether the file ended within a member."""
-        self.problems: list[str] = []
+        self.problems = Complaints(f"members of the {stream.name} stream do not end as they should")
 
     @property
     def rests(self) -> bool:
@@ -94,4 +94,4 @@ class Run:
         self.at, problem = self._stream.end(self._source, self.at - len(decoder.unused_data), decoder)
         self._mark = self.decoder = None
         if problem:
-            self.problems.append(f"{problem} (at file offset {self.at:#x})")
+            self.problems.add(f"the {self._stream.name} stream {problem} (at file offset {self.at:#x})")

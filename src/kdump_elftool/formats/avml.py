@@ -10,7 +10,7 @@ from __future__ import annotations
 from kdump_elftool.addr import merge_ranges, subtract_ranges, u64
 from kdump_elftool.codecs.pages import INSTALL
 from kdump_elftool.errors import MissingCodecError
-from kdump_elftool.files import ByteSource, readable_end
+from kdump_elftool.files import ByteSource, Complaints, readable_end
 from kdump_elftool.formats import lime
 from kdump_elftool.formats.avml_frames import Found, FrameReader, Piece, walk
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions
@@ -19,7 +19,6 @@ from kdump_elftool.memory.physical import PhysicalMemory
 
 MAGIC = b"AVML"  # 0x4C4D5641, little-endian
 VERSION = 2
-_MOST_WARNINGS = 3
 
 
 def probe(head: bytes) -> bool:
@@ -76,10 +75,10 @@ def _lost(file: ByteSource, found: Found, memory: PhysicalMemory) -> tuple[Lost,
 
 
 def _warnings(found: Found) -> tuple[str, ...]:
-    said = [f"damaged at file offset {bad.at:#x}: {bad.why}" for bad in found.bad[:_MOST_WARNINGS]]
-    if len(found.bad) > _MOST_WARNINGS:
-        said.append(f"{len(found.bad) - _MOST_WARNINGS} more places are damaged")
-    return tuple(said)
+    said = Complaints("places are damaged")
+    for bad in found.bad:
+        said.add(f"damaged at file offset {bad.at:#x}: {bad.why}")
+    return tuple(said.told())
 
 
 FORMAT = Format("avml", probe, open_avml)

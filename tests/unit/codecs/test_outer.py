@@ -315,6 +315,15 @@ def test_lz4_blocks_far_too_many(opened, monkeypatch):
     same_everywhere(opened(lz4_frame(PLAIN, block_size=4)), PLAIN)
 
 
+def test_many_bad_members_are_a_few_warnings(opened):
+    bad = gzip.compress(b"", 1, mtime=0)[:-8] + b"\xff" * 8
+    source = opened(gzip.compress(PLAIN, 1) + bad * 8000)
+    same_everywhere(source, PLAIN, 5)
+    assert len(source.warnings) == 4
+    assert all("checksum" in text for text in source.warnings[:3])
+    assert "7997 more members" in source.warnings[3]
+
+
 class OnPartition:
     """An image at the beginning of a partition: a terabyte of zeros behind it, ``tail`` at the very end."""
 
