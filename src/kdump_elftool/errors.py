@@ -50,6 +50,14 @@ class CorruptDumpError(FormatError):
         super().__init__(path, message, file_offset=file_offset, hint=hint)
 
 
+class ReadFailedError(CorruptDumpError):
+    """The system could not read this part of a file (a bad sector, broken memory); ``why`` in its words."""
+
+    def __init__(self, path: str, why: str, *, file_offset: int, hint: str) -> None:
+        super().__init__(path, f"read failed: {why}", file_offset=file_offset, hint=hint)
+        self.why = why
+
+
 class FaultError(KdumpError):
     """Memory that was asked for is not there.  ``space`` is ``paddr`` or ``vaddr``."""
 

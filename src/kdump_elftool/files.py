@@ -21,7 +21,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from kdump_elftool.addr import NO_RANGES, Ranges
-from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
+from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, ReadFailedError, UsageError
 from kdump_elftool.safe_text import printable
 
 STDIO = "-"
@@ -119,6 +119,8 @@ class InputFile:
 
     warnings: tuple[str, ...] = ()
     missing = NO_RANGES
+    is_device = False
+    """Whether it is memory by its address, the end of which is not known."""
 
     def __init__(self, path: str, fd: int, size: int, identity: tuple[int, int]) -> None:
         self.path = path
@@ -169,7 +171,9 @@ class InputFile:
         if stat.S_ISDIR(status.st_mode) or stat.S_ISFIFO(status.st_mode):
             os.close(fd)
             raise KdumpError(f"{printable(path)} is no device", hint="name /dev/mem or its like")
-        return cls(printable(path), fd, 1 << 62, (status.st_dev, status.st_ino))
+        device = cls(printable(path), fd, 1 << 62, (status.st_dev, status.st_ino))
+        device.is_device = True
+        return device
 
     def close(self) -> None:
         """Close the descriptor; harmless when repeated."""
@@ -184,7 +188,7 @@ class InputFile:
         self.close()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``; shorter only at the end of the file."""
+        """Up to ``size`` bytes at ``offset``; shorter only at the end.  Raises ReadFailedError."""
         size = min(size, max(self.size - offset, 0))
         if not size:
             return b""
@@ -199,8 +203,14 @@ class InputFile:
         return bytes(buffer[:got])
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill ``view`` from ``offset``.  Raises CorruptDumpError when the file ends before."""
+        """Fill ``view`` from ``offset``.
+
+        Raises CorruptDumpError when the file ends before, ReadFailedError where the system cannot read it.
+        """
         got = self._fill(offset, view)
+        if got < len(view) and self.is_device:
+            hint = "the headers of the dump name memory that is not there"
+            raise ReadFailedError(self.path, "the device ends before", file_offset=offset + got, hint=hint)
         if got < len(view):
             raise CorruptDumpError(
                 self.path,
@@ -215,13 +225,38 @@ class InputFile:
             try:
                 got = os.preadv(self.fd, [view[done:]], offset + done)
             except OSError as error:
-                raise CorruptDumpError(
-                    self.path, f"read failed: {error.strerror}", file_offset=offset + done
-                ) from None
+                why = error.strerror or str(error)
+                hint = _read_hint(self.path, error)
+                raise ReadFailedError(self.path, why, file_offset=offset + done, hint=hint) from None
             if got == 0:
                 break
             done += got
         return done
+
+
+class UpToFailure:
+    """A file whose reads end before what the system cannot read, as they do where something is missing."""
+
+    def __init__(self, file: ByteSource) -> None:
+        self.path, self.size, self.missing, self.warnings = file.path, file.size, file.missing, file.warnings
+        self._file = file
+        self.failure: ReadFailedError | None = None
+        """Why a read ended early."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes."""
+        while True:
+            try:
+                return self._file.read_at(offset, size)
+            except ReadFailedError as error:
+                self.failure = error
+                if size <= 1:
+                    return b""
+                size //= 2
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """As the file's."""
+        self._file.read_into(offset, view)
 
 
 @dataclass(frozen=True)
@@ -244,6 +279,15 @@ def _open_hint(error: OSError) -> str | None:
     if error.errno == errno.EACCES:
         return "dumps usually belong to root"
     return "check the file and its directory"
+
+
+def _read_hint(path: str, error: OSError) -> str:
+    """What to do where it is the system that cannot read, not the file that is damaged."""
+    if path.startswith("/proc/"):
+        return "the kernel cannot read this memory: it is broken or protected, and no other copy will have it"
+    if error.errno in (errno.EIO, errno.EBADMSG, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO):
+        return "the disk or the connection to it fails (see dmesg here): save the file with ddrescue first"
+    return "what the file lies on cannot read it (see dmesg here): copy it to another place"
 
 
 class Output:

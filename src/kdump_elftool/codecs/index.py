@@ -10,7 +10,7 @@ from kdump_elftool.codecs.marks import Mark
 from kdump_elftool.codecs.run import Point, Run
 from kdump_elftool.codecs.streams import Inflate, Stream
 from kdump_elftool.errors import CorruptDumpError, UnsupportedError
-from kdump_elftool.files import ByteSource, readable_end
+from kdump_elftool.files import ByteSource, UpToFailure, readable_end
 from kdump_elftool.progress import Advance, silent
 from kdump_elftool.spool import Spool
 
@@ -49,7 +49,7 @@ def build_index(
 class _Indexer:
     def __init__(self, source: ByteSource, stream: Stream, spool: Callable[[], Spool]) -> None:
         self._source, self._stream, self._new_spool = source, stream, spool
-        self._marks = stream.marks(source)
+        self._marks = stream.marks(UpToFailure(source))
         self._mark: Mark | None = next(self._marks, None)
         self._points = [Point(0, 0)]
         self._spacing = _FIRST_SPACING
@@ -172,7 +172,10 @@ class _Indexer:
     def _endings(self, run: Run) -> list[str]:
         name = self._stream.name
         found = run.problems.told()
-        if run.is_cut:
+        failure, ended = run.source.failure, run.is_cut or run.decoder is None
+        if failure is not None and ended and run.at < self._source.size:
+            found.append(f"the {name} stream cannot be read from file offset {run.at:#x} on: {failure.why}")
+        elif run.is_cut:
             found.append(
                 f"the {name} stream ends early, at file offset {readable_end(self._source, run.at):#x}"
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kdump_elftool.codecs.marks import Mark
 from kdump_elftool.codecs.streams import Decoder, Inflate, Stream
-from kdump_elftool.files import ByteSource, Complaints
+from kdump_elftool.files import ByteSource, Complaints, UpToFailure
 
 STEP = 1 << 16
 """Compressed bytes that a decoder gets at a time."""
@@ -35,7 +35,8 @@ class Run:
     """
 
     def __init__(self, source: ByteSource, stream: Stream, point: Point, *, verify: bool = False) -> None:
-        self._source, self._stream, self._verify = source, stream, verify
+        self.source = UpToFailure(source)
+        self._stream, self._verify = stream, verify
         self._mark, self._prefix = point.mark, b""
         self.at, self.out = point.at, point.out
         self.stop = -1
@@ -57,7 +58,7 @@ class Run:
         Raises what the stream's library raises.
         """
         if self.decoder is None:
-            begun = self._stream.begin(self._source, self.at, verify=self._verify)
+            begun = self._stream.begin(self.source, self.at, verify=self._verify)
             if begun is None:
                 return None
             self.decoder, self.at = begun.decoder, begun.input_at
@@ -73,10 +74,10 @@ class Run:
         return out
 
     def _input(self) -> bytes:
-        limit = self._source.size if self._mark is None else self._mark.limit
+        limit = self.source.size if self._mark is None else self._mark.limit
         if self.stop > self.at:
             limit = min(limit, self.stop)
-        data = self._source.read_at(self.at, max(min(STEP, limit - self.at), 0))
+        data = self.source.read_at(self.at, max(min(STEP, limit - self.at), 0))
         self.at += len(data)
         if not data:
             return b""
@@ -91,7 +92,7 @@ class Run:
         return b""
 
     def _end(self, decoder: Decoder) -> None:
-        self.at, problem = self._stream.end(self._source, self.at - len(decoder.unused_data), decoder)
+        self.at, problem = self._stream.end(self.source, self.at - len(decoder.unused_data), decoder)
         self._mark = self.decoder = None
         if problem:
             self.problems.add(f"the {self._stream.name} stream {problem} (at file offset {self.at:#x})")

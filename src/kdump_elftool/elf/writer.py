@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import U64, u64
+from kdump_elftool.addr import U64, merge_ranges, u64
 from kdump_elftool.elf.layout import PAGE, CoreLayout, Storage, encode_headers
 from kdump_elftool.files import FileSlice, Output
 from kdump_elftool.progress import Advance, silent
@@ -103,7 +103,8 @@ class _Job:
 
     def read(self, paddr: int, file_offset: int, view: memoryview) -> _Piece:
         if self.out.is_file:
-            return _Piece(paddr, file_offset, view, self.memory.read_present(paddr, view))
+            holes = self.memory.read_present(paddr, view)
+            return _Piece(paddr, file_offset, view, _whole_pages(holes, paddr, len(view)) if holes else [])
         self.memory.read_into(paddr, view)
         return _Piece(paddr, file_offset, view, [])
 
@@ -175,6 +176,15 @@ def _write_piece(file_offset: int, view: memoryview, out: Output) -> int:
     if tail < size:
         out.write_at(file_offset + tail, view[tail:])
     return int(zeros.sum()) * PAGE
+
+
+def _whole_pages(holes: list[tuple[int, int]], paddr: int, size: int) -> list[tuple[int, int]]:
+    """The holes with the rest of their pages: memory in a file need not lie as it does in the machine."""
+    skip = paddr % PAGE
+    low = u64([max((begin + skip) // PAGE * PAGE - skip, 0) for begin, _ in holes])
+    high = u64([min(-(-(end + skip) // PAGE) * PAGE - skip, size) for _, end in holes])
+    joined = merge_ranges(low, high)
+    return list(zip(joined.start.tolist(), joined.end.tolist(), strict=True))
 
 
 _NO_PAGES = np.zeros(0, dtype=np.bool_)

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,10 +21,11 @@ import numpy.typing as npt
 from kdump_elftool.addr import U64, Bools, Index, align_up
 from kdump_elftool.codecs import pages as codecs
 from kdump_elftool.codecs.pages import Batch, Codec, decoder
-from kdump_elftool.errors import CorruptDumpError
+from kdump_elftool.errors import CorruptDumpError, ReadFailedError
 from kdump_elftool.files import ByteSource, behind_gap, readable_end
 from kdump_elftool.formats import diskdump_structs as d
 from kdump_elftool.memory.paged import Bytes2D, PagedReader, Trouble
+from kdump_elftool.memory.unreadable import Unreadable
 
 CODECS: dict[int, Codec] = {
     d.ZLIB: codecs.ZLIB,
@@ -55,12 +56,16 @@ class PartPages:
     offset: int
     count: int
     page_size: int
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     def read(self, first: int, count: int) -> Descriptors:
         """Descriptors from ``first`` on; those behind the end of the file, or missing, are zeros."""
         size = count * d.DESCRIPTOR_SIZE
         at = self.offset + first * d.DESCRIPTOR_SIZE
-        raw = self.file.read_at(at, size)
+        try:
+            raw = self.file.read_at(at, size)
+        except ReadFailedError:
+            raw = self._around_failures(at, size)
         if len(raw) < size and len(self.file.missing):
             raw = self._around_gaps(at, size)
         return np.frombuffer(raw.ljust(size, b"\0"), dtype=self.dtype)
@@ -74,6 +79,15 @@ class PartPages:
             raw[done : done + whole] = piece[:whole]
             behind = behind_gap(self.file, at + done + len(piece)) - at
             done = max(align_up(behind, d.DESCRIPTOR_SIZE), done + d.DESCRIPTOR_SIZE)
+        return bytes(raw)
+
+    def _around_failures(self, at: int, size: int) -> bytes:
+        """Whole descriptors that the system can read, zeros for the others."""
+        raw = bytearray(max(min(size, self.file.size - at), 0))
+        for low, high in self.unreadable.read(self.file, at, memoryview(raw)):
+            begin = low // d.DESCRIPTOR_SIZE * d.DESCRIPTOR_SIZE
+            end = min(align_up(high, d.DESCRIPTOR_SIZE), len(raw))
+            raw[begin:end] = bytes(end - begin)
         return bytes(raw)
 
     def states(self, found: Descriptors) -> States:
@@ -95,12 +109,20 @@ class PartPages:
         at = self.offset + number * d.DESCRIPTOR_SIZE
         found = self.read(number, 1)
         behind = at + d.DESCRIPTOR_SIZE > self.file.size
+        failed = self.unreadable.trouble(at, d.DESCRIPTOR_SIZE)
+        if failed:
+            return Trouble(f"its descriptor: {failed.why}", failed.file_offset)
         state = TRUNCATED if behind else int(self.states(found)[0])
         data, size, flags = (int(found[name][0]) for name in ("offset", "size", "flags"))
         if not behind and readable_end(self.file, at) < at + d.DESCRIPTOR_SIZE:
             return Trouble(f"its descriptor is missing at file offset {at:#x}", at)
         if state == GOOD and readable_end(self.file, data) < data + size:
             return Trouble(f"missing at file offset {data:#x}", data)
+        if state == GOOD:
+            try:
+                self.file.read_at(data, size)
+            except ReadFailedError as error:
+                return Trouble(f"{error.path}: {error.why} at file offset {error.file_offset:#x}", data)
         words = {
             NEVER_WRITTEN: (f"never written: the descriptor at file offset {at:#x} is empty", at),
             TRUNCATED: (f"truncated at file offset {self.file.size:#x}", self.file.size),

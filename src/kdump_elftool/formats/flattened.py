@@ -195,6 +195,8 @@ def _why(source: ByteSource, records: Records, kept: int) -> str:
     what = f"it ends at file offset {source.size:#x} without an end mark"
     if records.stop == Stop.NO_RECORD:
         what = f"no record begins at file offset {records.next_at:#x}, where one should"
+    if records.stop == Stop.UNREADABLE:
+        what = f"the record at file offset {records.next_at:#x} cannot be read (see dmesg here)"
     return f"{what}: {kept} of {len(records)} records are used"
 
 

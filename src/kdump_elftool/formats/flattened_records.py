@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdump_elftool.addr import U64
-from kdump_elftool.files import ByteSource
+from kdump_elftool.files import ByteSource, UpToFailure
 from kdump_elftool.progress import Advance, silent
 
 SIGNATURE = b"makedumpfile\0\0\0\0"
@@ -49,6 +49,8 @@ class Stop(enum.IntEnum):
     """16 bytes that are no record's header."""
     TOO_MANY = 3
     """More records than this program counts."""
+    UNREADABLE = 4
+    """The system cannot read it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ class Scanner:
         if len(self) > MAX_RECORDS:
             self._stop = Stop.TOO_MANY
 
+    def give_up(self) -> None:
+        """The next header cannot be read."""
+        self._stop = Stop.UNREADABLE
+
     def hop(self, source: ByteSource) -> None:
         """Go from header to header with a read for each, as long as records are large, for a while."""
         read, add_start, add_size = source.read_at, self._start.append, self._size.append
@@ -156,6 +162,7 @@ class Scanner:
 def scan(source: ByteSource, advance: Advance = silent) -> Records:
     """Find all records of a file: header by header, or in large pieces where records are small."""
     scanner = Scanner()
+    source = UpToFailure(source)
     dense = True
     while not scanner.done and scanner.next_at < source.size:
         at, count = scanner.next_at, len(scanner)
@@ -164,7 +171,9 @@ def scan(source: ByteSource, advance: Advance = silent) -> Records:
         else:
             scanner.hop(source)
         if scanner.next_at == at:
-            break  # the file ends within a header
+            if source.failure is not None:
+                scanner.give_up()
+            break  # the file ends within a header, or that cannot be read
         dense = scanner.next_at - at < (len(scanner) - count) * _SMALL
         advance(min(scanner.next_at, source.size) - at)
     return scanner.finish()

@@ -8,12 +8,12 @@ src/main.c, and src/image.rs of AVML.  There are no notes, and nothing tells the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kdump_elftool.addr import U64, Ranges, merge_ranges, subtract_ranges, u64
-from kdump_elftool.errors import CorruptDumpError, UnsupportedError
+from kdump_elftool.errors import CorruptDumpError, ReadFailedError, UnsupportedError
 from kdump_elftool.files import ByteSource, readable_end
 from kdump_elftool.formats.base import ClaimedMappings, Dump, Format, Lost, OpenOptions, there
 from kdump_elftool.memory.extents import ZERO_FILL, normalise
@@ -99,7 +99,12 @@ def _read_headers(file: ByteSource) -> tuple[list[Range], BadHeader | None]:
     ranges: list[Range] = []
     at = 0
     while len(ranges) < MOST_RANGES:
-        found = read_header(file.read_at, at, MAGIC, VERSION)
+        try:
+            found = read_header(file.read_at, at, MAGIC, VERSION)
+        except ReadFailedError as error:
+            if not ranges:
+                raise
+            found = BadHeader(at, error.why)
         if not isinstance(found, Range):
             return ranges, BadHeader(at, MISSING) if header_is_lost(file, at) else found
         ranges.append(found)
@@ -180,7 +185,7 @@ def _with_zeros(memory: PhysicalMemory) -> PhysicalMemory:
         np.concatenate([held.size, gaps.end - gaps.start]),
         np.concatenate([held.position, fill]),
     )
-    return PhysicalMemory(memory.reader, extents, whole)
+    return replace(memory, extents=extents, declared=whole)
 
 
 FORMAT = Format("lime", probe, open_lime)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from kdump_elftool.errors import CorruptDumpError, UnsupportedError
+from kdump_elftool.errors import CorruptDumpError, ReadFailedError, UnsupportedError
 from kdump_elftool.files import ByteSource, readable_end
 from kdump_elftool.safe_text import printable
 
@@ -65,6 +65,8 @@ class Cursor:
         self._base = 0
         self._window = bytearray()
         self._ahead = 0
+        self.failure: str | None = None
+        """Why the system cannot read what is at ``limit``."""
 
     def view(self, size: int) -> tuple[bytearray, int]:
         """A buffer, and the index in it from which ``size`` bytes of the stream can be read.
@@ -82,9 +84,21 @@ class Cursor:
         if room != len(self._window):
             self._window = bytearray(room)
         self._base = self.limit  # so that nothing is found in a window that could not be filled
-        self.file.read_into(self.at, memoryview(self._window))
+        self._fill(size)
         self._base = self.at
         return self._window, 0
+
+    def _fill(self, size: int) -> None:
+        """The window; no more than ``size`` bytes of it where the system cannot read all of it."""
+        try:
+            self.file.read_into(self.at, memoryview(self._window))
+        except ReadFailedError:
+            self._window, self._ahead = bytearray(size), 0
+            try:
+                self.file.read_into(self.at, memoryview(self._window))
+            except ReadFailedError as error:
+                self.limit, self.failure = self.at, error.why
+                raise StreamEnds from None
 
     def take(self, size: int) -> bytes:
         """The next bytes."""

@@ -12,6 +12,7 @@ import logging
 import re
 from dataclasses import dataclass
 
+from kdump_elftool.errors import ReadFailedError
 from kdump_elftool.formats.base import CpuRegisters
 from kdump_elftool.formats.migration_description import (
     Budget,
@@ -58,7 +59,7 @@ def read_cpus(cursor: Cursor) -> Cpus:
     try:
         end, devices = find_description(cursor)
         bad = _Reader(cursor, end).read(devices, found)
-    except (Misdescribed, StreamEnds) as error:
+    except (Misdescribed, StreamEnds, ReadFailedError) as error:
         why = printable(str(error)) or "a part of them is missing"
         return Cpus((), None, (f"the registers of the CPUs cannot be read: {why}",))
     warnings = [f"the registers of CPU {cpu} are left out: {why}" for cpu, why in bad[:3]]

@@ -56,7 +56,7 @@ def reduce_dump(dump: Dump, request: KernelRequest, level: str) -> Reduction:
     try:
         kernel = open_kernel(dump, request)
     except IdentityError as error:
-        warnings.append(ALL_KEPT + error.message)
+        warnings += [*dump.warnings, ALL_KEPT + error.message]
     if kernel is not None:
         warnings += kernel.warnings
         choice, page_warnings = choose_pages(dump, kernel, level)

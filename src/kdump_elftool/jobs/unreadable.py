@@ -68,7 +68,7 @@ def losses(memory: PhysicalMemory, lost: Ranges) -> tuple[Lost, ...]:
         result.append(Lost("paddr", trouble.why, Ranges(u64([start]), u64([end])), trouble.file_offset))
     if len(lost) > _TOLD_APART:
         rest = Ranges(lost.start[_TOLD_APART:], lost.end[_TOLD_APART:])
-        result.append(Lost("paddr", "could not be decoded", rest))
+        result.append(Lost("paddr", "could not be read", rest))
     return tuple(result)
 
 

@@ -7,8 +7,7 @@ whoever asks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +16,24 @@ from kdump_elftool.addr import MASK64, U64, Bools, Ranges, subtract_ranges, u64
 from kdump_elftool.errors import PageAbsentError
 from kdump_elftool.memory.extents import ZERO_FILL, Extents, intersect
 from kdump_elftool.memory.paged import Bytes2D, Holes, PagedReader, Trouble
+from kdump_elftool.memory.unreadable import BlockReader, Unreadable
 
+_PAGE = 4096
 _RUN_BYTES = 1 << 20  # one read of many blocks
 _RUN_GAP = 1 << 15  # reading over a small gap is cheaper than a second system call
 
 
-class BlockReader(Protocol):
-    """Something that fills a buffer from a position in a dump's data."""
-
-    def read_into(self, offset: int, view: memoryview, /) -> None: ...
-
-
 @dataclass(frozen=True)
 class PhysicalMemory:
-    """``extents``: what the dump holds.  ``declared``: what its headers say the machine had."""
+    """``extents``: what the dump holds.  ``declared``: what its headers say the machine had.
+
+    ``unreadable`` collects what the system cannot read of the data of a :class:`BlockReader`.
+    """
 
     reader: BlockReader | PagedReader
     extents: Extents
     declared: Ranges
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     def present(self) -> Ranges:
         """Physical ranges that can be read."""
@@ -47,10 +46,10 @@ class PhysicalMemory:
     def moved(self, by: int) -> PhysicalMemory:
         """The same memory ``by`` bytes higher, or lower; none of it may leave the address space."""
         held, declared, shift = self.extents, self.declared, np.uint64(by & MASK64)
-        return PhysicalMemory(
-            self.reader,
-            Extents(held.start + shift, held.size, held.position),
-            Ranges(declared.start + shift, declared.end + shift),
+        return replace(
+            self,
+            extents=Extents(held.start + shift, held.size, held.position),
+            declared=Ranges(declared.start + shift, declared.end + shift),
         )
 
     def read(self, paddr: int, size: int) -> bytes:
@@ -113,19 +112,22 @@ class PhysicalMemory:
         return holes
 
     def trouble(self, paddr: int) -> Trouble:
-        """Why the byte at ``paddr``, which the extents hold, could not be read."""
+        """Why ``paddr``, which the extents hold, or the rest of its page could not be read."""
         index, inside = self.extents.locate(u64([paddr]))
-        if not inside[0] or not isinstance(self.reader, PagedReader):
+        if not inside[0]:
             return Trouble("not in the dump", None)
         offset = int(self.extents.position[index[0]]) + paddr - int(self.extents.start[index[0]])
+        if not isinstance(self.reader, PagedReader):
+            return self.unreadable.trouble(offset, _PAGE - paddr % _PAGE) or Trouble(
+                "could not be read", None
+            )
         return self.reader.trouble(offset // self.reader.page_size)
 
     def _read(self, offset: int, view: memoryview) -> Holes:
         """Fill ``view`` from the reader's data."""
         if isinstance(self.reader, PagedReader):
             return self.reader.read_present(offset, view)
-        self.reader.read_into(offset, view)
-        return []
+        return self.unreadable.read(self.reader, offset, view)
 
     def gather(self, paddr: U64, size: int) -> tuple[Bytes2D, Bools]:
         """Many blocks of ``size`` bytes: an (n, size) uint8 array and a mask of those readable.
@@ -147,16 +149,19 @@ class PhysicalMemory:
             readable[from_file] = self.reader.gather((position + skip)[from_file], size, found)
             blocks[from_file] = found
         else:
-            self._gather_runs(self.reader, blocks, from_file, (position + skip)[from_file], size)
+            offset = (position + skip)[from_file]
+            readable[from_file] = self._gather_runs(self.reader, blocks, from_file, offset, size)
         for row in split.tolist():
             readable[row] = self._across_extents(int(paddr[row]), blocks[row])
         return blocks, readable
 
     def _gather_runs(
         self, reader: BlockReader, blocks: Bytes2D, rows: npt.NDArray[np.intp], offset: U64, size: int
-    ) -> None:
+    ) -> Bools:
+        """Fill rows of ``blocks``; returns which of them could be read."""
+        good = np.ones(len(rows), dtype=np.bool_)
         order = np.argsort(offset, kind="stable")
-        rows, offset = rows[order], offset[order]
+        rows_given, rows, offset = rows, rows[order], offset[order]
         scratch = bytearray(_RUN_BYTES + size)
         begin = 0
         while begin < len(rows):
@@ -166,12 +171,17 @@ class PhysicalMemory:
             jumps = np.flatnonzero(np.diff(window[:reach]) > np.uint64(size + _RUN_GAP))
             stop = begin + (int(jumps[0]) + 1 if len(jumps) else reach)
             length = int(offset[stop - 1]) - base + size
-            reader.read_into(base, memoryview(scratch)[:length])
+            holes = self.unreadable.read(reader, base, memoryview(scratch)[:length])
             data = np.frombuffer(scratch, dtype=np.uint8)
             where = (offset[begin:stop] - np.uint64(base)).astype(np.intp)
             windows = np.lib.stride_tricks.sliding_window_view(data, size)
             blocks[rows[begin:stop]] = windows[where]
+            for low, high in holes:
+                bad = order[begin:stop][(where < high) & (where + size > low)]
+                good[bad] = False
+                blocks[rows_given[bad]] = 0
             begin = stop
+        return good
 
     def _across_extents(self, paddr: int, row: npt.NDArray[np.uint8]) -> bool:
         try:
