@@ -193,6 +193,41 @@ def test_a_velf_of_what_is_left(kernel, broken, tmp_path, capfd):
     assert main(["topelf", "-l", "all", "-i", str(path), "-o", str(out), "--strict"]) == 1
 
 
+def test_info_names_what_it_met(kernel, broken, tmp_path, capfd):
+    """The last that it reads of the file is broken the next time."""
+    path = tmp_path / "dump"
+    path.write_bytes(kernel.dump())
+    reads = broken(path, 1 << 40, 1 << 41)
+    assert main(["info", str(path), "--json"]) == 0
+    whole = json.loads(capfd.readouterr().out)["coverage"]
+    at = reads[-1] // PAGE * PAGE
+    assert at > 2 * PAGE, "not the headers"
+    broken(path, at, at + PAGE)
+    assert main(["info", str(path), "--json"]) == 0
+    captured = capfd.readouterr()
+    told = json.loads(captured.out)["coverage"]
+    assert whole["covered_pages"] - told["covered_pages"] in (1, 2)
+    assert f"{path}: Input/output error at file offset " in told["lost"][-1]["why"]
+    assert captured.err.count("what cannot be read is left out") == 1
+    assert main(["info", str(path), "--strict"]) == 1
+
+
+def test_a_small_dump_in_a_pipe(kernel, broken, tmp_path, capfdbinary):
+    """Which pages are there is written last; an ELF core's headers are gone by then, and the run fails."""
+    path, out = tmp_path / "dump", tmp_path / "out"
+    path.write_bytes(kernel.dump())
+    at = path.stat().st_size * 4 // 5 // PAGE * PAGE
+    broken(path, at, at + PAGE)
+    argv = ["topelf", "-l", "all", "-i", str(path)]
+    assert main([*argv, "--format", "kdump", "--compress", "zlib"]) == 0
+    captured = capfdbinary.readouterr()
+    assert b"Input/output error" in captured.err
+    out.write_bytes(captured.out)
+    assert 1 <= len(missing_pages(out, kernel)) <= 2
+    assert main(argv) == 1
+    assert b"hint: with -o FILE such pages are left out" in capfdbinary.readouterr().err
+
+
 def test_a_small_dump_by_pages(kernel, broken, tmp_path, capfd):
     path, out = tmp_path / "dump", tmp_path / "out"
     path.write_bytes(kernel.dump())

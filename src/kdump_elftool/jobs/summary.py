@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import takewhile
 
@@ -32,6 +32,7 @@ from kdump_elftool.kernel.facts import Fact
 from kdump_elftool.kernel.identity import MISREAD, kaslr_offset_by
 from kdump_elftool.kernel.pages import Category
 from kdump_elftool.kernel.vmcoreinfo import VmcoreInfo
+from kdump_elftool.memory.physical import PhysicalMemory
 from kdump_elftool.plain.crash_log import CrashLog, last_stamp, read_crash
 from kdump_elftool.plain.printk import Line, lines
 from kdump_elftool.safe_text import log_text, printable
@@ -118,7 +119,20 @@ def summarise(dump: Dump, request: KernelRequest, *, with_tasks: bool = False) -
         *_task_items(found.listed),
     )
     last = tuple(lines(found.log.log)[-LAST_LINES:]) if found.log else ()
+    coverage = _without_unreadable(coverage, memory)
     return Summary(items, coverage, last, tuple(warnings), tuple(_facts(found)))
+
+
+def _without_unreadable(coverage: Coverage, memory: PhysicalMemory) -> Coverage:
+    """The coverage when some of what was asked for here turned out unreadable."""
+    bad = memory.found_unreadable()
+    if not len(bad):
+        return coverage
+    # only a damaged disk comes here
+    from kdump_elftool.jobs.unreadable import losses
+
+    covered = max(coverage.covered - -(-bad.total // PAGE), 0)
+    return replace(coverage, covered=covered, lost=(*coverage.lost, *losses(memory, bad)))
 
 
 def _facts(found: _Found) -> Iterator[Fact]:

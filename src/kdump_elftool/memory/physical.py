@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from kdump_elftool.addr import MASK64, U64, Bools, Ranges, subtract_ranges, u64
+from kdump_elftool.addr import MASK64, U64, Bools, Ranges, merge_ranges, subtract_ranges, u64
 from kdump_elftool.errors import PageAbsentError
 from kdump_elftool.memory.extents import ZERO_FILL, Extents, intersect
 from kdump_elftool.memory.paged import Bytes2D, Holes, PagedReader, Trouble
@@ -110,6 +110,20 @@ class PhysicalMemory:
             view[done:] = bytes(len(view) - done)
             holes.append((done, len(view)))
         return holes
+
+    def found_unreadable(self) -> Ranges:
+        """What of the extents could not be read when somebody asked for it, in whole pages.
+
+        Of a :class:`PagedReader` nothing is known.
+        """
+        places, held = self.unreadable.places, self.extents
+        bad = Ranges(u64([place[0] for place in places]), u64([place[1] for place in places]))
+        rows = np.flatnonzero(held.position != np.uint64(ZERO_FILL))
+        pieces = intersect(bad, held.position[rows], held.size[rows])
+        owner, page = rows[pieces.owner], np.uint64(_PAGE)
+        start = held.start[owner] + (pieces.start - held.position[owner])
+        last = start + pieces.size - np.uint64(1)
+        return merge_ranges(start // page * page, (last // page + np.uint64(1)) * page)
 
     def trouble(self, paddr: int) -> Trouble:
         """Why ``paddr``, which the extents hold, or the rest of its page could not be read."""

@@ -125,6 +125,14 @@ def test_blocks_that_touch_it_are_unreadable(memory):
         assert blocks[row].tobytes() == right
 
 
+def test_where_it_is_in_memory(memory):
+    assert len(memory.found_unreadable()) == 0
+    memory.gather(u64([0x10000 + 3 * PAGE, 0x10000 + 9 * PAGE]), 8)
+    found = memory.found_unreadable()
+    assert found.start.tolist() == [0x12000, 0x18000], "8 bytes before, in the file, as the next page"
+    assert found.end.tolist() == [0x15000, 0x1A000]
+
+
 def test_moved_memory_shares_what_is_known(memory):
     moved = memory.moved(0x100000)
     with pytest.raises(PageAbsentError, match="dump: Input/output error at file offset 0x3008"):
