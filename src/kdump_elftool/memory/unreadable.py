@@ -62,8 +62,9 @@ class Unreadable:
         places = self.places
         if not places:
             return None
-        index = bisect_right(places, start, key=lambda place: place[1])
-        return places[index] if index < len(places) and places[index][0] < end else None
+        with self._lock:
+            index = bisect_right(places, start, key=lambda place: place[1])
+            return places[index] if index < len(places) and places[index][0] < end else None
 
     def _around(self, reader: BlockReader, offset: int, view: memoryview) -> Holes:
         """In pieces that grow as long as all goes well, and shrink to a page where it does not."""
@@ -105,6 +106,10 @@ class Unreadable:
             self._failures += 1
             index = bisect_right(self.places, start, key=lambda place: place[0])
             before = self.places[index - 1] if index else None
+            if before is not None and before[1] > start:
+                return before  # another thread was here meanwhile
+            if index < len(self.places):
+                end = min(end, self.places[index][0])
             if before is not None and before[1:3] == (start, why):
                 self.places[index - 1] = place = (before[0], end, why, before[3])
                 return place

@@ -87,6 +87,31 @@ def test_what_is_well_is_read_at_once():
     assert places.trouble(0) is None
 
 
+@pytest.mark.parametrize("patience", [1, 1 << 14])
+def test_two_threads_meet_the_same_pages(monkeypatch, patience):
+    """One comes upon them while the other is about to note them, in pieces of other sizes."""
+    monkeypatch.setattr(unreadable, "_PATIENCE", patience)
+    bad = {3, 4, 5, 40, 41, 42, 43, 44, 90}
+    places, other = Unreadable(), Broken(bad)
+
+    class Slow(Broken):
+        def read_into(self, offset: int, view: memoryview, /) -> None:
+            try:
+                super().read_into(offset, view)
+            except ReadFailedError:
+                if len(view) == PAGE:  # it will be noted
+                    places.read(other, offset, memoryview(bytearray(2 * PAGE)))
+                raise
+
+    slow, view = Slow(bad), memoryview(bytearray(4 * MB))
+    holes = places.read(slow, 0, view)
+    gone = {page for low, high in holes for page in range(low // PAGE, high // PAGE)}
+    assert bad <= gone
+    assert gone == bad or patience == 1
+    assert slow.reads < 200
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(places.places))
+
+
 def test_a_dead_disk_has_an_end(monkeypatch, caplog):
     monkeypatch.setattr(unreadable, "_PATIENCE", 64)
     reader, places = Dead(), Unreadable()
