@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from kdump_elftool.addr import NO_RANGES, Ranges
+from kdump_elftool.addr import NO_RANGES, Ranges, merge_ranges
 from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, ReadFailedError, UsageError
 from kdump_elftool.safe_text import printable
 
@@ -28,6 +28,8 @@ STDIO = "-"
 _NAME_MAX = 255
 _NAME_TRIES = 100
 _COMPLAINTS_TOLD = 3
+_FAILED_PAGE = 4096
+_PATIENCE, _LARGEST_FAILED = 1000, 10  # after so many failures twice as much is given up at once, up to 4 MB
 _ZEROS = bytes(1 << 16)
 _WRITEBACK_STEP = 32 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -235,28 +237,45 @@ class InputFile:
 
 
 class UpToFailure:
-    """A file whose reads end before what the system cannot read, as they do where something is missing."""
+    """A file in which what the system cannot read is ``missing`` from the first attempt on."""
 
     def __init__(self, file: ByteSource) -> None:
         self.path, self.size, self.missing, self.warnings = file.path, file.size, file.missing, file.warnings
         self._file = file
+        self._failures = 0
         self.failure: ReadFailedError | None = None
-        """Why a read ended early."""
+        """Why something is missing."""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes."""
-        while True:
-            try:
-                return self._file.read_at(offset, size)
-            except ReadFailedError as error:
-                self.failure = error
-                if size <= 1:
-                    return b""
-                size //= 2
+        """Up to ``size`` bytes; shorter only at the end, or where something is missing."""
+        if self.failure is not None:
+            size = min(size, max(readable_end(self, offset) - offset, 0))
+        try:
+            return self._file.read_at(offset, size)
+        except ReadFailedError as error:
+            self.failure = error
+        return self._before_failure(offset, size)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """As the file's."""
         self._file.read_into(offset, view)
+
+    def _before_failure(self, offset: int, size: int) -> bytes:
+        """What is before the first byte that cannot be read: halves, halves of halves."""
+        parts, at, step = [], offset, size
+        while step > 1:
+            step = -(-step // 2)
+            try:
+                parts.append(self._file.read_at(at, min(step, offset + size - at)))
+            except ReadFailedError:
+                continue
+            at += len(parts[-1])
+        unit = _FAILED_PAGE << min(self._failures // _PATIENCE, _LARGEST_FAILED)
+        self._failures += 1
+        start = np.append(self.missing.start, np.uint64(at))
+        end = np.append(self.missing.end, np.uint64(min((at // unit + 1) * unit, self.size)))
+        self.missing = merge_ranges(start, end)
+        return b"".join(parts)
 
 
 @dataclass(frozen=True)

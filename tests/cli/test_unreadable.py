@@ -144,6 +144,21 @@ def test_what_is_read_in_order_ends_there(kernel, broken, tmp_path, capfd, name)
     assert 1 <= len(missing_pages(out, kernel)) < 600
 
 
+def test_avml_goes_on_with_the_next_range(kernel, broken, tmp_path, capfd):
+    image = build_image("avml", ranges(kernel))
+    path, out = tmp_path / "dump", tmp_path / "out"
+    path.write_bytes(image)
+    at = len(image) // 2 // PAGE * PAGE
+    broken(path, at, at + PAGE)
+    assert main(["topelf", "-l", "all", "-i", str(path), "-o", str(out)]) == 0
+    err = capfd.readouterr().err
+    assert "Input/output error" in err
+    assert f"missing at file offset {at:#x}" in err
+    gone = missing_pages(out, kernel)
+    assert 1 <= len(gone) < 800
+    assert max(gone) < ranges(kernel)[-1][0]
+
+
 def test_memory_of_a_virtual_machine(kernel, broken, tmp_path, capfd):
     (tmp_path / "vm.vmss").write_bytes(State({"memory": memory_group([(0, 0, SIZE // PAGE)])}).build())
     (tmp_path / "vm.vmem").write_bytes(flat(kernel))

@@ -10,8 +10,15 @@ import stat
 import pytest
 
 from kdump_elftool import files
-from kdump_elftool.errors import CorruptDumpError, KdumpError, OutputError, UsageError
+from kdump_elftool.errors import (
+    CorruptDumpError,
+    KdumpError,
+    OutputError,
+    ReadFailedError,
+    UsageError,
+)
 from kdump_elftool.files import InputFile, open_output
+from tests.builders.dumps import BytesFile
 
 
 @pytest.fixture
@@ -37,6 +44,53 @@ def test_read_into_says_where_a_shrunken_file_ends(ten):
         with pytest.raises(CorruptDumpError, match="0x4") as caught:
             file.read_into(2, memoryview(bytearray(6)))
         assert caught.value.hint
+
+
+class Failing(BytesFile):
+    """A read that touches one of these pages gives nothing."""
+
+    bad: frozenset[int] = frozenset()
+    reads = 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self.reads += 1
+        if self.bad & set(range(offset // 4096, -(-min(offset + size, self.size) // 4096))):
+            raise ReadFailedError(self.path, "Input/output error", file_offset=offset, hint="-")
+        return super().read_at(offset, size)
+
+
+@pytest.mark.parametrize("bad", [{0}, {3}, {3, 4, 9}, {15}, set(range(16))])
+def test_reads_end_before_what_fails(bad):
+    image = bytes(range(251)) * 300
+    file = Failing(image[: 16 * 4096 - 100])
+    file.bad = frozenset(bad)
+    careful = files.UpToFailure(file)
+    for _ in range(2):
+        for offset in (0, 5, 4096, 3 * 4096 - 1, 5 * 4096, 14 * 4096 + 7, file.size - 1, file.size):
+            for size in (1, 16, 4095, 4096, 100_000):
+                end = min([offset + size, file.size, *(page * 4096 for page in bad if page * 4096 > offset)])
+                right = b"" if offset // 4096 in bad else image[offset:end]
+                assert careful.read_at(offset, size) == right
+    assert careful.failure
+    known = {page for a, b in zip(careful.missing.start.tolist(), careful.missing.end.tolist(), strict=True)
+             for page in range(a // 4096, -(-b // 4096))}  # fmt: skip
+    assert known <= bad
+    file.reads = 0
+    assert careful.read_at(min(bad) * 4096, 4096) == b""
+    assert file.reads <= 1, "what failed is not tried again"
+
+
+def test_a_dead_disk_is_missing_in_large_pieces(monkeypatch):
+    monkeypatch.setattr(files, "_PATIENCE", 10)
+    file = Failing(bytes(16 << 20))
+    file.bad = frozenset(range(4096))
+    careful, at = files.UpToFailure(file), 0
+    while at < file.size:
+        assert careful.read_at(at, 1 << 20) == b""
+        at = files.behind_gap(careful, at)
+    assert file.reads < 21 * 120
+    assert careful.missing.start.tolist() == [0]
+    assert careful.missing.end.tolist() == [file.size]
 
 
 @pytest.mark.parametrize("name", ["absent", "directory"])

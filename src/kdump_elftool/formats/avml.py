@@ -10,7 +10,7 @@ from __future__ import annotations
 from kdump_elftool.addr import merge_ranges, subtract_ranges, u64
 from kdump_elftool.codecs.pages import INSTALL
 from kdump_elftool.errors import MissingCodecError
-from kdump_elftool.files import ByteSource, Complaints, readable_end
+from kdump_elftool.files import ByteSource, Complaints, UpToFailure, readable_end
 from kdump_elftool.formats import lime
 from kdump_elftool.formats.avml_frames import Found, FrameReader, Piece, walk
 from kdump_elftool.formats.base import Dump, Format, Lost, OpenOptions
@@ -38,14 +38,17 @@ def open_avml(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
             "an AVML image needs the Python package cramjam",
             f"{INSTALL}; or make a LiME image of it with avml convert",
         ) from None
-    found = walk(file, MAGIC, VERSION)
+    readable = UpToFailure(file)
+    found = walk(readable, MAGIC, VERSION)
     if not found.pieces:
         lime.ending(file, [], found.bad[0])
     start, size, _ = lime.columns([piece.range for piece in found.pieces])
     held, position = u64([piece.held for piece in found.pieces]), u64([p.position for p in found.pieces])
-    reader = FrameReader(file, found.frames())
+    reader = FrameReader(readable, found.frames())
     memory = PhysicalMemory(reader, normalise(start, held, position), merge_ranges(start, start + size))
-    return lime.image_dump("avml", file, options, memory, _lost(file, found, memory), _warnings(found))
+    failed = (readable.failure.message,) if readable.failure else ()
+    lost = _lost(readable, found, memory)
+    return lime.image_dump("avml", file, options, memory, lost, (*_warnings(found), *failed))
 
 
 def _what_ended(file: ByteSource, end: int) -> str:

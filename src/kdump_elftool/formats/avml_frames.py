@@ -67,7 +67,6 @@ class _Window:
 
     def __init__(self, file: ByteSource) -> None:
         self._file, self._begin, self._data = file, 0, b""
-        self._whole = not len(file.missing)
 
     def read(self, at: int, size: int) -> bytes:
         if not self._begin <= at <= at + size <= self._begin + len(self._data):
@@ -76,7 +75,7 @@ class _Window:
 
     def reach(self, at: int) -> int:
         """Where what can be read from ``at`` on ends."""
-        return self._file.size if self._whole else readable_end(self._file, at)
+        return readable_end(self._file, at) if len(self._file.missing) else self._file.size
 
     def why(self, at: int, what: str) -> str:
         """Why there is no more from ``at`` on."""
