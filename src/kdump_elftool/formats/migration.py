@@ -90,8 +90,9 @@ def open_migration(files: tuple[ByteSource, ...], options: OpenOptions) -> Dump:
     cpus = read_cpus(cursor) if stream.ended else NO_CPUS
     extents = overlay(*_physical(stream.ram, layout.pieces))
     memory = PhysicalMemory(file, extents, merge_ranges(paddr, paddr + size))
-    what = f"{cursor.failure}, all from there on lost," if cursor.failure else "truncated"
-    why = "never sent" if stream.ended else f"{what} at file offset {cursor.limit:#x}"
+    why = "never sent" if stream.ended else f"truncated at file offset {cursor.limit:#x}"
+    if cursor.failure and not stream.ended:
+        why = f"not readable from file offset {cursor.limit:#x} on: {cursor.failure}"
     lost = Lost("paddr", why, memory.absent(), None if stream.ended else cursor.limit)
     asked = options.kind if options.e_machine != EM_X86_64 else None
     if asked is None:  # also the default: the machine knows better, its CPUs even more so
