@@ -81,6 +81,40 @@ def test_made_vmlinux(made: Path) -> None:
     assert readelf_complaints(made) == []
 
 
+def test_no_index_of_a_made_vmlinux(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gdb knows an index by build id, which is that of the kernel's own vmlinux: another file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    script = tmp_path / "script"
+    words = [
+        "tovelf",
+        "-q",
+        str(DUMP),
+        "-m",
+        str(made),
+        "-o",
+        str(tmp_path / "v"),
+        "--gdb-script",
+        str(script),
+    ]
+    assert main(words) == 0
+    lines = script.read_text(encoding="utf-8")
+    assert "symbol-file" in lines
+    assert "index-cache" not in lines
+
+
+def test_offsets_of_saved_registers_that_cannot_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    extra, velf = tmp_path / "extra", tmp_path / "velf"
+    words = ["tovelf", "-p", "-e", str(extra), str(DUMP), "-o", str(velf)]
+    for offset in (16384, 99999):
+        extra.write_text(f"OFFSET(inactive_task_frame.ret_addr)={offset}\n", encoding="ascii")
+        assert main(words) == 1
+        assert f"cannot have saved rip {offset} bytes into" in capfd.readouterr().err
+        assert not velf.exists()
+    extra.write_text("OFFSET(inactive_task_frame.ret_addr)=-8\n", encoding="ascii")
+    assert main(words) == 0
+    assert "OFFSET(inactive_task_frame.ret_addr) cannot be -8" in capfd.readouterr().err
+
+
 @pytest.mark.gdb
 def test_types(made: Path) -> None:
     shown = gdb_batch([f"file {made}", "ptype /o struct task_struct", "ptype write_sysrq_trigger"])

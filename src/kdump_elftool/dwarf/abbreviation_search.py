@@ -50,6 +50,9 @@ class UnitDeclarations:
 
     def _search(self, table: int, code: int) -> Attributes | None:
         at = table
+        if table > len(self.section):
+            self._left -= _LONGEST
+            return None
         while self._left > 0:
             found = _UNIT.match(self.section, at)
             if found is None or found[1] is None:

@@ -17,6 +17,8 @@ from kdump_elftool.files import ByteSource, FileSlice, readable_end
 
 HELD_IN_MEMORY = 1 << 20
 MAX_NOTES = 1 << 18
+MOST_HELD = 256 << 20
+"""Bytes of descriptors in memory: the registers of 8,192 CPUs are a few megabytes."""
 _MAX_NAME = 256
 _NHDR_SIZE = 12
 
@@ -43,12 +45,14 @@ class NoteRange:
     bad_offset: int | None
 
 
-def read_notes(file: ByteSource, kind: ElfKind, offset: int, size: int, align: int = 4) -> NoteRange:
-    """Notes in ``file[offset:offset+size]``; stops at the first impossible header."""
+def read_notes(
+    file: ByteSource, kind: ElfKind, offset: int, size: int, align: int = 4, most: int = MAX_NOTES
+) -> NoteRange:
+    """At most ``most`` notes in ``file[offset:offset+size]``; stops at the first impossible header."""
     notes: list[Note] = []
     end = min(offset + size, readable_end(file, offset))
-    position = offset
-    while position + _NHDR_SIZE <= end and len(notes) < MAX_NOTES:
+    position, held = offset, 0
+    while position + _NHDR_SIZE <= end and len(notes) < most and held <= MOST_HELD:
         header = np.frombuffer(file.read_at(position, _NHDR_SIZE), dtype=kind.nhdr)[0]
         namesz, descsz, n_type = (int(header[field]) for field in ("n_namesz", "n_descsz", "n_type"))
         if namesz == 0 and descsz == 0:
@@ -57,11 +61,11 @@ def read_notes(file: ByteSource, kind: ElfKind, offset: int, size: int, align: i
         if namesz > _MAX_NAME or desc_at + descsz > end:
             return NoteRange(tuple(notes), position)
         name = file.read_at(position + _NHDR_SIZE, namesz).split(b"\0", 1)[0]
-        held = descsz <= HELD_IN_MEMORY
-        desc = file.read_at(desc_at, descsz) if held else FileSlice(file, desc_at, descsz)
+        desc = file.read_at(desc_at, descsz) if descsz <= HELD_IN_MEMORY else FileSlice(file, desc_at, descsz)
+        held += len(desc) if isinstance(desc, bytes) else 0
         notes.append(Note(name, n_type, desc))
         position = desc_at + align_up(descsz, align)
-    truncated = end < offset + size or len(notes) == MAX_NOTES
+    truncated = end < offset + size or len(notes) == most or held > MOST_HELD
     return NoteRange(tuple(notes), position if truncated else None)
 
 

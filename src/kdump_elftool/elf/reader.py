@@ -14,13 +14,15 @@ import numpy.typing as npt
 
 from kdump_elftool.addr import U64
 from kdump_elftool.elf import constants as c
-from kdump_elftool.elf.notes import Note, read_notes
+from kdump_elftool.elf.notes import MAX_NOTES, MOST_HELD, Note, read_notes
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.errors import CorruptDumpError, FormatError
 from kdump_elftool.files import ByteSource
 
 MAX_HEADERS = 1 << 21  # 117 MB of Elf64_Phdr; a 512 GB machine was seen with half a million
 _MAX_SECTIONS = 1 << 20
+_MOST_NOTE_SEGMENTS = 1 << 14
+"""kexec gives the crash kernel one for each CPU."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,23 @@ class ElfFile:
         return cls(file, header, segments, missing)
 
     def notes(self) -> tuple[tuple[Note, ...], tuple[int, ...]]:
-        """All notes of all PT_NOTE segments, and the file offsets where reading had to stop."""
+        """All notes of all PT_NOTE segments, and the file offsets where reading had to stop.
+
+        Several headers may lead to the same bytes: what is read and held for all of them is bounded.
+        """
         notes: list[Note] = []
         bad: list[int] = []
-        ranges = self.segments.of_type(c.PT_NOTE)
-        for offset, size in zip(ranges.p_offset.tolist(), ranges.p_filesz.tolist(), strict=True):
-            found = read_notes(self.file, self.header.kind, offset, size)
+        ranges, held = self.segments.of_type(c.PT_NOTE), 0
+        columns = (
+            column[: _MOST_NOTE_SEGMENTS + 1].tolist() for column in (ranges.p_offset, ranges.p_filesz)
+        )
+        for number, (offset, size) in enumerate(dict.fromkeys(zip(*columns, strict=True))):
+            if number == _MOST_NOTE_SEGMENTS or len(notes) >= MAX_NOTES or held > MOST_HELD:
+                bad.append(offset)
+                break
+            found = read_notes(self.file, self.header.kind, offset, size, most=MAX_NOTES - len(notes))
             notes += found.notes
+            held += sum(len(note.desc) for note in found.notes if isinstance(note.desc, bytes))
             if found.bad_offset is not None:
                 bad.append(found.bad_offset)
         return tuple(notes), tuple(bad)

@@ -15,6 +15,8 @@ from kdump_elftool.elf.own_notes import OWNER, TYPE_TASKS
 
 SCHEMA = "kdump-elftool/tasks/1"
 _LARGEST = 1 << 31
+_LONGEST = 64 << 20
+"""Bytes of a table: half a million tasks."""
 _LONGEST_COMM = 64
 """TASK_COMM_LEN bytes, each four characters when escaped."""
 
@@ -44,11 +46,14 @@ def as_json(rows: Iterable[TaskRow], schema: str = SCHEMA) -> dict[str, object]:
 
 
 def noted_tasks(notes: Iterable[Note]) -> list[TaskRow] | None:
-    """The table that a core carries; None when it has none, or one that was tampered with."""
-    for note in notes:
-        if (note.name, note.type) == (OWNER, TYPE_TASKS) and isinstance(note.desc, bytes):
-            return _decoded(note.desc)
-    return None
+    """The table that a core carries, of several the last; None without one, or if it was tampered with."""
+    found = [note.desc for note in notes if (note.name, note.type) == (OWNER, TYPE_TASKS)]
+    if not found:
+        return None
+    desc = found[-1]
+    if isinstance(desc, bytes):
+        return _decoded(desc)
+    return _decoded(desc.file.read_at(desc.offset, desc.size)) if desc.size <= _LONGEST else None
 
 
 def _decoded(desc: bytes) -> list[TaskRow] | None:

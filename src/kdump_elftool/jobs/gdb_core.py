@@ -39,7 +39,9 @@ def planned_session(path: str, velf: Velf, vmlinux: Vmlinux | None) -> Session:
     """With a core that was written just now."""
     offset = None if velf.kaslr_offset is None else int(velf.kaslr_offset.value)
     symbols = None if vmlinux is None else real_path(vmlinux.file)
-    return Session(os.path.abspath(path), velf.identity.arch, symbols, offset, velf.coverage.is_partial)
+    is_made = vmlinux is not None and vmlinux.is_made
+    arch, partial = velf.identity.arch, velf.coverage.is_partial
+    return Session(os.path.abspath(path), arch, symbols, offset, partial, is_made=is_made)
 
 
 def _crash(dump: Dump, kernel: Kernel) -> dict[str, object]:

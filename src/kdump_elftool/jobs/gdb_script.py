@@ -66,7 +66,9 @@ def script(session: Session, names: Names, *, backtrace: bool = False) -> tuple[
 
 def _lines(session: Session, names: Names, backtrace: bool) -> Iterator[str]:
     yield "set print thread-events off"
-    indexed = session.vmlinux is not None and names.cache is not None and _index_directory(names.cache)
+    # gdb knows an index by build id, and would take that of the kernel's own vmlinux for a made one
+    has_index = session.vmlinux is not None and not session.is_made
+    indexed = has_index and names.cache is not None and _index_directory(names.cache)
     if indexed:
         yield f"set index-cache directory {indexed}"
         yield from _index("on")

@@ -66,7 +66,7 @@ class Session:
 
     ``vmlinux`` is None without symbols; ``kaslr_offset`` is what gdb has to add to them, if that is known.
     ``before`` and ``behind`` are commands for gdb that load more symbols, before the vmlinux and after it:
-    each is one line, its file names plain.
+    each is one line, its file names plain.  ``is_made``: mkvmlinux wrote the vmlinux.
     """
 
     velf: str
@@ -76,6 +76,7 @@ class Session:
     partial: bool
     before: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()
+    is_made: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def opened_session(
     if offset is None and linked is not None and moved is not None:
         # made without a vmlinux, of a kernel that has no KERNELOFFSET
         offset = (moved - linked) & (_MASK >> (64 - arch.bits))
-    return Session(real_path(velf), arch, path, offset, known.partial)
+    is_made = vmlinux is not None and vmlinux.is_made
+    return Session(real_path(velf), arch, path, offset, known.partial, is_made=is_made)
 
 
 def _info(dump: Dump, request: KernelRequest) -> VmcoreInfo:

@@ -112,6 +112,16 @@ def threads_of(listed: TaskList, dump: Dump, kernel: Kernel) -> TaskThreads:
             hint=listed.known.hint("give the kernel's vmlinux with -m, or the lines in a file with -e"),
         )
     builder = _Builder(dump, kernel, listed, context)
+    far = next(
+        (each for each in context.registers if each[1] > builder.stack_size - builder.layout.word), None
+    )
+    if far is not None:
+        raise IdentityError(
+            far[0],
+            f"the kernel cannot have saved {far[0]} {far[1]} bytes into the registers of a task: a stack has "
+            f"{builder.stack_size}",
+            hint="the kernel's types in the dump are damaged, or a line of the -e file is wrong",
+        )
     return builder.build()
 
 
@@ -161,7 +171,9 @@ class _Builder:
         return told if fits else max(self.kernel.arch.stack_size, page)
 
     def build(self) -> TaskThreads:
-        tasks, warnings = self.listed.tasks, list(self.listed.warnings)
+        # what the registers asked has come to be known since the list was made
+        tasks, listed = self.listed.tasks, self.listed
+        warnings = list(dict.fromkeys((*listed.warnings, *listed.known.advice)))
         running = self.listed.running
         on_cpu, cpu_notes, cpus = self._cpu_notes(running, warnings)
         if self.dump.running:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+_LARGEST_STRUCT = 1 << 24
+"""Bytes: a pglist_data has 174 KB."""
 KINDS = ("SYMBOL", "OFFSET", "SIZE", "LENGTH", "NUMBER")
 
 
@@ -79,8 +81,17 @@ class Knowledge:
         key = f"{kind}({name})"
         if key not in self.asked:
             answers = (source.find(kind, name) for source in self.sources)
-            self.asked[key] = next((fact for fact in answers if fact is not None), None)
+            self.asked[key] = next(
+                (fact for fact in answers if fact is not None and self._can_be(fact)), None
+            )
         return self.asked[key]
+
+    def _can_be(self, fact: Fact) -> bool:
+        """No member lies before its struct, or so far behind its beginning."""
+        if not fact.name.startswith("OFFSET(") or 0 <= int(fact.value) < _LARGEST_STRUCT:
+            return True
+        self.advice.append(f"{fact.name} cannot be {int(fact.value)}, as {fact.source} has it")
+        return False
 
     def symbol(self, name: str, /) -> int | None:
         """The run-time address of a symbol; of a per-CPU variable, as the symbol table has it."""

@@ -46,6 +46,7 @@ class SymbolTable:
 class Vmlinux:
     """What the conversion needs of a vmlinux; ``symbols`` and ``table`` are link-time addresses,
     ``banner`` is the text of linux_banner.  ``file`` stays open as long as types may be read from it.
+    ``is_made``: by mkvmlinux, with the build id of the kernel's own.
     """
 
     file: ByteSource
@@ -59,6 +60,7 @@ class Vmlinux:
     has_types: bool
     banner: bytes | None = None
     e_flags: int = 0
+    is_made: bool = False
 
     @property
     def path(self) -> str:
@@ -82,7 +84,8 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
     symbols = {name: value for name, value in found.items() if value is not None}
     banner = _banner(elf, symbols.get("linux_banner"))
     sections = section_headers(elf)
-    said = _BANNER.match(banner or _banner_of_a_made_file(elf, sections))
+    made = _banner_of_a_made_file(elf, sections)
+    said = _BANNER.match(banner or made)
     return Vmlinux(
         file=file,
         e_machine=header.e_machine,
@@ -95,6 +98,7 @@ def read_vmlinux(file: ByteSource) -> Vmlinux:
         has_types=not sections.keys().isdisjoint((b".BTF", b".debug_info")),
         banner=banner if banner and said else None,
         e_flags=header.e_flags,
+        is_made=bool(made),
     )
 
 

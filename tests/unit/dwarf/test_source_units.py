@@ -206,6 +206,14 @@ def test_damaged_units():
             assert all(start < end for unit in found for start, end in unit.ranges)
 
 
+def test_a_table_behind_the_section_is_no_gain():
+    """Of work that is left: units that all name such tables come to an end too."""
+    declarations = abbreviation_search.UnitDeclarations(b"\x01\x2e\x00\x03\x08\x00\x00" * 10)
+    before = declarations._left
+    assert declarations.find(0xFFFFFFFF, 1) is None
+    assert declarations._left < before
+
+
 def test_an_endless_abbreviation_table():
     """Declarations of other entries alone, and a table that never ends."""
     sections = written(5, "<", 8)

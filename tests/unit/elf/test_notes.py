@@ -8,6 +8,7 @@ import struct
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from kdump_elftool.elf import notes
 from kdump_elftool.elf.notes import HELD_IN_MEMORY, Note, encode_notes, read_notes
 from kdump_elftool.elf.structs import ElfKind
 from kdump_elftool.files import FileSlice, InputFile
@@ -98,3 +99,10 @@ def test_large_descriptor_stays_in_the_file(tmp_path):
         for chunk in chunks
     )
     assert joined == NoteSpec("LINUX", 0x700, desc).encode("<") + NoteSpec("CORE", 1, b"1").encode("<")
+
+
+def test_descriptors_in_memory_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(notes, "MOST_HELD", 100)
+    found = parse(tmp_path, NoteSpec("CORE", 1, b"x" * 40).encode("<") * 10)
+    assert len(found.notes) == 3
+    assert found.bad_offset is not None

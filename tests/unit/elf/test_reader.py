@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
+from kdump_elftool.elf import reader
 from kdump_elftool.elf.reader import MAX_HEADERS, ElfFile
 from kdump_elftool.errors import CorruptDumpError, FormatError
 from kdump_elftool.files import InputFile
@@ -115,3 +118,47 @@ def test_four_thousand_million_headers(tmp_path):
     elf = read(tmp_path, build_core(CoreSpec(LOADS, force_xnum=True, shdr0={"sh_info": 2**32 - 1})))
     assert len(elf.segments) <= MAX_HEADERS
     assert elf.missing_headers > 0
+
+
+def note_headers(places: list[tuple[int, int]], notes: bytes) -> bytes:
+    """An ELF64 core whose PT_NOTE headers lead to those offsets and sizes in ``notes``."""
+    start = 64 + 56 * len(places)
+    ehdr = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 4, 62, 1, 0, 64, 0, 0, 64, 56, len(places), 0, 0, 0
+    )
+    phdrs = [struct.pack("<IIQQQQQQ", 4, 0, start + at, 0, 0, size, size, 4) for at, size in places]
+    return ehdr + b"".join(phdrs) + notes
+
+
+NOTE = NoteSpec("CORE", 1, b"desc").encode("<")
+
+
+def test_notes_that_many_headers_lead_to_are_read_once(tmp_path):
+    elf = read(tmp_path, note_headers([(0, len(NOTE))] * 3000, NOTE))
+    assert elf.notes() == (elf.notes()[0][:1], ())
+
+
+def test_all_headers_share_the_bound_of_notes(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_NOTES", 100)
+    notes = NOTE * 50
+    places = [(at * len(NOTE), len(notes) - at * len(NOTE)) for at in range(40)]
+    found, bad = read(tmp_path, note_headers(places, notes)).notes()
+    assert len(found) == 100
+    assert bad
+
+
+def test_all_headers_share_the_bound_of_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MOST_HELD", 100)
+    notes = NOTE * 50
+    places = [(at * len(NOTE), len(notes) - at * len(NOTE)) for at in range(40)]
+    found, bad = read(tmp_path, note_headers(places, notes)).notes()
+    assert len(found) == 50
+    assert bad
+
+
+def test_more_headers_of_notes_than_any_machine_needs(tmp_path):
+    """Each over nothing: that too would cost two reads."""
+    places = [(at, 0) for at in range(30000)]
+    found, bad = read(tmp_path, note_headers(places, b"")).notes()
+    assert found == ()
+    assert len(bad) <= 1 << 14

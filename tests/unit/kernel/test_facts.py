@@ -70,3 +70,13 @@ def test_a_costly_source_is_opened_once_and_only_for_its_kinds() -> None:
 def test_a_source_that_cannot_be_opened_knows_nothing() -> None:
     known = Knowledge((Later(("SYMBOL",), lambda: None), Told({"SYMBOL(a)": 9})))
     assert known.symbol("a") == 9
+
+
+def test_an_offset_that_cannot_be_is_passed_over() -> None:
+    """No member lies before its struct, or megabytes behind its beginning."""
+    for value in (-8, 1 << 24):
+        wrong, right = Told({"OFFSET(a.b)": value}, "wrong"), Told({"OFFSET(a.b)": 16})
+        known = Knowledge((wrong, right))
+        assert known.offset("a.b") == 16
+        assert known.advice == [f"OFFSET(a.b) cannot be {value}, as wrong has it"]
+    assert Knowledge((Told({"NUMBER(a)": -8, "OFFSET(a.b)": (1 << 24) - 1}),)).number("a") == -8
