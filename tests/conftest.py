@@ -135,12 +135,11 @@ def _nobodys_cache(
 
 
 @pytest.fixture(autouse=True)
-def package_logger() -> Iterator[None]:
-    """A command that ran in this process sets the package's logger up for itself: not for the next test."""
+def package_logger() -> None:
+    """As it is before a command has run in this process, or in a fixture of the whole module."""
     logger = logging.getLogger("kdump_elftool")
-    before = (logger.propagate, logger.level, logger.handlers[:])
-    yield
-    logger.propagate, logger.level, logger.handlers[:] = before
+    logger.propagate, logger.handlers[:] = True, []
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
