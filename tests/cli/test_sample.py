@@ -7,12 +7,18 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdump_elftool.cache import Cache
 from kdump_elftool.cli.main import main
+from kdump_elftool.files import InputFile
+from kdump_elftool.kernel.dwarf_types import DwarfTypes
+from kdump_elftool.kernel.vmlinux import Vmlinux, read_vmlinux
+from kdump_elftool.kernel.vmlinux_source import CachedAnswers, vmlinux_dwarf
 from tests.builders.tools import command, gdb_batch, readelf_complaints
 
 SAMPLE = Path(__file__).parents[2] / "sample"
@@ -100,6 +106,30 @@ def test_no_index_of_a_made_vmlinux(made: Path, tmp_path: Path, monkeypatch: pyt
     lines = script.read_text(encoding="utf-8")
     assert "symbol-file" in lines
     assert "index-cache" not in lines
+
+
+def test_types_of_a_made_vmlinux_are_the_dump_s(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a form that takes ten seconds to read."""
+
+    def read(vmlinux: Vmlinux) -> None:
+        raise AssertionError(vmlinux.path)
+
+    monkeypatch.setattr("kdump_elftool.kernel.vmlinux_source.open_dwarf_types", read)
+    assert main(["tovelf", "-q", "-p", str(DUMP), "-m", str(made), "-o", str(tmp_path / "velf")]) == 0
+
+
+def test_answers_of_a_made_vmlinux_are_not_kept(made: Path, tmp_path: Path) -> None:
+    """With its build id they would be those of the kernel's own."""
+    cache = Cache.open({"XDG_CACHE_HOME": str(tmp_path)})
+    assert cache is not None
+    with cache, InputFile.open(str(made)) as file:
+        vmlinux = replace(read_vmlinux(file), build_id=b"\1" * 20)
+        assert vmlinux.is_made
+        for is_made in (True, False):
+            source = vmlinux_dwarf(replace(vmlinux, is_made=is_made), cache, pytest.fail)
+            assert isinstance(source, DwarfTypes if is_made else CachedAnswers)
 
 
 def test_offsets_of_saved_registers_that_cannot_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

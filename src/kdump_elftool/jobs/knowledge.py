@@ -41,7 +41,7 @@ def knowledge(dump: Dump, kernel: Kernel, given: Btf | None = None) -> Knowledge
     types = Later(TYPES, lambda: given or open_btf(memory, symbols, window, order, word))
     sources: list[Source] = [kernel.info, symbols, types]
     if kernel.vmlinux is not None:
-        sources += _vmlinux(kernel, lambda: kernel.vmlinux, advice.append)
+        sources += _vmlinux(kernel, types, lambda: kernel.vmlinux, advice.append)
     elif kernel.request.locate is not None:
         sources += _located(kernel, types, advice.append)
     exported = Later(("SYMBOL",), lambda: _exported(memory, symbols, window, order, word))
@@ -118,15 +118,17 @@ def _located(kernel: Kernel, types: Later, advise: Advise) -> list[Source]:
             found.append(kernel.request.locate(kernel.info, kernel.arch))
         return found[0]
 
-    of_symbols, of_types = _vmlinux(kernel, locate, advise)
+    of_symbols, of_types = _vmlinux(kernel, types, locate, advise)
     return [
         Later(("SYMBOL",), lambda: None if types.source else of_symbols),
         Later(TYPES, lambda: None if types.source else of_types),
     ]
 
 
-def _vmlinux(kernel: Kernel, locate: Callable[[], Vmlinux | None], advise: Advise) -> tuple[Source, Source]:
-    """Symbols and types of a vmlinux."""
+def _vmlinux(
+    kernel: Kernel, own: Later, locate: Callable[[], Vmlinux | None], advise: Advise
+) -> tuple[Source, Source]:
+    """Symbols and types of a vmlinux; ``own`` are the dump's types."""
 
     def symbols() -> Source | None:
         vmlinux = locate()
@@ -137,7 +139,8 @@ def _vmlinux(kernel: Kernel, locate: Callable[[], Vmlinux | None], advise: Advis
 
     def types() -> Source | None:
         vmlinux = locate()
-        if vmlinux is None:
+        # one that mkvmlinux made has the dump's types, in a form that takes seconds to read
+        if vmlinux is None or (vmlinux.is_made and own.source is not None):
             return None
         return vmlinux_types(vmlinux, kernel.arch.prstatus.word, kernel.request.cache, advise)
 

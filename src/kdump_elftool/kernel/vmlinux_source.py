@@ -119,7 +119,8 @@ def vmlinux_dwarf(vmlinux: Vmlinux, cache: Cache | None, advise: Advise) -> Sour
             advise(error.message + (f": {error.hint}" if error.hint else ""))
             return None
 
-    if cache is None or vmlinux.build_id is None:
+    if cache is None or vmlinux.build_id is None or vmlinux.is_made:
+        # one that mkvmlinux made has the build id of the kernel's own, but not all of its answers
         return opened()
     key = f"dwarf-{_FORMAT}-{vmlinux.build_id.hex()[:128]}"
     answers = _read_answers(cache.get(key))
