@@ -29,7 +29,8 @@ _NAME_MAX = 255
 _NAME_TRIES = 100
 _COMPLAINTS_TOLD = 3
 _FAILED_PAGE = 4096
-_PATIENCE, _LARGEST_FAILED = 1000, 10  # after so many failures twice as much is given up at once, up to 4 MB
+_LARGEST_FAILED = 4 << 20
+_PATIENCE = 1000
 _ZEROS = bytes(1 << 16)
 _WRITEBACK_STEP = 32 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -236,6 +237,11 @@ class InputFile:
         return done
 
 
+def given_up_at_once(failures: int, patience: int) -> int:
+    """Bytes: a page, twice as much after ``patience`` failures, and so on: a dead disk has an end."""
+    return min(_FAILED_PAGE << min(failures // patience, 32), _LARGEST_FAILED)
+
+
 class UpToFailure:
     """A file in which what the system cannot read is ``missing`` from the first attempt on."""
 
@@ -270,7 +276,7 @@ class UpToFailure:
             except ReadFailedError:
                 continue
             at += len(parts[-1])
-        unit = _FAILED_PAGE << min(self._failures // _PATIENCE, _LARGEST_FAILED)
+        unit = given_up_at_once(self._failures, _PATIENCE)
         self._failures += 1
         start = np.append(self.missing.start, np.uint64(at))
         end = np.append(self.missing.end, np.uint64(min((at // unit + 1) * unit, self.size)))
@@ -323,7 +329,9 @@ class Output:
         """True for a regular file that keeps holes; False for a stream."""
 
     def is_stdout(self) -> bool:
-        """True when the data goes where the process's own output would go."""
+        """True for a stream that goes where the process's own output would go.  To be asked before commit."""
+        if self.is_file:
+            return False
         here, there = os.fstat(self.fd), os.fstat(1)
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 

@@ -180,7 +180,7 @@ def write_result(args: argparse.Namespace, plan: Plan, opened: Opened) -> tuple[
             raise KdumpError(error.message, hint=hint) from None
         if len(written.size):
             plan = _mended(plan, opened, written, out)
-        to_stdout = not out.is_file and out.is_stdout()
+        to_stdout = out.is_stdout()
         out.commit()
     return plan, to_stdout
 

@@ -128,7 +128,7 @@ def _write_raw(args: argparse.Namespace, opened: Opened, memory: VirtualMemory) 
         for vaddr, data, _ in _pieces(args, memory):
             out.write_at(vaddr - args.address, data)
         out.finish(args.size)
-        to_stdout = not out.is_file and out.is_stdout()
+        to_stdout = out.is_stdout()
         out.commit()
     if args.json:
         stream = sys.stderr if to_stdout else sys.stdout

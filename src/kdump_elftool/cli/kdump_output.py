@@ -21,6 +21,6 @@ def write_kdump_dump(args: argparse.Namespace, opened: Opened, level: str) -> tu
         total = plan.layout.dumped.total * plan.layout.page_size
         with progress("writing", total, enabled=not (args.no_progress or args.quiet)) as advance:
             plan = write_plan(plan, opened.dump, out, advance)
-        to_stdout = not out.is_file and out.is_stdout()
+        to_stdout = out.is_stdout()
         out.commit()
     return plan, to_stdout

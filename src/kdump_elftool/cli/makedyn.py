@@ -62,7 +62,7 @@ def _changed_copy(path: str, copy: str, wanted: int, accepted: tuple[int, ...]) 
                     view[16:18] = wanted.to_bytes(2, "little" if header.kind.order == "<" else "big")
                 out.write_at(offset, view)
             out.finish(file.size)
-            to_stdout = not out.is_file and out.is_stdout()
+            to_stdout = out.is_stdout()
             out.commit()
             if out.is_file:
                 os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         with open_output(args.outfile, files) as out:
             out.write_at(0, made.data)
             out.finish(len(made.data))
-            to_stdout = not out.is_file and out.is_stdout()
+            to_stdout = out.is_stdout()
             out.commit()
     return _report(args, made, to_stdout)
 

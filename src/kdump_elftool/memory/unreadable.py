@@ -13,14 +13,13 @@ from threading import Lock
 from typing import Protocol
 
 from kdump_elftool.errors import ReadFailedError
+from kdump_elftool.files import given_up_at_once
 from kdump_elftool.memory.paged import Holes, Trouble
 
 log = logging.getLogger(__name__)
 
 _PAGE = 4096
 _PATIENCE = 1 << 14
-"""After so many failures pieces twice as large are given up at once, and so on: a dead disk has an end."""
-_LARGEST = 10  # times twice: 4 MB
 _MOST_PLACES = 1 << 16
 
 Place = tuple[int, int, str, int]
@@ -94,7 +93,7 @@ class Unreadable:
 
     def _unit(self) -> int:
         """Bytes that are given up together."""
-        return _PAGE << min(self._failures // _PATIENCE, _LARGEST)
+        return given_up_at_once(self._failures, _PATIENCE)
 
     def _add(self, start: int, end: int, error: ReadFailedError) -> Place:
         """Note that whole pages cannot be read, together with those before if it is for the same reason."""
